@@ -1,0 +1,93 @@
+# Spectrum: build, install, try, test.  `make help` lists the targets.
+
+# The built script is the plain concatenation of this list, in this order.
+SOURCES = \
+	extension/src/00_prologue.sql \
+	extension/src/10_config.sql \
+	extension/src/12_run_log.sql \
+	extension/src/20_staging/00_raw_events.sql \
+	extension/src/20_staging/10_reading.sql \
+	extension/src/20_staging/20_claiming.sql \
+	extension/src/30_dimensions.sql \
+	extension/src/40_facts/00_facts.sql \
+	extension/src/40_facts/10_batch.sql \
+	extension/src/40_facts/20_process.sql \
+	extension/src/50_rollups.sql \
+	extension/src/60_analytics/00_events.sql \
+	extension/src/80_operations/00_refresh.sql \
+	extension/src/80_operations/10_run.sql \
+	extension/src/80_operations/20_schedule.sql \
+	extension/src/80_operations/30_status.sql \
+	extension/src/80_operations/40_verify.sql \
+	extension/src/80_operations/90_setup.sql \
+	extension/src/90_privileges.sql \
+	extension/src/99_epilogue.sql
+
+# The regression tests, in the order of the rooms, and the two-session specs.
+REGRESS =
+ISOLATION =
+
+SCRIPT = extension/spectrum--1.0.sql
+BUILD_DIR = build
+
+# PostgreSQL 15 where Debian puts it, else whatever the PATH holds.
+PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
+
+# PGXS: all, install, uninstall, installcheck, clean
+EXTENSION = extension/spectrum
+DATA = $(SCRIPT)
+REGRESS_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/regress
+ISOLATION_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/isolation
+REGRESS_PREP = $(BUILD_DIR)/regress
+EXTRA_CLEAN = $(BUILD_DIR)
+
+all: $(SCRIPT)
+
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
+include $(PGXS)
+else
+install uninstall installcheck:
+	@echo "make $@ needs PostgreSQL 15 (pg_config and its PGXS): scripts/prerequisites demo" >&2
+	@false
+endif
+
+$(SCRIPT): $(SOURCES) Makefile
+	cat $(SOURCES) > $@.new
+	mv $@.new $@
+
+$(BUILD_DIR)/regress:
+	mkdir -p $@
+
+check-built:  ## prove that the committed script is the built one
+	@cat $(SOURCES) | cmp - $(SCRIPT) || { echo "$(SCRIPT) is not what its sources build: run make" >&2; exit 1; }
+
+demo:  ## set up, load a month of events, let pg_cron work, show the views
+	@scripts/demo
+
+psql:  ## open psql on the demo
+	@scripts/cluster run demo psql --dbname=spectrum
+
+stop:  ## stop the servers of this checkout, keep their data
+	@scripts/cluster stop
+
+clean-demo:  ## stop the demo and remove its data
+	@scripts/cluster remove demo
+
+test:  ## everything: build, style, regress, pytest
+	@scripts/test
+
+style:  ## the static checks alone
+	@scripts/python-env test
+	@scripts/style
+
+bench:  ## load and processing speed
+	@scripts/bench
+
+help:  ## this list
+	@echo "make            build $(SCRIPT)"
+	@echo "make install    install it into the server of $(PG_CONFIG)"
+	@echo "make installcheck  pg_regress against the server of PGHOST, PGPORT, PGUSER"
+	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1	\2/p' Makefile | expand -t 20
+
+.PHONY: check-built demo psql stop clean-demo test style bench help

@@ -1,0 +1,212 @@
+-- Room 20, reading: what a payload says, without ever raising. The view spectrum.readings is the
+-- one place that knows the fields of an event; process_batch stores what it shows and verify()
+-- compares with it. Each cast stands behind a test that makes it safe, so a bad event costs itself
+-- and nothing else. LATERAL ... OFFSET 0 keeps each step from being evaluated more than once.
+
+CREATE FUNCTION spectrum._complaint(p_field text, p_expected text, p_value jsonb)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p_field || ': expected ' || p_expected || ', got '
+        || CASE
+            WHEN p_value IS NULL THEN 'nothing'
+            WHEN length(p_value::text) > 100 THEN left(p_value::text, 100) || '...'
+            ELSE p_value::text
+        END
+$$;
+COMMENT ON FUNCTION spectrum._complaint(text, text, jsonb) IS
+    'The message of a failed event, in one line: field, what was expected, the value (its first '
+    '100 characters).';
+
+CREATE FUNCTION spectrum._create_reading()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.readings') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE VIEW spectrum.readings AS
+    SELECT
+        raw.ctid AS row_id,
+        raw.seq,
+        raw.id,
+        raw.status,
+        raw.attempts,
+        CASE
+            WHEN part.event_id IS NULL OR part.event_id IN ('null', '""') THEN raw.id
+            WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number') THEN NULL
+            WHEN txt.event_id ~ '^[0-9A-Fa-f]{8}-?(?:[0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}$'
+                THEN txt.event_id::uuid
+            ELSE md5(txt.event_id)::uuid
+        END AS event_id,
+        typed.occurred_at,
+        txt.event_type,
+        coalesce(txt.account_id, '') AS account_id,
+        coalesce(txt.user_id, '') AS user_id,
+        coalesce(txt.country, '') AS country,
+        coalesce(txt.region, '') AS region,
+        coalesce(txt.city, '') AS city,
+        CASE jsonb_typeof(part.properties) WHEN 'object' THEN part.properties ELSE '{}' END
+            AS properties,
+        typed.revenue,
+        CASE WHEN typed.revenue IS NOT NULL
+            THEN coalesce(upper(part.properties ->> 'currency'), config.currency)
+        END AS currency,
+        CASE
+            WHEN jsonb_typeof(raw.payload) <> 'object'
+                THEN spectrum._complaint('payload', 'a JSON object', raw.payload)
+            WHEN jsonb_typeof(part.event_type) IS DISTINCT FROM 'string'
+                OR length(txt.event_type) NOT BETWEEN 1 AND 200
+                THEN spectrum._complaint('event_type', 'a text of 1 to 200 characters',
+                    part.event_type)
+            WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number', 'null')
+                OR length(txt.event_id) > 200
+                THEN spectrum._complaint('event_id', 'a text of at most 200 characters',
+                    part.event_id)
+            WHEN jsonb_typeof(part.account_id) NOT IN ('string', 'number', 'null')
+                OR length(txt.account_id) > 200
+                THEN spectrum._complaint('account_id', 'a text of at most 200 characters',
+                    part.account_id)
+            WHEN txt.account_id = '*'
+                THEN spectrum._complaint('account_id', 'a name other than the reserved *',
+                    part.account_id)
+            WHEN jsonb_typeof(part.user_id) NOT IN ('string', 'number', 'null')
+                OR length(txt.user_id) > 200
+                THEN spectrum._complaint('user_id', 'a text of at most 200 characters',
+                    part.user_id)
+            WHEN typed.occurred_at IS NULL
+                THEN spectrum._complaint(part.time_field,
+                    'an ISO 8601 timestamp or epoch seconds or milliseconds', part.occurred_at)
+            WHEN typed.occurred_at < config.earliest_event
+                THEN spectrum._complaint(part.time_field,
+                    'a time from ' || (config.earliest_event AT TIME ZONE 'UTC')::text
+                    || ' UTC (config.earliest_event) on', part.occurred_at)
+            WHEN typed.occurred_at > raw.received_at + config.max_clock_skew
+                THEN spectrum._complaint(part.time_field,
+                    'a time up to received_at + ' || config.max_clock_skew::text
+                    || ' (config.max_clock_skew)', part.occurred_at)
+            WHEN jsonb_typeof(part.geo) NOT IN ('object', 'null')
+                THEN spectrum._complaint('geo', 'an object', part.geo)
+            WHEN jsonb_typeof(part.country) NOT IN ('string', 'null')
+                OR length(txt.country) > 200
+                THEN spectrum._complaint('geo.country', 'a text of at most 200 characters',
+                    part.country)
+            WHEN jsonb_typeof(part.region) NOT IN ('string', 'null')
+                OR length(txt.region) > 200
+                THEN spectrum._complaint('geo.region', 'a text of at most 200 characters',
+                    part.region)
+            WHEN jsonb_typeof(part.city) NOT IN ('string', 'null')
+                OR length(txt.city) > 200
+                THEN spectrum._complaint('geo.city', 'a text of at most 200 characters',
+                    part.city)
+            WHEN jsonb_typeof(part.properties) NOT IN ('object', 'null')
+                THEN spectrum._complaint('properties', 'an object', part.properties)
+            WHEN part.revenue <> 'null' AND typed.revenue IS NULL
+                THEN spectrum._complaint('properties.' || config.revenue_property,
+                    'a number below 10^15 in size', part.revenue)
+            WHEN typed.revenue IS NOT NULL AND part.properties -> 'currency' <> 'null'
+                AND (jsonb_typeof(part.properties -> 'currency') <> 'string'
+                    OR part.properties ->> 'currency' !~ '^[A-Za-z]{3}$')
+                THEN spectrum._complaint('properties.currency', 'three letters',
+                    part.properties -> 'currency')
+        END AS error_msg
+    FROM @extschema@.raw_events AS raw
+    CROSS JOIN spectrum.config
+    CROSS JOIN LATERAL (
+        SELECT
+            raw.payload -> 'event_id' AS event_id,
+            raw.payload -> 'event_type' AS event_type,
+            raw.payload -> 'account_id' AS account_id,
+            raw.payload -> 'user_id' AS user_id,
+            raw.payload -> 'geo' AS geo,
+            raw.payload #> '{geo,country}' AS country,
+            raw.payload #> '{geo,region}' AS region,
+            raw.payload #> '{geo,city}' AS city,
+            raw.payload -> 'properties' AS properties,
+            raw.payload -> 'properties' -> config.revenue_property AS revenue,
+            coalesce(nullif(raw.payload -> 'occurred_at', 'null'), raw.payload -> 'timestamp')
+                AS occurred_at,
+            CASE WHEN raw.payload -> 'occurred_at' <> 'null' THEN 'occurred_at' ELSE 'timestamp' END
+                AS time_field
+        OFFSET 0
+    ) AS part
+    CROSS JOIN LATERAL (
+        SELECT
+            part.event_id #>> '{}' AS event_id,
+            part.event_type #>> '{}' AS event_type,
+            part.account_id #>> '{}' AS account_id,
+            part.user_id #>> '{}' AS user_id,
+            part.country #>> '{}' AS country,
+            part.region #>> '{}' AS region,
+            part.city #>> '{}' AS city,
+            part.occurred_at #>> '{}' AS occurred_at,
+            part.revenue #>> '{}' AS revenue
+        OFFSET 0
+    ) AS txt
+    CROSS JOIN LATERAL (
+        SELECT
+            CASE
+                WHEN txt.occurred_at IS NULL THEN raw.received_at
+                WHEN jsonb_typeof(part.occurred_at) NOT IN ('string', 'number') THEN NULL
+                -- A calendar day and a time of day with a zone, none meaning UTC ...
+                WHEN txt.occurred_at
+                    ~ ('^[1-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])'
+                    '(?:[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]'
+                    '(?::(?:[0-5][0-9]|60)(?:\.[0-9]{1,9})?)?'
+                    '(?: ?(?:Z|[+-](?:0[0-9]|1[0-5])(?::?[0-5][0-9])?))?)?$')
+                    THEN CASE
+                        WHEN substr(txt.occurred_at, 6, 5)
+                            IN ('02-30', '02-31', '04-31', '06-31', '09-31', '11-31')
+                            THEN NULL
+                        WHEN substr(txt.occurred_at, 6, 5) = '02-29'
+                            AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
+                                - interval '1 day') <> 29
+                            THEN NULL
+                        WHEN substr(txt.occurred_at, 12) ~ '[Z+-]'
+                            THEN txt.occurred_at::timestamptz
+                        ELSE (txt.occurred_at || ' UTC')::timestamptz
+                    END
+                -- ... or epoch seconds; from 10^11 on (the year 5138) they are milliseconds.
+                WHEN jsonb_typeof(part.occurred_at) = 'number'
+                    OR txt.occurred_at ~ '^-?[0-9]{1,15}(?:\.[0-9]{1,9})?$'
+                    THEN CASE
+                        WHEN abs(txt.occurred_at::numeric) < 1e11
+                            THEN to_timestamp(txt.occurred_at::numeric::double precision)
+                        WHEN abs(txt.occurred_at::numeric) < 1e14
+                            THEN to_timestamp((txt.occurred_at::numeric / 1000)::double precision)
+                    END
+            END AS occurred_at,
+            CASE
+                WHEN jsonb_typeof(part.revenue) = 'number'
+                    OR (jsonb_typeof(part.revenue) = 'string' AND txt.revenue
+                        ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
+                        '(?:[eE][+-]?[0-9]{1,2})?$'))
+                    THEN CASE
+                        WHEN abs(txt.revenue::numeric) < 1e15 THEN txt.revenue::numeric
+                    END
+            END AS revenue
+        OFFSET 0
+    ) AS typed;
+    COMMENT ON VIEW spectrum.readings IS
+        'What Spectrum reads in each row of raw_events: the typed fields, or in error_msg why it '
+        'cannot. Nothing is stored; a corrected rule or setting shows here at once.';
+    COMMENT ON COLUMN spectrum.readings.row_id IS 'Place of the row in raw_events.';
+    COMMENT ON COLUMN spectrum.readings.event_id IS
+        'The event''s id: a UUID, a text made one by md5, or the row''s id where there is none.';
+    COMMENT ON COLUMN spectrum.readings.occurred_at IS
+        'occurred_at, else timestamp, else received_at. A time without a zone is UTC.';
+    COMMENT ON COLUMN spectrum.readings.account_id IS 'Empty where missing; so are user_id and the '
+        'parts of geography.';
+    COMMENT ON COLUMN spectrum.readings.revenue IS
+        'Amount under config.revenue_property; NULL where the event carries no money.';
+    COMMENT ON COLUMN spectrum.readings.currency IS
+        'Three capital letters, from the property currency or config.currency.';
+    COMMENT ON COLUMN spectrum.readings.error_msg IS
+        'The first field that cannot be read, what was expected there and its value.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_reading() IS 'Room 20: makes the view spectrum.readings.';

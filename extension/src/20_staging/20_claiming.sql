@@ -1,0 +1,202 @@
+-- Room 20, claiming: which rows a batch takes. A claim locks rows and changes none of them, so a
+-- worker that dies leaves them as they were. Rows that another worker holds are passed over.
+
+CREATE FUNCTION spectrum._claim_between(
+    p_from bigint,
+    p_to bigint,
+    p_limit integer,
+    OUT row_ids tid[],
+    OUT last_seq bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+AS $$
+BEGIN
+    SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
+    FROM (
+        SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
+        WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
+        ORDER BY raw.seq
+        LIMIT p_limit
+        FOR UPDATE SKIP LOCKED
+    ) AS claimed;
+    row_ids := coalesce(row_ids, '{}');
+END
+$$;
+COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer) IS
+    'Locks at most p_limit pending rows with p_from <= seq < p_to, in receive order. The plan is '
+    'pinned to the index on seq: statistics of a table that fills and drains are of no use.';
+
+CREATE FUNCTION spectrum._claim_requeued(p_limit integer)
+RETURNS tid[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_seqs bigint[];
+    v_rows tid[];
+BEGIN
+    SELECT array_agg(due.seq) INTO v_seqs
+    FROM (
+        SELECT requeue.seq FROM spectrum.requeue
+        WHERE requeue.due_at <= now()
+        ORDER BY requeue.seq
+        LIMIT p_limit
+        FOR UPDATE SKIP LOCKED
+    ) AS due;
+    IF v_seqs IS NULL THEN
+        RETURN '{}';
+    END IF;
+
+    -- A row that another worker holds keeps its entry; one that is done needs none any more.
+    WITH reachable AS MATERIALIZED (
+        SELECT raw.seq, raw.ctid AS row_id, raw.status <> 'done' AS is_open
+        FROM unnest(v_seqs) AS due (seq)
+        JOIN @extschema@.raw_events AS raw USING (seq)
+        ORDER BY raw.seq
+        FOR UPDATE OF raw SKIP LOCKED
+    ), settled AS (
+        DELETE FROM spectrum.requeue WHERE requeue.seq IN (SELECT reachable.seq FROM reachable)
+    )
+    SELECT array_agg(reachable.row_id ORDER BY reachable.seq) FILTER (WHERE reachable.is_open)
+    INTO v_rows FROM reachable;
+    DELETE FROM spectrum.requeue
+    WHERE requeue.seq = ANY (v_seqs)
+        AND NOT EXISTS (SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq = requeue.seq);
+    RETURN coalesce(v_rows, '{}');
+END
+$$;
+COMMENT ON FUNCTION spectrum._claim_requeued(integer) IS
+    'Locks at most p_limit rows whose turn in spectrum.requeue has come and takes them off it.';
+
+CREATE FUNCTION spectrum._claim(p_limit integer)
+RETURNS tid[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_rows tid[] := spectrum._claim_requeued(p_limit);
+    r_intake record;
+    r_claim record;
+BEGIN
+    SELECT intake.head_seq, intake.safe_seq INTO r_intake FROM spectrum.intake;
+
+    IF cardinality(v_rows) < p_limit THEN
+        r_claim := spectrum._claim_between(
+            r_intake.head_seq, 9223372036854775807, p_limit - cardinality(v_rows)
+        );
+        v_rows := v_rows || r_claim.row_ids;
+        PERFORM spectrum._advance_head(r_claim.last_seq + 1);
+    END IF;
+
+    IF cardinality(v_rows) < p_limit THEN
+        r_claim := spectrum._claim_between(
+            r_intake.safe_seq, r_intake.head_seq, p_limit - cardinality(v_rows)
+        );
+        v_rows := v_rows || r_claim.row_ids;
+        PERFORM spectrum._advance_safe();
+    END IF;
+    RETURN v_rows;
+END
+$$;
+COMMENT ON FUNCTION spectrum._claim(integer) IS
+    'Locks the rows of one batch and returns their places: first what is due again, then from the '
+    'head on, and when the head is drained what was left behind it.';
+
+CREATE FUNCTION spectrum._advance_head(p_seq bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_seq IS NULL THEN
+        RETURN;
+    END IF;
+    -- Whoever holds the row is moving the mark himself; never wait for him.
+    PERFORM FROM spectrum.intake WHERE intake.head_seq < p_seq FOR UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        UPDATE spectrum.intake SET head_seq = p_seq;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._advance_head(bigint) IS
+    'Moves the mark where claims begin forward, unless another worker is doing so.';
+
+CREATE FUNCTION spectrum._advance_safe()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_snapshot pg_snapshot := pg_current_snapshot();
+    r_intake record;
+BEGIN
+    SELECT intake.head_seq, intake.safe_seq, intake.seen_seq, intake.seen_xid INTO r_intake
+    FROM spectrum.intake
+    FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND OR r_intake.safe_seq = r_intake.head_seq THEN
+        RETURN;
+    END IF;
+
+    -- An id from the future was noted by the cluster that this database was restored from.
+    IF r_intake.seen_xid IS NULL OR r_intake.seen_xid > pg_snapshot_xmax(v_snapshot) THEN
+        UPDATE spectrum.intake
+        SET seen_seq = intake.head_seq, seen_xid = pg_snapshot_xmax(v_snapshot);
+    ELSIF r_intake.seen_xid <= pg_snapshot_xmin(v_snapshot) AND NOT EXISTS (
+        SELECT FROM @extschema@.raw_events AS raw
+        WHERE raw.seq >= r_intake.safe_seq AND raw.seq < r_intake.seen_seq
+            AND raw.status = 'pending'
+    ) THEN
+        UPDATE spectrum.intake
+        SET safe_seq = intake.seen_seq,
+            seen_seq = intake.head_seq,
+            seen_xid = pg_snapshot_xmax(v_snapshot);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._advance_safe() IS
+    'Moves the mark below which nothing is pending: up to where the head stood when the oldest '
+    'transaction still running had not begun, once nothing is pending there.';
+
+CREATE FUNCTION spectrum._patrol(p_rows bigint DEFAULT 100000)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    r_intake record;
+    v_from bigint;
+    v_found bigint;
+BEGIN
+    SELECT intake.patrol_seq, intake.safe_seq INTO r_intake FROM spectrum.intake
+    FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    v_from := CASE WHEN r_intake.patrol_seq < r_intake.safe_seq THEN r_intake.patrol_seq ELSE 0 END;
+    INSERT INTO spectrum.requeue (seq, due_at)
+    SELECT
+        raw.seq,
+        CASE raw.status WHEN 'pending' THEN now() ELSE now() + config.processing_lease END
+    FROM @extschema@.raw_events AS raw
+    CROSS JOIN spectrum.config
+    WHERE raw.seq >= v_from AND raw.seq < least(v_from + p_rows, r_intake.safe_seq)
+        AND raw.status IN ('pending', 'processing')
+    ON CONFLICT (seq) DO NOTHING;
+    GET DIAGNOSTICS v_found = ROW_COUNT;
+    UPDATE spectrum.intake SET patrol_seq = v_from + p_rows;
+    RETURN v_found;
+END
+$$;
+COMMENT ON FUNCTION spectrum._patrol(bigint) IS
+    'Looks at the next p_rows of raw_events below the safe mark, round and round, and requeues '
+    'what is open there. It finds the one case the marks cannot see: a COPY that drew receive '
+    'numbers, then stalled before its first row was written.';

@@ -1,0 +1,64 @@
+-- Room 60, the events: every question reads analytics.events and nothing below it. The view runs
+-- with its owner's rights and is a security barrier, so a role needs no right on the warehouse, and
+-- whoever is to see less is shown less in this one place.
+
+CREATE FUNCTION spectrum._create_events()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.events') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE VIEW analytics.events WITH (security_barrier) AS
+    SELECT
+        fact.event_id,
+        fact.occurred_at,
+        dim_event_types.event_type,
+        fact.event_type_key,
+        nullif(dim_accounts.account_id, '') AS account_id,
+        fact.account_key,
+        nullif(dim_users.user_id, '') AS user_id,
+        fact.user_key,
+        nullif(dim_geography.country, '') AS country,
+        nullif(dim_geography.region, '') AS region,
+        nullif(dim_geography.city, '') AS city,
+        fact.properties,
+        fact.revenue,
+        fact.currency
+    FROM warehouse.fact_events AS fact
+    JOIN warehouse.dim_event_types USING (event_type_key)
+    JOIN warehouse.dim_accounts USING (account_key)
+    JOIN warehouse.dim_users USING (user_key)
+    JOIN warehouse.dim_geography USING (geo_key);
+    COMMENT ON VIEW analytics.events IS
+        'Every event once, with its dimensions: what all questions are asked of.';
+    COMMENT ON COLUMN analytics.events.event_id IS 'Identity of the event.';
+    COMMENT ON COLUMN analytics.events.occurred_at IS 'When it happened.';
+    COMMENT ON COLUMN analytics.events.event_type IS 'What happened.';
+    COMMENT ON COLUMN analytics.events.event_type_key IS 'The same, short.';
+    COMMENT ON COLUMN analytics.events.account_id IS 'Account; NULL unknown.';
+    COMMENT ON COLUMN analytics.events.account_key IS 'The same, short; 0 unknown.';
+    COMMENT ON COLUMN analytics.events.user_id IS 'User; NULL unknown.';
+    COMMENT ON COLUMN analytics.events.user_key IS
+        'The person that reports count; 0 unknown, which is never counted as a person.';
+    COMMENT ON COLUMN analytics.events.country IS 'NULL unknown; so are region and city.';
+    COMMENT ON COLUMN analytics.events.properties IS 'Properties as sent.';
+    COMMENT ON COLUMN analytics.events.revenue IS 'Amount, NULL where it carries no money.';
+    COMMENT ON COLUMN analytics.events.currency IS 'Of the amount.';
+
+    CREATE VIEW analytics.settings WITH (security_barrier) AS
+    SELECT config.timezone, config.week_start, config.currency, config.refund_events
+    FROM spectrum.config;
+    COMMENT ON VIEW analytics.settings IS
+        'The settings that numbers depend on, one row, for all who may ask questions.';
+    COMMENT ON COLUMN analytics.settings.timezone IS 'Time zone of days, weeks and months.';
+    COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
+    COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
+    COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_events() IS
+    'Room 60: makes analytics.events and analytics.settings.';

@@ -1,0 +1,334 @@
+-- Room 70, distributions: normal, Student t, chi-square and beta, each as cdf, sf (upper tail,
+-- 1 - cdf) and quantile. No data; read by tests.sql, by the experiments and by anyone.
+--
+-- All are the regularized incomplete beta function I_x(a, b) of incomplete_beta.sql:
+--   Student t    P(|T| > t) = I_x(df / 2, 1 / 2) at the odds df : t^2 (A&S 26.5.27)
+--   normal       its limit: double precision sees no difference from df = 1e30
+--   chi-square   P(X <= x) = P(df / 2, x / 2) (DLMF 8.2.4), and the incomplete gamma function
+--                P(a, g) is the limit of I_x(a, B) at the odds g : B for large B
+--
+-- NULL gives NULL, NaN gives NaN, a probability below 1e-307 gives 0, an impossible parameter
+-- raises 22023, and nothing else does. Parameters below 1e-100 are read as 1e-100, shapes above
+-- 1e100 as 1e100, Student's degrees of freedom above 1e30 as 1e30.
+
+CREATE FUNCTION spectrum._beta_tail(
+    p_x double precision,
+    p_a double precision,
+    p_b double precision,
+    p_is_upper boolean
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(least(p_a, 1e100), 1e-100);
+    v_b double precision := greatest(least(p_b, 1e100), 1e-100);
+    v_log_odds double precision;
+    v_odds double precision;
+    v_excess double precision;
+BEGIN
+    PERFORM spectrum._check_positive('p_a', p_a);
+    PERFORM spectrum._check_positive('p_b', p_b);
+    IF 'NaN' IN (p_x, p_a, p_b) THEN
+        RETURN 'NaN';
+    ELSIF p_x <= 0 OR p_x >= 1 THEN
+        RETURN CASE WHEN (p_x >= 1) = p_is_upper THEN 0 ELSE 1 END;
+    END IF;
+
+    v_odds := p_x / (1 - p_x);
+    v_log_odds := ln(v_odds);
+    v_odds := greatest(v_odds, 1e-290);
+    v_excess := CASE
+        WHEN p_x <= 0.5 THEN spectrum._beta_excess(p_x, v_a, v_b)
+        ELSE -spectrum._beta_excess(1 - p_x, v_b, v_a)
+    END;
+    RETURN spectrum._exponential(CASE
+        WHEN p_is_upper
+            THEN spectrum._log_beta_cdf(-v_log_odds, 1 / v_odds, -v_excess, v_b, v_a)
+        ELSE spectrum._log_beta_cdf(v_log_odds, v_odds, v_excess, v_a, v_b)
+    END);
+END
+$$;
+COMMENT ON FUNCTION spectrum._beta_tail(
+    double precision, double precision, double precision, boolean
+) IS
+    'P(X > x) or P(X <= x) of a beta variable.';
+
+CREATE FUNCTION spectrum._chi_square_limit(p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN 1e18 * greatest(p_df, 1) * greatest(p_df, 1);
+END
+$$;
+COMMENT ON FUNCTION spectrum._chi_square_limit(double precision) IS
+    'A second shape B so large that B times the odds of a beta variable (df / 2, B) is a gamma '
+    'variable of shape df / 2 in double precision.';
+
+CREATE FUNCTION spectrum._chi_square_tail(
+    p_x double precision, p_df double precision, p_is_upper boolean
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(p_df, 2e-100) / 2;
+    v_b double precision;
+    v_gamma double precision := greatest(least(p_x, 1e40), 1e-200) / 2;
+    v_log_odds double precision;
+BEGIN
+    PERFORM spectrum._check_positive('p_df', p_df);
+    IF 'NaN' IN (p_x, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_x <= 0 THEN
+        RETURN CASE WHEN p_is_upper THEN 1 ELSE 0 END;
+    ELSIF p_df > 1e32 THEN
+        -- neighbours among the numbers of this size are standard deviations apart
+        RETURN CASE WHEN p_x = p_df THEN 0.5 WHEN (p_x > p_df) = p_is_upper THEN 0 ELSE 1 END;
+    END IF;
+
+    v_b := spectrum._chi_square_limit(p_df);
+    v_log_odds := ln(least(p_x, 1e40)) - ln(2 * v_b);
+    RETURN spectrum._exponential(CASE
+        WHEN p_is_upper
+            THEN spectrum._log_beta_cdf(-v_log_odds, v_b / v_gamma, v_a - v_gamma, v_b, v_a)
+        ELSE spectrum._log_beta_cdf(v_log_odds, v_gamma / v_b, v_gamma - v_a, v_a, v_b)
+    END);
+END
+$$;
+COMMENT ON FUNCTION spectrum._chi_square_tail(double precision, double precision, boolean) IS
+    'P(X > x) or P(X <= x) of a chi-square variable, as the limit of the beta distribution.';
+
+CREATE FUNCTION spectrum.beta_cdf(
+    p_x double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._beta_tail(p_x, p_a, p_b, false);
+END
+$$;
+COMMENT ON FUNCTION spectrum.beta_cdf(double precision, double precision, double precision) IS
+    'P(X <= x) of a beta variable with shapes a > 0 and b > 0: the regularized incomplete beta '
+    'function I_x(a, b) (DLMF 8.17.2); 0 for x <= 0, 1 for x >= 1.';
+
+CREATE FUNCTION spectrum.beta_sf(
+    p_x double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._beta_tail(p_x, p_a, p_b, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum.beta_sf(double precision, double precision, double precision) IS
+    'P(X > x) of a beta variable with shapes a > 0 and b > 0, exact where beta_cdf is near 1.';
+
+CREATE FUNCTION spectrum.beta_quantile(
+    p_p double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(least(p_a, 1e100), 1e-100);
+    v_b double precision := greatest(least(p_b, 1e100), 1e-100);
+    v_log_odds double precision;
+    v_lesser double precision;
+BEGIN
+    PERFORM spectrum._check_probability('p_p', p_p);
+    PERFORM spectrum._check_positive('p_a', p_a);
+    PERFORM spectrum._check_positive('p_b', p_b);
+    IF 'NaN' IN (p_p, p_a, p_b) THEN
+        RETURN 'NaN';
+    ELSIF p_p IN (0, 1) THEN
+        RETURN p_p;
+    END IF;
+
+    v_log_odds := CASE
+        WHEN p_p <= 0.5 THEN spectrum._beta_log_odds(ln(p_p), v_a, v_b)
+        ELSE -spectrum._beta_log_odds(ln(1 - p_p), v_b, v_a)
+    END;
+    v_lesser := spectrum._exponential(-abs(v_log_odds));
+    RETURN CASE WHEN v_log_odds < 0 THEN v_lesser ELSE 1 END / (1 + v_lesser);
+END
+$$;
+COMMENT ON FUNCTION spectrum.beta_quantile(double precision, double precision, double precision) IS
+    'The x in [0, 1] with beta_cdf(x, a, b) = p, for p in [0, 1]. Newton''s method on ln I_x(a, b) '
+    'over the log odds of x.';
+
+CREATE FUNCTION spectrum.chi_square_cdf(p_x double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._chi_square_tail(p_x, p_df, false);
+END
+$$;
+COMMENT ON FUNCTION spectrum.chi_square_cdf(double precision, double precision) IS
+    'P(X <= x) of a chi-square variable with df > 0 degrees of freedom: the regularized incomplete '
+    'gamma function P(df / 2, x / 2) (DLMF 8.2.4); 0 for x <= 0.';
+
+CREATE FUNCTION spectrum.chi_square_sf(p_x double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._chi_square_tail(p_x, p_df, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum.chi_square_sf(double precision, double precision) IS
+    'P(X > x) of a chi-square variable with df > 0 degrees of freedom, the p-value of a chi-square '
+    'test: Q(df / 2, x / 2) (DLMF 8.2.4); 1 for x <= 0.';
+
+CREATE FUNCTION spectrum.chi_square_quantile(p_p double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(p_df, 2e-100) / 2;
+    v_b double precision;
+BEGIN
+    PERFORM spectrum._check_probability('p_p', p_p);
+    PERFORM spectrum._check_positive('p_df', p_df);
+    IF 'NaN' IN (p_p, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_p IN (0, 1) THEN
+        RETURN CASE WHEN p_p = 0 THEN 0 ELSE 'Infinity' END;
+    ELSIF p_df > 1e32 THEN
+        RETURN p_df;
+    END IF;
+
+    v_b := spectrum._chi_square_limit(p_df);
+    RETURN spectrum._exponential(ln(2 * v_b) + CASE
+        WHEN p_p <= 0.5 THEN spectrum._beta_log_odds(ln(p_p), v_a, v_b)
+        ELSE -spectrum._beta_log_odds(ln(1 - p_p), v_b, v_a)
+    END);
+END
+$$;
+COMMENT ON FUNCTION spectrum.chi_square_quantile(double precision, double precision) IS
+    'The x with chi_square_cdf(x, df) = p, for p in [0, 1]; Infinity for p = 1. Newton''s method as '
+    'in beta_quantile.';
+
+CREATE FUNCTION spectrum.student_t_sf(p_t double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_df double precision := greatest(least(p_df, 1e30), 1e-100);
+    v_square double precision := greatest(least(abs(p_t), 1e100), 1e-100) ^ 2;
+    v_log_odds double precision;
+    v_half_tail double precision;
+BEGIN
+    PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
+    IF 'NaN' IN (p_t, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_t = 0 THEN
+        RETURN 0.5;
+    ELSIF abs(p_t) = 'Infinity' THEN
+        RETURN CASE WHEN p_t > 0 THEN 0 ELSE 1 END;
+    END IF;
+
+    v_log_odds := ln(v_df) - 2 * ln(abs(p_t));
+    v_half_tail := spectrum._exponential(spectrum._log_beta_cdf(
+        v_log_odds, v_df / v_square, (1 - v_square) / (1 + v_square / v_df) / 2, v_df / 2, 0.5
+    ) - ln(2::double precision));
+    RETURN CASE WHEN p_t > 0 THEN v_half_tail ELSE 1 - v_half_tail END;
+END
+$$;
+COMMENT ON FUNCTION spectrum.student_t_sf(double precision, double precision) IS
+    'P(T > t) of Student''s t with df > 0 degrees of freedom: I_x(df / 2, 1 / 2) / 2 for t > 0, with '
+    'x = df / (df + t^2) (A&S 26.5.27). The two-sided p-value of t is 2 * student_t_sf(abs(t), df).';
+
+CREATE FUNCTION spectrum.student_t_cdf(p_t double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_sf(-p_t, p_df);
+END
+$$;
+COMMENT ON FUNCTION spectrum.student_t_cdf(double precision, double precision) IS
+    'P(T <= t) of Student''s t with df > 0 degrees of freedom (Infinity: normal): student_t_sf(-t).';
+
+CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_df double precision := greatest(least(p_df, 1e30), 1e-100);
+    v_tail double precision := least(p_p, 1 - p_p);
+    v_log_square double precision;
+BEGIN
+    PERFORM spectrum._check_probability('p_p', p_p);
+    PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
+    IF 'NaN' IN (p_p, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_p IN (0, 0.5, 1) THEN
+        RETURN CASE p_p WHEN 0 THEN '-Infinity' WHEN 1 THEN 'Infinity' ELSE 0 END;
+    END IF;
+
+    -- near the centre by the probability between -t and t, which is as exact as p - 1/2
+    v_log_square := ln(v_df) + CASE
+        WHEN v_tail < 0.25
+            THEN -spectrum._beta_log_odds(ln(v_tail) + ln(2::double precision), v_df / 2, 0.5)
+        ELSE spectrum._beta_log_odds(ln(abs(2 * p_p - 1)), 0.5, v_df / 2)
+    END;
+    RETURN sign(p_p - 0.5) * spectrum._exponential(v_log_square / 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum.student_t_quantile(double precision, double precision) IS
+    'The t with student_t_cdf(t, df) = p, for p in [0, 1]; -Infinity for 0, Infinity for 1 and '
+    'beyond the range of double precision. Newton''s method as in beta_quantile.';
+
+CREATE FUNCTION spectrum.normal_cdf(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_sf(-p_x, 'Infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum.normal_cdf(double precision) IS
+    'P(X <= x) of the standard normal distribution (DLMF 7.18(iv)): Student''s t at df = Infinity.';
+
+CREATE FUNCTION spectrum.normal_sf(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_sf(p_x, 'Infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum.normal_sf(double precision) IS
+    'P(X > x) of the standard normal distribution. The two-sided p-value of z is '
+    '2 * normal_sf(abs(z)).';
+
+CREATE FUNCTION spectrum.normal_quantile(p_p double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_quantile(p_p, 'Infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum.normal_quantile(double precision) IS
+    'The x with normal_cdf(x) = p, for p in [0, 1]; -Infinity for 0, Infinity for 1.';

@@ -1,0 +1,214 @@
+-- Room 80, run: the tick. run() only loops and commits; each step is one function call and one
+-- transaction, so that a crash loses at most the step under way. Turns are taken by advisory
+-- locks that end with the transaction: a cancelled run leaves none behind.
+
+CREATE FUNCTION spectrum._take_turn(p_name text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN pg_try_advisory_xact_lock(spectrum._lock_key(p_name));
+END
+$$;
+COMMENT ON FUNCTION spectrum._take_turn(text) IS
+    'Whether this transaction may do what only one at a time may do.';
+
+CREATE FUNCTION spectrum._begin_run()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_run_id bigint;
+BEGIN
+    IF NOT spectrum._take_turn('run') THEN
+        RAISE NOTICE 'another spectrum.run() is under way: this one does nothing';
+        PERFORM spectrum._log_step(NULL, 'run', clock_timestamp(), 'another run was under way');
+        RETURN NULL;
+    END IF;
+    INSERT INTO spectrum.run_log (step) VALUES ('run') RETURNING run_log.log_id INTO v_run_id;
+    UPDATE spectrum.run_log SET run_id = v_run_id WHERE log_id = v_run_id;
+    RETURN v_run_id;
+END
+$$;
+COMMENT ON FUNCTION spectrum._begin_run() IS
+    'Opens a run in the run log and returns its id; NULL where another one is under way.';
+
+CREATE FUNCTION spectrum._provision()
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_ahead integer := (SELECT config.months_ahead FROM spectrum.config);
+BEGIN
+    RETURN format('%s months made',
+        spectrum.ensure_partitions(now(), now() + make_interval(months => v_ahead)));
+END
+$$;
+COMMENT ON FUNCTION spectrum._provision() IS 'Step of a run: months ahead of need.';
+
+CREATE FUNCTION spectrum._clean_cron_log()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_deleted bigint := 0;
+BEGIN
+    IF to_regclass('cron.job_run_details') IS NOT NULL
+        AND has_schema_privilege('cron', 'USAGE')
+        AND has_table_privilege(to_regclass('cron.job_run_details'), 'DELETE')
+    THEN
+        EXECUTE 'DELETE FROM cron.job_run_details WHERE end_time < now() - $1 AND jobid IN ('
+            'SELECT job.jobid FROM cron.job WHERE job.jobname = $2)'
+            USING (SELECT config.cron_log_keep FROM spectrum.config), spectrum._job_name();
+        GET DIAGNOSTICS v_deleted = ROW_COUNT;
+    END IF;
+    RETURN v_deleted;
+END
+$$;
+COMMENT ON FUNCTION spectrum._clean_cron_log() IS
+    'Deletes old rows about Spectrum''s jobs from pg_cron''s log, which pg_cron never does; where '
+    'pg_cron is in this database and the caller may.';
+
+CREATE FUNCTION spectrum._upkeep()
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_log_rows bigint;
+    v_found bigint := spectrum._patrol();
+BEGIN
+    DELETE FROM spectrum.run_log
+    WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
+    GET DIAGNOSTICS v_log_rows = ROW_COUNT;
+    RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
+        v_log_rows, spectrum._clean_cron_log(), v_found);
+END
+$$;
+COMMENT ON FUNCTION spectrum._upkeep() IS
+    'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind.';
+
+CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_started_at timestamptz := clock_timestamp();
+    v_message text;
+    v_state text;
+BEGIN
+    IF p_step = 'process' THEN
+        RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
+    END IF;
+    PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, CASE p_step
+        WHEN 'provision' THEN spectrum._provision()
+        WHEN 'refresh' THEN format('%s views made again', spectrum._refresh_analytics())
+        WHEN 'upkeep' THEN spectrum._upkeep()
+    END);
+    RETURN false;
+EXCEPTION
+    WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_state = RETURNED_SQLSTATE;
+        RAISE WARNING 'spectrum: step % of run % failed and was undone: % (SQLSTATE %)',
+            p_step, p_run_id, v_message, v_state;
+        PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, NULL,
+            format('%s (SQLSTATE %s)', v_message, v_state));
+        RETURN false;
+END
+$$;
+COMMENT ON FUNCTION spectrum._do_step(bigint, text) IS
+    'Does one step of a run and logs it; true where doing it once more may find more to do. An '
+    'error undoes the step, is logged, and leaves the run to its further steps.';
+
+CREATE FUNCTION spectrum._end_run(p_run_id bigint, p_detail text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE spectrum.run_log AS run
+    SET finished_at = clock_timestamp(),
+        detail = p_detail,
+        claimed = steps.claimed,
+        loaded = steps.loaded,
+        duplicates = steps.duplicates,
+        failed = steps.failed,
+        error_msg = steps.error_msg
+    FROM (
+        SELECT
+            coalesce(sum(step.claimed), 0) AS claimed,
+            coalesce(sum(step.loaded), 0) AS loaded,
+            coalesce(sum(step.duplicates), 0) AS duplicates,
+            coalesce(sum(step.failed), 0) AS failed,
+            string_agg(step.step || ': ' || step.error_msg, '; ' ORDER BY step.log_id) AS error_msg
+        FROM spectrum.run_log AS step
+        WHERE step.run_id = p_run_id AND step.log_id <> p_run_id
+    ) AS steps
+    WHERE run.log_id = p_run_id;
+END
+$$;
+COMMENT ON FUNCTION spectrum._end_run(bigint, text) IS
+    'Closes a run in the run log with the sums of its steps and their errors.';
+
+CREATE FUNCTION spectrum._run_step(p_run_id bigint, p_step text)
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_has_more boolean;
+    v_in_budget boolean;
+BEGIN
+    -- The lock ended with the last commit; whoever came in between goes on instead.
+    IF NOT spectrum._take_turn('run') THEN
+        PERFORM spectrum._end_run(p_run_id, 'another run took over');
+        RETURN NULL;
+    END IF;
+    v_has_more := spectrum._do_step(p_run_id, p_step);
+    CASE p_step
+        WHEN 'provision' THEN
+            RETURN 'process';
+        WHEN 'process' THEN
+            SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
+            FROM spectrum.run_log AS run CROSS JOIN spectrum.config
+            WHERE run.log_id = p_run_id;
+            RETURN CASE WHEN v_has_more AND v_in_budget THEN 'process' ELSE 'refresh' END;
+        WHEN 'refresh' THEN
+            RETURN 'upkeep';
+        WHEN 'upkeep' THEN
+            PERFORM spectrum._end_run(p_run_id, NULL);
+            RETURN NULL;
+    END CASE;
+END
+$$;
+COMMENT ON FUNCTION spectrum._run_step(bigint, text) IS
+    'One transaction of a run: does the step and names the next one, NULL at the end.';
+
+CREATE PROCEDURE spectrum.run()
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_run_id bigint;
+    v_step text := 'provision';
+BEGIN
+    -- Inside a transaction block this fails, before anything is done.
+    COMMIT;
+    v_run_id := spectrum._begin_run();
+    IF v_run_id IS NULL THEN
+        RETURN;
+    END IF;
+    WHILE v_step IS NOT NULL LOOP
+        COMMIT;
+        v_step := spectrum._run_step(v_run_id, v_step);
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE spectrum.run() IS
+    'The tick: makes months ahead of need, processes batches until nothing is pending or '
+    'config.run_budget is spent, refreshes the views, cleans up; a commit after each. A second '
+    'run at the same time returns at once and says so. Call it outside of a transaction block.';

@@ -1,0 +1,263 @@
+-- Room 80, status: how the pipeline is, as views for dashboards, as status() for people, and as
+-- health(), which says what is wrong and what to do about it.
+
+CREATE FUNCTION spectrum._create_status()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.pipeline') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE VIEW spectrum.pipeline AS
+    SELECT
+        rows_by_status.*,
+        last_batch.finished_at AS last_batch_at,
+        last_run.finished_at AS last_run_at,
+        last_run.error_msg AS last_run_error,
+        months.months_ready,
+        views.refreshed_at AS last_refresh_at,
+        views.as_of,
+        extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds
+    FROM (
+        SELECT
+            count(*) FILTER (WHERE raw.status = 'pending') AS pending,
+            count(*) FILTER (WHERE raw.status = 'processing') AS processing,
+            count(*) FILTER (WHERE raw.status = 'done') AS done,
+            count(*) FILTER (WHERE raw.status = 'failed') AS failed,
+            count(*) FILTER (WHERE raw.next_attempt_at IS NOT NULL) AS to_retry,
+            coalesce(extract(epoch FROM now() - min(raw.received_at)
+                FILTER (WHERE raw.status IN ('pending', 'processing'))), 0)::double precision
+                AS oldest_pending_seconds
+        FROM @extschema@.raw_events AS raw
+    ) AS rows_by_status
+    LEFT JOIN LATERAL (
+        SELECT log.finished_at FROM spectrum.run_log AS log
+        WHERE log.step = 'process' AND log.error_msg IS NULL
+        ORDER BY log.log_id DESC
+        LIMIT 1
+    ) AS last_batch ON true
+    LEFT JOIN LATERAL (
+        SELECT log.finished_at, log.error_msg FROM spectrum.run_log AS log
+        WHERE log.step = 'run' AND log.finished_at IS NOT NULL AND log.run_id IS NOT NULL
+        ORDER BY log.log_id DESC
+        LIMIT 1
+    ) AS last_run ON true
+    CROSS JOIN (
+        SELECT count(*) AS months_ready
+        FROM pg_inherits AS link
+        JOIN pg_class AS month ON month.oid = link.inhrelid
+        WHERE link.inhparent = to_regclass('warehouse.fact_events')
+            AND month.relname > 'fact_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')
+    ) AS months
+    CROSS JOIN (
+        SELECT max(state.refreshed_at) AS refreshed_at, min(state.as_of) AS as_of
+        FROM spectrum.refresh_state AS state
+    ) AS views;
+    COMMENT ON VIEW spectrum.pipeline IS
+        'The state of the pipeline, one row. It counts raw_events: 0.1 s per million rows kept.';
+    COMMENT ON COLUMN spectrum.pipeline.pending IS 'Raw events that wait.';
+    COMMENT ON COLUMN spectrum.pipeline.processing IS 'Raw events that an outside worker holds.';
+    COMMENT ON COLUMN spectrum.pipeline.done IS 'Raw events that are facts, or copies of one.';
+    COMMENT ON COLUMN spectrum.pipeline.failed IS 'Raw events that failed; error_msg says why.';
+    COMMENT ON COLUMN spectrum.pipeline.to_retry IS 'Failed ones that will be tried again.';
+    COMMENT ON COLUMN spectrum.pipeline.oldest_pending_seconds IS
+        'How long the oldest event has waited; 0 where none waits.';
+    COMMENT ON COLUMN spectrum.pipeline.last_batch_at IS 'End of the last batch that did work.';
+    COMMENT ON COLUMN spectrum.pipeline.last_run_at IS 'End of the last run.';
+    COMMENT ON COLUMN spectrum.pipeline.last_run_error IS 'What failed in it; NULL if nothing.';
+    COMMENT ON COLUMN spectrum.pipeline.months_ready IS 'Month partitions after this month.';
+    COMMENT ON COLUMN spectrum.pipeline.last_refresh_at IS 'When a view was last made again.';
+    COMMENT ON COLUMN spectrum.pipeline.as_of IS
+        'Every event received before this is counted in every view.';
+    COMMENT ON COLUMN spectrum.pipeline.lag_seconds IS 'Age of as_of.';
+
+    CREATE VIEW analytics.pipeline_status WITH (security_barrier) AS
+    SELECT * FROM spectrum.pipeline;
+    COMMENT ON VIEW analytics.pipeline_status IS
+        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
+
+    CREATE VIEW analytics.pipeline WITH (security_barrier) AS
+    SELECT
+        log.log_id, log.run_id, log.step, log.started_at, log.finished_at,
+        extract(epoch FROM log.finished_at - log.started_at)::double precision AS seconds,
+        log.claimed, log.loaded, log.duplicates, log.failed, log.detail,
+        log.error_msg IS NOT NULL AS has_error
+    FROM spectrum.run_log AS log;
+    COMMENT ON VIEW analytics.pipeline IS
+        'The run log for dashboards, without error texts, which may quote values: see '
+        'spectrum.run_log.';
+    COMMENT ON COLUMN analytics.pipeline.seconds IS 'How long the step took; NULL under way.';
+    COMMENT ON COLUMN analytics.pipeline.has_error IS 'Whether an error ended it.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_status() IS
+    'Room 80: makes spectrum.pipeline and the two pipeline views of analytics.';
+
+CREATE FUNCTION spectrum._cron_state(
+    OUT schedule text,
+    OUT is_active boolean,
+    OUT last_end timestamptz,
+    OUT last_status text,
+    OUT remark text
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regnamespace('cron') IS NULL THEN
+        remark := 'pg_cron is not in this database' || coalesce(
+            (SELECT ', it lives in ' || quote_ident(setting) FROM pg_settings
+            WHERE name = 'cron.database_name'), '');
+        RETURN;
+    ELSIF NOT has_schema_privilege('cron', 'USAGE') THEN
+        remark := format('role %s may not look into pg_cron', current_user);
+        RETURN;
+    END IF;
+    EXECUTE 'SELECT job.schedule, job.active FROM cron.job '
+        'WHERE job.jobname = $1 ORDER BY job.active DESC, job.jobid LIMIT 1'
+    INTO schedule, is_active USING spectrum._job_name();
+    IF schedule IS NULL THEN
+        remark := 'not scheduled';
+        RETURN;
+    END IF;
+    EXECUTE 'SELECT details.end_time, details.status FROM cron.job_run_details AS details '
+        'JOIN cron.job USING (jobid) WHERE job.jobname = $1 ORDER BY details.runid DESC LIMIT 1'
+    INTO last_end, last_status USING spectrum._job_name();
+    remark := CASE WHEN is_active THEN 'scheduled' ELSE 'scheduled, but switched off' END;
+END
+$$;
+COMMENT ON FUNCTION spectrum._cron_state() IS
+    'What pg_cron knows about this database''s job, as far as the caller may see it.';
+
+CREATE FUNCTION spectrum.status(
+    OUT pending bigint,
+    OUT processing bigint,
+    OUT done bigint,
+    OUT failed bigint,
+    OUT to_retry bigint,
+    OUT oldest_pending_seconds double precision,
+    OUT last_batch_at timestamptz,
+    OUT last_run_at timestamptz,
+    OUT last_run_error text,
+    OUT months_ready bigint,
+    OUT last_refresh_at timestamptz,
+    OUT as_of timestamptz,
+    OUT lag_seconds double precision,
+    OUT cron text,
+    OUT cron_schedule text,
+    OUT cron_last_status text,
+    OUT cron_last_end timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT
+        state.pending, state.processing, state.done, state.failed, state.to_retry,
+        state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
+        state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
+        state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end
+    INTO
+        pending, processing, done, failed, to_retry,
+        oldest_pending_seconds, last_batch_at, last_run_at,
+        last_run_error, months_ready, last_refresh_at, as_of,
+        lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end
+    FROM spectrum.pipeline AS state
+    CROSS JOIN spectrum._cron_state() AS job;
+END
+$$;
+COMMENT ON FUNCTION spectrum.status() IS
+    'How the pipeline is, one row: the columns of spectrum.pipeline and what pg_cron knows.';
+
+CREATE FUNCTION spectrum._check_ownership(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_owner oid := (SELECT relowner FROM pg_class
+        WHERE oid = '@extschema@.raw_events'::regclass);
+    v_statements text[];
+BEGIN
+    SELECT array_agg(stray.statement ORDER BY stray.statement) INTO v_statements
+    FROM (
+        SELECT format('ALTER SCHEMA %I OWNER TO %s', nspname, v_owner::regrole) AS statement
+        FROM pg_namespace
+        WHERE nspname IN ('spectrum', 'warehouse', 'analytics') AND nspowner <> v_owner
+        UNION ALL
+        SELECT format('ALTER %s %s OWNER TO %s',
+            CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'TABLE' END,
+            oid::regclass, v_owner::regrole)
+        FROM pg_class
+        WHERE relnamespace IN (SELECT oid FROM pg_namespace
+                WHERE nspname IN ('spectrum', 'warehouse', 'analytics'))
+            AND relkind IN ('r', 'p', 'v', 'm') AND relowner <> v_owner
+        UNION ALL
+        SELECT format('ALTER ROUTINE %s OWNER TO %s', oid::regprocedure, v_owner::regrole)
+        FROM pg_proc
+        WHERE pronamespace IN (SELECT oid FROM pg_namespace
+                WHERE nspname IN ('spectrum', 'warehouse', 'analytics'))
+            AND proowner <> v_owner
+    ) AS stray;
+    ok := v_statements IS NULL;
+    message := CASE WHEN ok THEN 'one role owns everything'
+        ELSE format('%s objects belong to another role than raw_events, say after a restore by a '
+            'superuser', cardinality(v_statements)) END;
+    what_to_do := 'As a superuser: ' || array_to_string(v_statements, '; ') || ';';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_ownership() IS
+    'Check of health(): one owner, or the statements that mend it.';
+
+CREATE FUNCTION spectrum.health()
+RETURNS TABLE (check_name text, ok boolean, message text, what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_state record;
+BEGIN
+    SELECT state.* INTO r_state FROM spectrum.status() AS state;
+
+    RETURN QUERY SELECT 'backlog', r_state.oldest_pending_seconds < 900,
+        format('%s events wait, the oldest for %s s', r_state.pending + r_state.processing,
+            round(r_state.oldest_pending_seconds::numeric)),
+        'CALL spectrum.run(), and look at spectrum.run_log for errors.';
+
+    RETURN QUERY SELECT 'failed events', r_state.failed <= (r_state.done + r_state.failed) / 100,
+        format('%s of %s events failed, %s will be tried again', r_state.failed,
+            r_state.done + r_state.failed, r_state.to_retry),
+        'SELECT error_msg, count(*) FROM @extschema@.raw_events WHERE status = ''failed'' '
+        'GROUP BY 1; and once the cause is gone: CALL spectrum.reprocess();';
+
+    RETURN QUERY SELECT 'last run', r_state.last_run_at IS NOT NULL
+            AND r_state.last_run_error IS NULL,
+        coalesce(r_state.last_run_error, 'ended ' || r_state.last_run_at, 'never ran'),
+        'CALL spectrum.run() and read its messages.';
+
+    RETURN QUERY SELECT 'schedule', coalesce(r_state.cron = 'scheduled'
+            AND r_state.cron_last_status IS DISTINCT FROM 'failed', false),
+        r_state.cron || coalesce(' ' || r_state.cron_schedule, '')
+            || coalesce(', last run ' || r_state.cron_last_status, ''),
+        'SELECT spectrum.schedule(); where pg_cron is missing, the error says what helps.';
+
+    RETURN QUERY SELECT 'months ahead', r_state.months_ready > 0,
+        format('%s months are ready after this one', r_state.months_ready),
+        'SELECT spectrum.ensure_partitions(now(), now() + interval ''3 months'');';
+
+    RETURN QUERY SELECT 'long transactions', count(*) = 0,
+        coalesce(string_agg(format('process %s of %s, for %s', activity.pid, activity.usename,
+            date_trunc('second', now() - activity.xact_start)), '; '), 'none over an hour'),
+        'It holds back vacuum, not the pipeline. End it: SELECT pg_terminate_backend(pid);'
+    FROM pg_stat_activity AS activity
+    WHERE activity.datname = current_database() AND activity.pid <> pg_backend_pid()
+        AND activity.xact_start < now() - interval '1 hour';
+
+    RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
+    FROM spectrum._check_ownership() AS owner;
+END
+$$;
+COMMENT ON FUNCTION spectrum.health() IS
+    'What is wrong and what to do about it, one row a check.';

@@ -1,0 +1,88 @@
+-- Room 80, verify: the proof. Each check makes something again from what it came from and compares.
+
+CREATE FUNCTION spectrum._verify_facts()
+RETURNS TABLE (check_name text, expected bigint, actual bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT 'raw events done are facts or copies',
+        count(*),
+        count(*) FILTER (WHERE raw.copy_of IS NOT NULL OR ledger.event_id IS NOT NULL)
+    FROM @extschema@.raw_events AS raw
+    LEFT JOIN warehouse.event_ledger AS ledger USING (seq)
+    WHERE raw.status = 'done';
+
+    RETURN QUERY
+    SELECT 'raw events not done are no facts', 0::bigint, count(*)
+    FROM @extschema@.raw_events AS raw
+    JOIN warehouse.event_ledger AS ledger USING (seq)
+    WHERE raw.status = 'failed';
+
+    RETURN QUERY
+    SELECT 'facts equal what their raw events say', count(*), count(*) FILTER (
+        WHERE (fact.event_id, fact.occurred_at, fact.event_type, fact.account_id, fact.user_id,
+            fact.country, fact.region, fact.city, fact.properties, fact.revenue, fact.currency)
+        IS NOT DISTINCT FROM (reading.event_id, reading.occurred_at, reading.event_type,
+            nullif(reading.account_id, ''), nullif(reading.user_id, ''),
+            nullif(reading.country, ''), nullif(reading.region, ''), nullif(reading.city, ''),
+            reading.properties, reading.revenue, reading.currency)
+    )
+    FROM warehouse.event_ledger AS ledger
+    JOIN spectrum.readings AS reading USING (seq)
+    LEFT JOIN analytics.events AS fact
+        ON fact.event_id = ledger.event_id AND fact.occurred_at = ledger.occurred_at
+            AND fact.user_key = ledger.user_key
+    WHERE reading.status = 'done';
+
+    RETURN QUERY
+    SELECT 'ledger and facts name the same events', count(*),
+        count(*) FILTER (WHERE ledger.event_id IS NOT NULL AND fact.event_id IS NOT NULL)
+    FROM warehouse.event_ledger AS ledger
+    FULL JOIN warehouse.fact_events AS fact USING (event_id, occurred_at, user_key);
+
+    RETURN QUERY
+    SELECT 'every key of a fact is in its dimension', count(*), count(*) FILTER (
+        WHERE dim_accounts.account_key IS NOT NULL AND dim_users.user_key IS NOT NULL
+            AND dim_event_types.event_type_key IS NOT NULL AND dim_geography.geo_key IS NOT NULL
+    )
+    FROM warehouse.fact_events AS fact
+    LEFT JOIN warehouse.dim_accounts USING (account_key)
+    LEFT JOIN warehouse.dim_users USING (user_key)
+    LEFT JOIN warehouse.dim_event_types USING (event_type_key)
+    LEFT JOIN warehouse.dim_geography USING (geo_key);
+END
+$$;
+COMMENT ON FUNCTION spectrum._verify_facts() IS
+    'Checks of verify(): facts against raw events, ledger and dimensions.';
+
+CREATE FUNCTION spectrum.verify()
+RETURNS TABLE (check_name text, expected bigint, actual bigint, ok boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_view text;
+    v_query text;
+BEGIN
+    RETURN QUERY
+    SELECT facts.check_name, facts.expected, facts.actual, facts.expected = facts.actual
+    FROM spectrum._verify_facts() AS facts;
+
+    FOR v_view IN SELECT state.view_name FROM spectrum.refresh_state AS state ORDER BY position
+    LOOP
+        v_query := rtrim(pg_get_viewdef(format('analytics.%I', v_view)::regclass), ';');
+        RETURN QUERY EXECUTE format(
+            'WITH made_again AS MATERIALIZED (%s), differences AS ('
+            '(SELECT * FROM made_again EXCEPT ALL SELECT * FROM analytics.%I) UNION ALL '
+            '(SELECT * FROM analytics.%2$I EXCEPT ALL SELECT * FROM made_again)) '
+            'SELECT %L, 0::bigint, count(*), count(*) = 0 FROM differences',
+            v_query, v_view, format('%s: rows that differ when made again', v_view));
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum.verify() IS
+    'Makes the facts again from the raw events and the standing views from the facts, and '
+    'compares: one row a check. Reads everything, so its cost follows the history. A view is '
+    'behind, not wrong, where events came since its last refresh.';

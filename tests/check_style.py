@@ -1,0 +1,126 @@
+"""Checks the extension's sources against the rules of this project; prints what breaks them.
+
+With --committing-procedures it prints those instead, one a line, as pgspot wants them named.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE_DIR = ROOT / "extension" / "src"
+LINE_LIMIT, ROUTINE_LIMIT, FILE_LIMIT = 100, 90, 500
+
+# A procedure that commits cannot carry SET search_path: it qualifies every name and operator.
+COMMITTING_PROCEDURES = ("spectrum.run()",)
+
+ROUTINE = re.compile(
+    r"^CREATE (?P<kind>FUNCTION|PROCEDURE) (?P<name>[\w.@]+)\s*\((?P<head>.*?)"
+    r"AS (?P<quote>\$\w*\$)\n(?P<body>.*?)^(?P=quote)(?P<tail>[^;]*);",
+    re.DOTALL | re.MULTILINE,
+)
+RELATION = re.compile(
+    r"^\s*CREATE (?:UNLOGGED )?(?P<kind>TABLE|VIEW|MATERIALIZED VIEW) (?P<name>[\w.@]+)",
+    re.MULTILINE,
+)
+SCHEMA = re.compile(r"^\s*CREATE SCHEMA (?P<name>\w+)", re.MULTILINE)
+COMMENT = re.compile(
+    r"COMMENT ON (?:SCHEMA|TABLE|VIEW|MATERIALIZED VIEW|FUNCTION|PROCEDURE) (?P<name>[\w.@]+)"
+)
+FORBIDDEN = {
+    "CREATE OR REPLACE": re.compile(r"\bOR\s+REPLACE\b", re.IGNORECASE),
+    "IF NOT EXISTS": re.compile(r"\bIF\s+NOT\s+EXISTS\b(?!\s*\()", re.IGNORECASE),
+    "SECURITY DEFINER": re.compile(r"\bSECURITY\s+DEFINER\b", re.IGNORECASE),
+}
+
+
+def code_of(text: str) -> str:
+    """The text without its comments."""
+    return re.sub(r"--[^\n]*", "", text)
+
+
+def listed_sources() -> list[Path]:
+    """The Makefile's list, in its order."""
+    rule = "print-sources:;@printf '%s\\n' $(SOURCES)"
+    listed = subprocess.run(
+        ["make", "--silent", "--no-print-directory", f"--eval={rule}", "print-sources"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [ROOT / name for name in listed.stdout.split()]
+
+
+def check_layout(text: str) -> Iterator[tuple[int, str]]:
+    lines = text.splitlines()
+    if len(lines) > FILE_LIMIT:
+        yield len(lines), f"a file of {len(lines)} lines, over {FILE_LIMIT}: split it"
+    for number, line in enumerate(lines, start=1):
+        if len(line) > LINE_LIMIT:
+            yield number, f"{len(line)} columns, over {LINE_LIMIT}"
+        if "\t" in line:
+            yield number, "a tab"
+        if line != line.rstrip():
+            yield number, "blanks at the end of the line"
+        for name, pattern in FORBIDDEN.items():
+            if pattern.search(code_of(line)):
+                yield number, name
+
+
+def check_routines(text: str) -> Iterator[tuple[int, str]]:
+    created = len(re.findall(r"^CREATE (?:FUNCTION|PROCEDURE)", text, re.MULTILINE))
+    committing = [signature.partition("(")[0] for signature in COMMITTING_PROCEDURES]
+    routines = list(ROUTINE.finditer(text))
+    if created != len(routines):
+        yield 1, f"{created} routines created, {len(routines)} understood: AS before a $$ body?"
+    for routine in routines:
+        line = text.count("\n", 0, routine.start()) + 1
+        name = routine["name"]
+        size = routine.group().count("\n") + 1
+        # Static DDL reads like a script, whatever its length.
+        if size > ROUTINE_LIMIT and "._create_" not in name:
+            yield line, f"{name} has {size} lines, over {ROUTINE_LIMIT}"
+        pinned = "SET search_path = pg_catalog, pg_temp" in routine["head"]
+        if pinned == (name in committing):
+            yield line, f"{name}: SET search_path, exactly where the routine does not commit"
+        if routine["tail"].strip():
+            yield line, f"{name}: attributes stand before the body"
+        if routine["kind"] == "FUNCTION" and not re.search(
+            r"\b(IMMUTABLE|STABLE|VOLATILE)\b", routine["head"]
+        ):
+            yield line, f"{name}: no volatility"
+
+
+def check_comments(text: str) -> Iterator[tuple[int, str]]:
+    commented = {match["name"] for match in COMMENT.finditer(text)}
+    for pattern in (ROUTINE, RELATION, SCHEMA):
+        for match in pattern.finditer(text):
+            if match["name"] not in commented:
+                line = text.count("\n", 0, match.start("name")) + 1
+                yield line, f"{match['name']} has no COMMENT ON in its file"
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["--committing-procedures"]:
+        print(*COMMITTING_PROCEDURES, sep="\n")
+        return 0
+    listed = listed_sources()
+    problems = [
+        f"{path.relative_to(ROOT)}:1: not in the Makefile's SOURCES"
+        for path in sorted(SOURCE_DIR.rglob("*.sql"))
+        if path not in listed
+    ]
+    for path in listed:
+        text = path.read_text(encoding="utf-8")
+        for check in (check_layout, check_routines, check_comments):
+            problems += [
+                f"{path.relative_to(ROOT)}:{line}: {problem}" for line, problem in check(text)
+            ]
+    print(*problems, sep="\n", end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

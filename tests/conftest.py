@@ -1,0 +1,217 @@
+"""Fixtures: every test has a database of its own, copied from a template that holds Spectrum.
+
+The server is the private cluster of `make test`, found by PGHOST, PGPORT, PGUSER and PGPASSWORD.
+By hand: `scripts/cluster start test fsync=off`, then
+`scripts/cluster run test .venv/bin/pytest tests/...`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from pytest_postgresql import factories
+from pytest_postgresql.janitor import DatabaseJanitor
+
+OWNER = "spectrum_test_owner"  # owns a database, and is nothing else
+ROLE_PREFIX = "spectrum_test_"
+TEMPLATES = {"": "tests", "spectrum": "tests_spectrum", "owner": "tests_owner"}
+
+MakeDb = Callable[..., str]
+Connect = Callable[..., psycopg.Connection]
+MakeRole = Callable[..., str]
+
+
+def server() -> dict[str, str | None]:
+    return {
+        "host": os.environ.get("PGHOST"),
+        "port": os.environ.get("PGPORT"),
+        "user": os.environ.get("PGUSER"),
+        "password": os.environ.get("PGPASSWORD"),
+    }
+
+
+def dsn_of(dbname: str, user: str | None = None) -> str:
+    """DSN of a database of the test server; another user needs no password on its socket."""
+    settings = server() | {"dbname": dbname}
+    if user:
+        settings |= {"user": user, "password": None}
+    return make_conninfo(**{name: value for name, value in settings.items() if value})
+
+
+def run_sql(dsn: str, *statements: str) -> list[tuple]:
+    """Runs the statements in autocommit; the rows of the last one, if it has any."""
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def load_extension(dbname: str, **_: object) -> None:
+    run_sql(dsn_of(dbname), "CREATE EXTENSION spectrum")
+
+
+def load_extension_as_owner(dbname: str, **_: object) -> None:
+    run_sql(dsn_of("postgres"), f"ALTER DATABASE {dbname} OWNER TO {OWNER}")
+    run_sql(dsn_of(dbname, OWNER), "CREATE EXTENSION spectrum")
+
+
+# The templates: nothing, Spectrum made by a superuser, Spectrum made by the database's owner.
+plain_template = factories.postgresql_noproc(**server(), dbname=TEMPLATES[""])
+spectrum_template = factories.postgresql_noproc(
+    **server(), dbname=TEMPLATES["spectrum"], load=[load_extension]
+)
+owner_template = factories.postgresql_noproc(
+    **server(), dbname=TEMPLATES["owner"], load=[load_extension_as_owner]
+)
+
+
+@pytest.fixture(scope="session")
+def tidy_server() -> Iterator[None]:
+    """The server answers, has the extension, and nothing is left of a run that was interrupted."""
+    if not os.environ.get("PGHOST"):
+        pytest.fail("PGHOST is not set: run the tests by `make test`, or see tests/conftest.py")
+    try:
+        available = run_sql(
+            dsn_of("postgres"),
+            "SELECT count(*) FROM pg_available_extensions WHERE name = 'spectrum'",
+        )
+    except psycopg.OperationalError as error:
+        pytest.fail(f"no server at PGHOST={os.environ['PGHOST']}: {error}")
+    if available == [(0,)]:
+        pytest.fail("the extension is not installed: make install")
+    _drop_leftovers()
+    run_sql(dsn_of("postgres"), f"CREATE ROLE {OWNER} LOGIN")
+    yield
+    _drop_leftovers()
+
+
+def _drop_leftovers() -> None:
+    dsn = dsn_of("postgres")
+    for (name,) in run_sql(dsn, "SELECT datname FROM pg_database WHERE datname LIKE 'tests%'"):
+        run_sql(
+            dsn,
+            f'ALTER DATABASE "{name}" IS_TEMPLATE false',
+            f'DROP DATABASE "{name}" WITH (FORCE)',
+        )
+    of_tests = f"SELECT rolname FROM pg_roles WHERE starts_with(rolname, '{ROLE_PREFIX}')"
+    for (name,) in run_sql(dsn, of_tests):
+        run_sql(dsn, f'DROP ROLE "{name}"')
+
+
+@pytest.fixture
+def make_db(request: pytest.FixtureRequest, tidy_server: None) -> Iterator[MakeDb]:
+    """make_db(name, template): DSN of a new database `tests_<name>`, dropped after the test.
+
+    The template is "spectrum" (the default), "owner" or "" for an empty database.
+    """
+    with ExitStack() as databases:
+
+        def make(name: str, template: str = "spectrum") -> str:
+            source = request.getfixturevalue(f"{template or 'plain'}_template")
+            janitor = DatabaseJanitor(
+                host=source.host,
+                port=source.port,
+                user=source.user,
+                password=source.password,
+                dbname=f"tests_{name}",
+                template_dbname=source.template_dbname,
+            )
+            databases.enter_context(janitor)
+            if template == "owner":
+                run_sql(dsn_of("postgres"), f'ALTER DATABASE "{janitor.dbname}" OWNER TO {OWNER}')
+            return dsn_of(janitor.dbname, OWNER if template == "owner" else None)
+
+        yield make
+
+
+@pytest.fixture
+def dsn(make_db: MakeDb) -> str:
+    """DSN of the test's own database, which holds Spectrum."""
+    return make_db("db")
+
+
+@pytest.fixture
+def plain_dsn(make_db: MakeDb) -> str:
+    """DSN of an empty database."""
+    return make_db("plain", template="")
+
+
+@pytest.fixture
+def owner_dsn(make_db: MakeDb) -> str:
+    """DSN, as its owner who is no superuser, of a database in which he created Spectrum."""
+    return make_db("owned", template="owner")
+
+
+@pytest.fixture
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """connect(dsn): a further connection, in autocommit; without a DSN to the test's database."""
+    with ExitStack() as connections:
+
+        def make(dsn: str | None = None, **settings: object) -> psycopg.Connection:
+            dsn = dsn or request.getfixturevalue("dsn")
+            settings = {"autocommit": True} | settings
+            return connections.enter_context(psycopg.connect(dsn, **settings))
+
+        yield make
+
+
+@pytest.fixture
+def db(dsn: str, connect: Connect) -> psycopg.Connection:
+    """A connection to the test's own database, which holds Spectrum."""
+    return connect(dsn)
+
+
+@pytest.fixture
+def owner_db(owner_dsn: str, connect: Connect) -> psycopg.Connection:
+    """The same as the database's owner, who is no superuser and who created Spectrum."""
+    return connect(owner_dsn)
+
+
+@pytest.fixture(scope="session")
+def make_role(tidy_server: None) -> MakeRole:
+    """make_role(name): a new role that may log in; it goes at the end of the session."""
+    made = 0
+
+    def make(name: str = "role") -> str:
+        nonlocal made
+        made += 1
+        role = f"{ROLE_PREFIX}{name}_{made}"
+        run_sql(dsn_of("postgres"), f'CREATE ROLE "{role}" LOGIN')
+        return role
+
+    return make
+
+
+@pytest.fixture
+def cron_dsn(tidy_server: None) -> Iterator[str]:
+    """DSN of the one database that pg_cron lives in, with Spectrum in it: shared, so it is
+    emptied before and after."""
+    dsn = dsn_of("postgres")
+    _empty_cron_database(dsn)
+    run_sql(dsn, "CREATE EXTENSION pg_cron", "CREATE EXTENSION spectrum")
+    yield dsn
+    _empty_cron_database(dsn)
+
+
+@pytest.fixture
+def cron_db(cron_dsn: str, connect: Connect) -> psycopg.Connection:
+    return connect(cron_dsn)
+
+
+def _empty_cron_database(dsn: str) -> None:
+    run_sql(
+        dsn,
+        "DROP EXTENSION IF EXISTS pg_cron",
+        # Jobs that still run. Not pg_cron's launcher, nor DROP DATABASE: it would not come back.
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_type = 'pg_cron worker'",
+        "DROP EXTENSION IF EXISTS spectrum CASCADE",
+        "DROP SCHEMA IF EXISTS analytics, warehouse, spectrum, public CASCADE",
+        "CREATE SCHEMA public AUTHORIZATION pg_database_owner",
+        "GRANT USAGE ON SCHEMA public TO PUBLIC",
+    )

@@ -1,0 +1,106 @@
+"""Revenue: against an oracle, and by hand what is an order, a refund, a payer."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import Decimal
+from fractions import Fraction
+
+import psycopg
+import pytest
+from histories import amounts, epochs, exploring, load, loaded, payloads, properties, ranges
+from histories import timezones as zones
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle_events import Calendar, read_events
+from oracle_revenue import revenue, standing_revenue
+
+ASK = "SELECT * FROM analytics.revenue(%s, %s, %s, %s)"
+money = properties(revenue=amounts, currency=st.sampled_from(["USD", "EUR", "eur"]))
+
+
+def same(rows: list[tuple[object, ...]], expected: list[tuple[object, ...]]) -> bool:
+    """Equal; quotients, which numeric rounds, to 15 digits."""
+    return len(rows) == len(expected) and all(
+        tuple(row[:-2]) == tuple(wanted[:-2])
+        and all(map(same_quotient, row[-2:], wanted[-2:]))
+        for row, wanted in zip(rows, expected, strict=True)
+    )  # fmt: skip
+
+
+def same_quotient(value: Decimal | None, expected: Fraction | None) -> bool:
+    if value is None or expected is None:
+        return value is expected
+    return abs(Fraction(value) - expected) <= abs(expected) / 10**15 + Fraction(1, 10**15)
+
+
+@exploring
+@given(data=st.data(), timezone=zones, epoch=epochs)
+def test_any_history(db: psycopg.Connection, data: st.DataObject, timezone: str, epoch: datetime):
+    history = data.draw(payloads(epoch, ["visit", "purchase", "refund"], money))
+    start, end = data.draw(ranges(epoch))
+    account = data.draw(st.sampled_from([None, "a1", "nobody"]))
+    currency = data.draw(st.sampled_from([None, "EUR", "usd", "JPY"]))
+    events, calendar = read_events(history), Calendar(timezone)
+    with loaded(db, history, timezone):
+        rows = db.execute(ASK, (start, end, account, currency)).fetchall()
+        code = currency and currency.upper()
+        assert same(rows, revenue(events, calendar, start, end, account, code))
+        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_revenue_summary")
+        standing = db.execute(
+            "SELECT account_id, day, currency, orders, gross, refunds, net, paying_users,"
+            " active_users, arpu, arppu FROM analytics.revenue_summary"
+            ' ORDER BY account_id COLLATE "C", day, currency'
+        ).fetchall()
+        assert same(standing, standing_revenue(events, calendar))
+
+
+def sale(amount: object, user: str | None = "u1", **more: object) -> dict[str, object]:
+    payload = {
+        "event_type": "purchase", "occurred_at": "2024-05-01T12:00:00Z", "account_id": "a1",
+        "properties": {"revenue": amount},
+    }  # fmt: skip
+    return payload | ({"user_id": user} if user else {}) | more
+
+
+def test_orders_refunds_and_payers(db: psycopg.Connection):
+    load(db, [
+        sale("19.99"), sale(0.1), sale(0.2), sale(0, "u2"), sale(5, None),
+        sale(-3, "u3"), sale(4, "u4", event_type="refund"), sale(-1, "u4", event_type="refund"),
+        {"event_type": "visit", "occurred_at": "2024-05-01T13:00:00Z", "user_id": "u5"},
+        {"event_type": "visit", "occurred_at": "2024-05-02T13:00:00Z", "user_id": "u5"},
+    ])  # fmt: skip
+    rows = db.execute("SELECT * FROM analytics.revenue()").fetchall()
+    gross, refunds = Decimal("25.29"), Decimal(8)
+    net = gross - refunds
+    assert [row[:-2] for row in rows] == [
+        (date(2024, 5, 1), "USD", 5, gross, refunds, net, 1, 5)
+    ]
+    assert same_quotient(rows[0][-2], Fraction(net) / 5)
+    assert same_quotient(rows[0][-1], Fraction(net))
+
+
+def test_currencies_and_settings(db: psycopg.Connection):
+    db.execute("SELECT spectrum.configure('currency', 'EUR')")
+    db.execute("SELECT spectrum.configure('refund_events', '{chargeback}')")
+    load(db, [sale(2), sale(3, event_type="chargeback"), sale(4, event_type="refund"),
+              sale(9, properties={"revenue": 9, "currency": "usd"})])  # fmt: skip
+    rows = db.execute("SELECT currency, orders, gross, refunds FROM analytics.revenue()").fetchall()
+    assert rows == [("EUR", 2, 6, 3), ("USD", 1, 9, 0)]
+    only = "SELECT currency FROM analytics.revenue(p_currency => 'usd')"
+    assert db.execute(only).fetchall() == [("USD",)]
+
+
+def test_nobody_active_no_quotient(db: psycopg.Connection):
+    load(db, [sale(7, None)])
+    quotients = "SELECT active_users, paying_users, arpu, arppu FROM analytics.revenue()"
+    assert db.execute(quotients).fetchall() == [(0, 0, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [("p_currency => 'euro'", "p_currency"), ("'2024-05-02', '2024-05-01'", "p_to")],
+)
+def test_wrong_arguments_are_named(db: psycopg.Connection, arguments: str, named: str):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=named):
+        db.execute(f"SELECT * FROM analytics.revenue({arguments})")

@@ -1,0 +1,82 @@
+"""What can be said of the installed objects without running them: plpgsql_check, comments."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+SCHEMAS = ["spectrum", "warehouse", "analytics"]
+# An assignment between two integer types; the hint is meant for hot loops, and there is none.
+HARMLESS = "target type is different type than source type"
+
+# A trigger function is checked with the table that it serves.
+FINDINGS = """
+    SELECT routine.oid::regprocedure::text AS name, issue.level, issue.lineno, issue.message
+    FROM pg_proc AS routine
+    JOIN pg_language AS language ON language.oid = routine.prolang AND language.lanname = 'plpgsql'
+    LEFT JOIN pg_trigger AS used ON used.tgfoid = routine.oid AND NOT used.tgisinternal
+    CROSS JOIN LATERAL plpgsql_check_function_tb(
+        routine.oid,
+        relid => coalesce(used.tgrelid, 0),
+        oldtable => used.tgoldtable,
+        newtable => used.tgnewtable,
+        performance_warnings => true
+    ) AS issue
+    WHERE routine.pronamespace::regnamespace::text = ANY (%(schemas)s)
+        AND (routine.prorettype <> 'trigger'::regtype OR used.oid IS NOT NULL)
+        AND NOT (issue.level = 'performance' AND issue.message = %(harmless)s)
+    ORDER BY name, issue.lineno
+"""
+UNUSED_TRIGGER_FUNCTIONS = """
+    SELECT oid::regprocedure::text FROM pg_proc
+    WHERE prorettype = 'trigger'::regtype
+        AND pronamespace::regnamespace::text = ANY (%(schemas)s)
+        AND oid NOT IN (SELECT tgfoid FROM pg_trigger)
+"""
+SILENT_OBJECTS = """
+    SELECT oid::regprocedure::text FROM pg_proc
+    WHERE pronamespace::regnamespace::text = ANY (%(schemas)s)
+        AND obj_description(oid, 'pg_proc') IS NULL
+    UNION ALL
+    SELECT oid::regclass::text FROM pg_class
+    WHERE (relnamespace::regnamespace::text = ANY (%(schemas)s) OR relname = 'raw_events')
+        AND relkind IN ('r', 'p', 'v', 'm') AND NOT relispartition
+        AND obj_description(oid, 'pg_class') IS NULL
+    UNION ALL
+    SELECT nspname FROM pg_namespace
+    WHERE nspname = ANY (%(schemas)s) AND obj_description(oid, 'pg_namespace') IS NULL
+"""
+
+
+def found(db: psycopg.Connection, query: str) -> str:
+    parameters = {"schemas": SCHEMAS, "harmless": HARMLESS}
+    return "\n".join(str(row) for row in db.execute(query, parameters))
+
+
+# Some routines read pg_cron's tables, others the batch's temporary table: both have to be there.
+@pytest.fixture
+def checked_db(cron_db: psycopg.Connection) -> psycopg.Connection:
+    cron_db.execute("CREATE EXTENSION plpgsql_check")
+    cron_db.execute("""INSERT INTO raw_events (payload) VALUES ('{"event_type": "checked"}')""")
+    cron_db.execute("CALL spectrum.process_batch()")
+    return cron_db
+
+
+def test_plpgsql_check_finds_nothing(checked_db: psycopg.Connection) -> None:
+    assert found(checked_db, FINDINGS) == ""
+
+
+def test_plpgsql_check_would_find_something(checked_db: psycopg.Connection) -> None:
+    checked_db.execute("""
+        CREATE FUNCTION spectrum.wrong() RETURNS void LANGUAGE plpgsql
+        AS 'BEGIN PERFORM no_such_column FROM spectrum.config; END'
+    """)
+    assert "no_such_column" in found(checked_db, FINDINGS)
+
+
+def test_every_trigger_function_has_a_trigger(db: psycopg.Connection) -> None:
+    assert found(db, UNUSED_TRIGGER_FUNCTIONS) == ""
+
+
+def test_every_object_has_a_comment(db: psycopg.Connection) -> None:
+    assert found(db, SILENT_OBJECTS) == ""
