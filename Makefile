@@ -1,27 +1,35 @@
 # Spectrum: build, install, try, test.  `make help` lists the targets.
 
 # The built script is the plain concatenation of this list, in this order.
-SOURCES = \
-	extension/src/00_prologue.sql \
-	extension/src/10_config.sql \
-	extension/src/12_run_log.sql \
-	extension/src/20_staging/00_raw_events.sql \
-	extension/src/20_staging/10_reading.sql \
-	extension/src/20_staging/20_claiming.sql \
-	extension/src/30_dimensions.sql \
-	extension/src/40_facts/00_facts.sql \
-	extension/src/40_facts/10_batch.sql \
-	extension/src/40_facts/20_process.sql \
-	extension/src/50_rollups.sql \
-	extension/src/60_analytics/00_events.sql \
-	extension/src/80_operations/00_refresh.sql \
-	extension/src/80_operations/10_run.sql \
-	extension/src/80_operations/20_schedule.sql \
-	extension/src/80_operations/30_status.sql \
-	extension/src/80_operations/40_verify.sql \
-	extension/src/80_operations/90_setup.sql \
-	extension/src/90_privileges.sql \
-	extension/src/99_epilogue.sql
+SOURCES = $(addprefix extension/src/, \
+	00_prologue.sql \
+	10_config.sql \
+	12_run_log.sql \
+	15_calendar.sql \
+	20_staging/00_raw_events.sql \
+	20_staging/10_reading.sql \
+	20_staging/20_claiming.sql \
+	30_dimensions.sql \
+	40_facts/00_facts.sql \
+	40_facts/10_batch.sql \
+	40_facts/20_process.sql \
+	50_rollups.sql \
+	60_analytics/00_events.sql \
+	60_analytics/60_funnel_walks.sql \
+	60_analytics/60_funnels.sql \
+	60_analytics/60_funnels_standing.sql \
+	60_analytics/62_active_users.sql \
+	60_analytics/63_trends.sql \
+	60_analytics/64_revenue.sql \
+	80_operations/00_refresh.sql \
+	80_operations/10_run.sql \
+	80_operations/20_schedule.sql \
+	80_operations/30_status.sql \
+	80_operations/40_verify.sql \
+	80_operations/90_setup.sql \
+	90_privileges.sql \
+	99_epilogue.sql \
+)
 
 # The regression tests, in the order of the rooms, and the two-session specs.
 REGRESS =

@@ -81,8 +81,8 @@ BEGIN
             CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour')
     );
     COMMENT ON TABLE spectrum.config IS
-        'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect with '
-        'the next statement, nothing is restarted.';
+        'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
+        'with the next statement, nothing is restarted.';
     COMMENT ON COLUMN spectrum.config.is_only IS 'Always true: keeps the table at one row.';
     COMMENT ON COLUMN spectrum.config.batch_size IS 'Events that process_batch claims at most.';
     COMMENT ON COLUMN spectrum.config.run_budget IS
@@ -289,6 +289,116 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._log_step(bigint, text, timestamptz, text, text) IS
     'Writes one step that ended into the run log.';
+-- Room 15, the calendar: the one place that cuts time. A day, week or month is a calendar one in
+-- config.timezone, weeks begin on config.week_start. Reports ask once for the starts of all periods
+-- they need and place each event by width_bucket(occurred_at, starts), so nothing else adds days
+-- to an instant, and days of 23 or 25 hours are what they are.
+
+CREATE FUNCTION spectrum._day_start(p_day timestamp, p_timezone text)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Where the clock skips midnight this is the instant at which it does.
+    v_start timestamptz := p_day AT TIME ZONE p_timezone;
+    v_set_back interval :=
+        (v_start - interval '24 hours') AT TIME ZONE p_timezone + interval '24 hours' - p_day;
+BEGIN
+    -- Where the clock shows midnight twice the day begins with the first; the cast takes the last.
+    IF v_set_back > interval '0' AND (v_start - v_set_back) AT TIME ZONE p_timezone = p_day THEN
+        RETURN v_start - v_set_back;
+    END IF;
+    RETURN v_start;
+END
+$$;
+COMMENT ON FUNCTION spectrum._day_start(timestamp, text) IS
+    'The first instant of a calendar day in a time zone.';
+
+CREATE FUNCTION spectrum._period_day(p_period text, p_day timestamp, p_week_start integer)
+RETURNS timestamp
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_shift interval := make_interval(days => p_week_start - 1);
+BEGIN
+    IF p_period = 'week' THEN
+        RETURN date_trunc('week', p_day - v_shift) + v_shift;
+    END IF;
+    RETURN date_trunc(p_period, p_day);
+END
+$$;
+COMMENT ON FUNCTION spectrum._period_day(text, timestamp, integer) IS
+    'The first day of the day, week or month that holds a local time.';
+
+CREATE FUNCTION spectrum.period_starts(p_period text, p_from timestamptz, p_to timestamptz)
+RETURNS timestamptz[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_timezone text;
+    v_week_start integer;
+    v_step interval;
+    v_starts timestamptz[];
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    IF NOT isfinite(p_from) THEN
+        PERFORM spectrum._reject('p_from', p_from::text, 'a finite time');
+    ELSIF NOT isfinite(p_to) THEN
+        PERFORM spectrum._reject('p_to', p_to::text, 'a finite time');
+    ELSIF p_from IS NULL OR p_to IS NULL OR p_from >= p_to THEN
+        RETURN '{}';
+    END IF;
+    SELECT s.timezone, s.week_start INTO v_timezone, v_week_start FROM analytics.settings AS s;
+    v_step := '1 ' || p_period;
+
+    -- One period more on both sides: around a change of the clock the local date of an instant and
+    -- the day that holds it can differ.
+    v_starts := ARRAY(
+        SELECT DISTINCT spectrum._day_start(d.day, v_timezone) AS start
+        FROM generate_series(
+            spectrum._period_day(p_period, p_from AT TIME ZONE v_timezone, v_week_start) - v_step,
+            p_to AT TIME ZONE v_timezone + 2 * v_step,
+            v_step
+        ) AS d (day)
+        ORDER BY start
+    );
+    RETURN v_starts[
+        width_bucket(p_from, v_starts) : width_bucket(p_to - interval '1 us', v_starts) + 1
+    ];
+END
+$$;
+COMMENT ON FUNCTION spectrum.period_starts(text, timestamptz, timestamptz) IS
+    'The starts, ascending, of every calendar day, week or month that overlaps [p_from, p_to), and '
+    'one more: the end of the last. So instant t lies in period width_bucket(t, starts). Empty '
+    'where the range is empty or one of its ends is NULL.';
+
+CREATE FUNCTION spectrum.period_start(p_period text, p_at timestamptz)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (spectrum.period_starts(p_period, p_at, p_at + interval '1 us'))[1];
+END
+$$;
+COMMENT ON FUNCTION spectrum.period_start(text, timestamptz) IS
+    'The start of the one calendar day, week or month that holds an instant. For many instants '
+    'use period_starts and width_bucket.';
+
+CREATE FUNCTION spectrum.period_date(p_start timestamptz)
+RETURNS date
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT (p_start AT TIME ZONE s.timezone)::date FROM analytics.settings AS s);
+END
+$$;
+COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
+    'The calendar date that the start of a period stands for.';
 -- Room 20: staging. Events arrive in raw_events untouched and stay as they came; status says how
 -- far each one is. What is claimed next is found without an index on status, because such an
 -- index would make every status update write new index entries (655 against 84 bytes of WAL per
@@ -411,7 +521,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._requeue_row() IS
-    'Trigger of raw_events: notes a row to claim out of turn; a processing row once its lease ends.';
+    'Trigger of raw_events: notes a row to claim out of turn, a processing row for the end of its '
+    'lease.';
 -- Room 20, reading: what a payload says, without ever raising. The view spectrum.readings is the
 -- one place that knows the fields of an event; process_batch stores what it shows and verify()
 -- compares with it. Each cast stands behind a test that makes it safe, so a bad event costs itself
@@ -453,7 +564,11 @@ BEGIN
         CASE
             WHEN part.event_id IS NULL OR part.event_id IN ('null', '""') THEN raw.id
             WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number') THEN NULL
-            WHEN txt.event_id ~ '^[0-9A-Fa-f]{8}-?(?:[0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}$'
+            -- Loops in a pattern, counts outside of it: a third of the time.
+            WHEN txt.event_id LIKE '________-____-____-____-____________' AND txt.event_id
+                ~ '^[0-9A-Fa-f]+-[0-9A-Fa-f]+-[0-9A-Fa-f]+-[0-9A-Fa-f]+-[0-9A-Fa-f]+$'
+                THEN txt.event_id::uuid
+            WHEN length(txt.event_id) = 32 AND txt.event_id ~ '^[0-9A-Fa-f]+$'
                 THEN txt.event_id::uuid
             ELSE md5(txt.event_id)::uuid
         END AS event_id,
@@ -537,9 +652,9 @@ BEGIN
             raw.payload -> 'account_id' AS account_id,
             raw.payload -> 'user_id' AS user_id,
             raw.payload -> 'geo' AS geo,
-            raw.payload #> '{geo,country}' AS country,
-            raw.payload #> '{geo,region}' AS region,
-            raw.payload #> '{geo,city}' AS city,
+            raw.payload -> 'geo' -> 'country' AS country,
+            raw.payload -> 'geo' -> 'region' AS region,
+            raw.payload -> 'geo' -> 'city' AS city,
             raw.payload -> 'properties' AS properties,
             raw.payload -> 'properties' -> config.revenue_property AS revenue,
             coalesce(nullif(raw.payload -> 'occurred_at', 'null'), raw.payload -> 'timestamp')
@@ -550,13 +665,13 @@ BEGIN
     ) AS part
     CROSS JOIN LATERAL (
         SELECT
-            part.event_id #>> '{}' AS event_id,
-            part.event_type #>> '{}' AS event_type,
-            part.account_id #>> '{}' AS account_id,
-            part.user_id #>> '{}' AS user_id,
-            part.country #>> '{}' AS country,
-            part.region #>> '{}' AS region,
-            part.city #>> '{}' AS city,
+            raw.payload ->> 'event_id' AS event_id,
+            raw.payload ->> 'event_type' AS event_type,
+            raw.payload ->> 'account_id' AS account_id,
+            raw.payload ->> 'user_id' AS user_id,
+            part.geo ->> 'country' AS country,
+            part.geo ->> 'region' AS region,
+            part.geo ->> 'city' AS city,
             part.occurred_at #>> '{}' AS occurred_at,
             part.revenue #>> '{}' AS revenue
         OFFSET 0
@@ -567,9 +682,11 @@ BEGIN
                 WHEN txt.occurred_at IS NULL THEN raw.received_at
                 WHEN jsonb_typeof(part.occurred_at) NOT IN ('string', 'number') THEN NULL
                 -- A calendar day and a time of day with a zone, none meaning UTC ...
-                WHEN txt.occurred_at ~ ('^[1-9]\d{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])'
-                    '(?:[T ](?:[01]\d|2[0-3]):[0-5]\d(?::(?:[0-5]\d|60)(?:\.\d{1,9})?)?'
-                    '(?: ?(?:Z|[+-](?:0\d|1[0-5])(?::?[0-5]\d)?))?)?$')
+                WHEN txt.occurred_at
+                    ~ ('^[1-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])'
+                    '(?:[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]'
+                    '(?::(?:[0-5][0-9]|60)(?:\.[0-9]{1,9})?)?'
+                    '(?: ?(?:Z|[+-](?:0[0-9]|1[0-5])(?::?[0-5][0-9])?))?)?$')
                     THEN CASE
                         WHEN substr(txt.occurred_at, 6, 5)
                             IN ('02-30', '02-31', '04-31', '06-31', '09-31', '11-31')
@@ -578,13 +695,13 @@ BEGIN
                             AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
                                 - interval '1 day') <> 29
                             THEN NULL
-                        WHEN substr(txt.occurred_at, 12) ~ '[Z+-]'
+                        WHEN right(txt.occurred_at, 1) = 'Z' OR substr(txt.occurred_at, 12) ~ '[+-]'
                             THEN txt.occurred_at::timestamptz
                         ELSE (txt.occurred_at || ' UTC')::timestamptz
                     END
                 -- ... or epoch seconds; from 10^11 on (the year 5138) they are milliseconds.
                 WHEN jsonb_typeof(part.occurred_at) = 'number'
-                    OR txt.occurred_at ~ '^-?\d{1,15}(?:\.\d{1,9})?$'
+                    OR txt.occurred_at ~ '^-?[0-9]{1,15}(?:\.[0-9]{1,9})?$'
                     THEN CASE
                         WHEN abs(txt.occurred_at::numeric) < 1e11
                             THEN to_timestamp(txt.occurred_at::numeric::double precision)
@@ -595,7 +712,8 @@ BEGIN
             CASE
                 WHEN jsonb_typeof(part.revenue) = 'number'
                     OR (jsonb_typeof(part.revenue) = 'string' AND txt.revenue
-                        ~ '^[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?$')
+                        ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
+                        '(?:[eE][+-]?[0-9]{1,2})?$'))
                     THEN CASE
                         WHEN abs(txt.revenue::numeric) < 1e15 THEN txt.revenue::numeric
                     END
@@ -828,6 +946,9 @@ COMMENT ON FUNCTION spectrum._patrol(bigint) IS
 -- inside each, in order of the natural key: two workers that meet the same newcomers wait for
 -- each other instead of deadlocking. first_seen and last_seen follow with the next refresh
 -- (room 50), so that workers never queue behind the row of a popular event type.
+--
+-- Members are never deleted and keys never change: a trigger refuses it. This takes the place of
+-- foreign keys from the facts, which would cost 13 microseconds an event, more than all the rest.
 
 CREATE FUNCTION spectrum._create_dimensions()
 RETURNS void
@@ -846,8 +967,8 @@ BEGIN
         last_seen timestamptz
     );
     COMMENT ON TABLE warehouse.dim_accounts IS 'Accounts (tenants, customers) that events name.';
-    COMMENT ON COLUMN warehouse.dim_accounts.account_key IS 'Key in facts; 0 is the unknown account.';
-    COMMENT ON COLUMN warehouse.dim_accounts.account_id IS 'As sent; empty for the unknown account.';
+    COMMENT ON COLUMN warehouse.dim_accounts.account_key IS 'Key in facts; 0 is unknown.';
+    COMMENT ON COLUMN warehouse.dim_accounts.account_id IS 'As sent; empty for the unknown.';
     INSERT INTO warehouse.dim_accounts (account_key, account_id) VALUES (0, '');
 
     CREATE TABLE warehouse.dim_users (
@@ -888,120 +1009,92 @@ BEGIN
         'Key in facts; 0 is the unknown type, which no event has: one without a type fails.';
     INSERT INTO warehouse.dim_event_types (event_type_key, event_type) VALUES (0, '');
 
-    PERFORM spectrum._comment_seen('warehouse.dim_accounts');
-    PERFORM spectrum._comment_seen('warehouse.dim_users');
-    PERFORM spectrum._comment_seen('warehouse.dim_geography');
-    PERFORM spectrum._comment_seen('warehouse.dim_event_types');
+    PERFORM spectrum._finish_dimension('warehouse.dim_accounts', 'account_key');
+    PERFORM spectrum._finish_dimension('warehouse.dim_users', 'user_key');
+    PERFORM spectrum._finish_dimension('warehouse.dim_geography', 'geo_key');
+    PERFORM spectrum._finish_dimension('warehouse.dim_event_types', 'event_type_key');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_dimensions() IS
     'Room 30: makes the dimensions, each with its unknown member at key 0.';
 
-CREATE FUNCTION spectrum._comment_seen(p_dimension text)
+CREATE FUNCTION spectrum._finish_dimension(p_dimension text, p_key text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('COMMENT ON COLUMN %s.first_seen IS %L', p_dimension::regclass,
+    EXECUTE format('COMMENT ON COLUMN %s.first_seen IS %L', p_dimension,
         'Earliest occurred_at met, as of the last refresh.');
-    EXECUTE format('COMMENT ON COLUMN %s.last_seen IS %L', p_dimension::regclass,
+    EXECUTE format('COMMENT ON COLUMN %s.last_seen IS %L', p_dimension,
         'Latest occurred_at met, as of the last refresh.');
+    EXECUTE format('CREATE TRIGGER keep_members BEFORE DELETE OR TRUNCATE OR UPDATE OF %I ON %s '
+        'FOR EACH STATEMENT EXECUTE FUNCTION spectrum._refuse_removal()', p_key, p_dimension);
+    EXECUTE format('COMMENT ON TRIGGER keep_members ON %s IS %L', p_dimension,
+        'Facts point at members by key, without a foreign key.');
 END
 $$;
-COMMENT ON FUNCTION spectrum._comment_seen(text) IS
-    'Comments the two columns that every dimension has.';
+COMMENT ON FUNCTION spectrum._finish_dimension(text, text) IS
+    'Gives a dimension what all of them have: the comments on when, and the guard of its keys.';
+
+CREATE FUNCTION spectrum._refuse_removal()
+RETURNS trigger
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'members of %.% are kept for ever', tg_table_schema, tg_table_name
+        USING ERRCODE = 'restrict_violation',
+            DETAIL = 'Facts point at them by key.',
+            HINT = 'Members that no fact names do no harm.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._refuse_removal() IS
+    'Trigger of the dimensions: raises 23001 where members would go or change their key.';
 
 CREATE FUNCTION spectrum._add_members()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
-    -- The anti-join first: an upsert that conflicts would burn a key for each row.
     INSERT INTO warehouse.dim_accounts (account_id)
-    SELECT newcomers.account_id
-    FROM (SELECT DISTINCT batch.account_id FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL) AS newcomers
-    WHERE NOT EXISTS (
-        SELECT FROM warehouse.dim_accounts AS known WHERE known.account_id = newcomers.account_id
-    )
-    ORDER BY newcomers.account_id
+    SELECT DISTINCT batch.account_id
+    FROM pg_temp.spectrum_batch AS batch
+    WHERE batch.is_readable AND batch.account_key IS NULL
+    ORDER BY batch.account_id
     ON CONFLICT (account_id) DO NOTHING;
 
     INSERT INTO warehouse.dim_users (user_id, account_key)
     SELECT newcomers.user_id, accounts.account_key
     FROM (SELECT DISTINCT ON (batch.user_id) batch.user_id, batch.account_id
         FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL
+        WHERE batch.is_readable AND batch.user_key IS NULL
         ORDER BY batch.user_id, batch.seq) AS newcomers
     JOIN warehouse.dim_accounts AS accounts USING (account_id)
-    WHERE NOT EXISTS (
-        SELECT FROM warehouse.dim_users AS known WHERE known.user_id = newcomers.user_id
-    )
     ORDER BY newcomers.user_id
     ON CONFLICT (user_id) DO NOTHING;
 
     INSERT INTO warehouse.dim_geography (country, region, city)
-    SELECT newcomers.country, newcomers.region, newcomers.city
-    FROM (SELECT DISTINCT batch.country, batch.region, batch.city
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL) AS newcomers
-    WHERE NOT EXISTS (
-        SELECT FROM warehouse.dim_geography AS known
-        WHERE known.country = newcomers.country AND known.region = newcomers.region
-            AND known.city = newcomers.city
-    )
-    ORDER BY newcomers.country, newcomers.region, newcomers.city
+    SELECT DISTINCT batch.country, batch.region, batch.city
+    FROM pg_temp.spectrum_batch AS batch
+    WHERE batch.is_readable AND batch.geo_key IS NULL
+    ORDER BY batch.country, batch.region, batch.city
     ON CONFLICT (country, region, city) DO NOTHING;
 
     INSERT INTO warehouse.dim_event_types (event_type)
-    SELECT newcomers.event_type
-    FROM (SELECT DISTINCT batch.event_type FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL) AS newcomers
-    WHERE NOT EXISTS (
-        SELECT FROM warehouse.dim_event_types AS known
-        WHERE known.event_type = newcomers.event_type
-    )
-    ORDER BY newcomers.event_type
+    SELECT DISTINCT batch.event_type
+    FROM pg_temp.spectrum_batch AS batch
+    WHERE batch.is_readable AND batch.event_type_key IS NULL
+    ORDER BY batch.event_type
     ON CONFLICT (event_type) DO NOTHING;
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_members() IS
-    'Adds what the batch names and the dimensions do not have yet. Keys are looked up afterwards, '
-    'in statements of their own: only those see a member that another worker added meanwhile.';
-
-CREATE FUNCTION spectrum._hold_members()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM FROM warehouse.dim_accounts AS dim
-    WHERE dim.account_id IN (SELECT batch.account_id FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL)
-    ORDER BY dim.account_id FOR KEY SHARE;
-
-    PERFORM FROM warehouse.dim_users AS dim
-    WHERE dim.user_id IN (SELECT batch.user_id FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL)
-    ORDER BY dim.user_id FOR KEY SHARE;
-
-    PERFORM FROM warehouse.dim_geography AS dim
-    WHERE (dim.country, dim.region, dim.city) IN (
-        SELECT batch.country, batch.region, batch.city FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL)
-    ORDER BY dim.country, dim.region, dim.city FOR KEY SHARE;
-
-    PERFORM FROM warehouse.dim_event_types AS dim
-    WHERE dim.event_type IN (SELECT batch.event_type FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL)
-    ORDER BY dim.event_type FOR KEY SHARE;
-END
-$$;
-COMMENT ON FUNCTION spectrum._hold_members() IS
-    'Locks the batch''s dimension rows against deletion until commit, once per row instead of once '
-    'per fact: this takes the place of foreign keys, at 0.8 against 13 microseconds per event.';
+    'Adds what the batch names and the dimensions do not have yet. Keys are looked up afterwards, in '
+    'a statement of its own: only that sees a member that another worker added meanwhile.';
 -- Room 40: facts. One row an event, in month partitions (UTC) of warehouse.fact_events. The key
 -- (user_key, occurred_at, event_id) is at once the user's timeline; that an event_id counts once
 -- across all months is kept by warehouse.event_ledger, which also leads from a fact to its raw row.
@@ -1063,6 +1156,20 @@ $$;
 COMMENT ON FUNCTION spectrum._create_facts() IS
     'Room 40: makes warehouse.fact_events (without months) and warehouse.event_ledger.';
 
+CREATE FUNCTION spectrum._months(p_from timestamptz, p_to timestamptz)
+RETURNS SETOF date
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT generate_series(
+        date_trunc('month', p_from AT TIME ZONE 'UTC'),
+        date_trunc('month', p_to AT TIME ZONE 'UTC'),
+        interval '1 month'
+    )::date
+$$;
+COMMENT ON FUNCTION spectrum._months(timestamptz, timestamptz) IS
+    'First days of the months (UTC) from that of p_from to that of p_to, both included.';
+
 CREATE FUNCTION spectrum._month_name(p_month date)
 RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -1114,8 +1221,6 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_first date := date_trunc('month', p_from AT TIME ZONE 'UTC');
-    v_last date := date_trunc('month', p_to AT TIME ZONE 'UTC');
     v_made integer;
 BEGIN
     IF p_from IS NULL OR NOT isfinite(p_from) OR extract(year FROM p_from) < 1900 THEN
@@ -1126,8 +1231,8 @@ BEGIN
     THEN
         PERFORM spectrum._reject('p_to', p_to::text, 'a time from p_from to 200 years later');
     END IF;
-    SELECT count(*) FILTER (WHERE spectrum._add_month(month::date)) INTO v_made
-    FROM generate_series(v_first::timestamp, v_last::timestamp, interval '1 month') AS month;
+    SELECT count(*) FILTER (WHERE spectrum._add_month(month)) INTO v_made
+    FROM spectrum._months(p_from, p_to) AS month;
     RETURN v_made;
 END
 $$;
@@ -1145,6 +1250,8 @@ CREATE FUNCTION spectrum._read_batch(p_rows tid[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
     IF to_regclass('pg_temp.spectrum_batch') IS NULL THEN
@@ -1160,74 +1267,111 @@ BEGIN
             country text,
             region text,
             city text,
+            account_key bigint,
+            user_key bigint,
+            geo_key integer,
+            event_type_key integer,
             properties jsonb,
             revenue numeric,
             currency text,
-            error_msg text,
-            can_pass boolean NOT NULL DEFAULT false,
+            is_readable boolean,
+            is_first boolean NOT NULL DEFAULT true,
             was_read boolean,
-            is_first boolean,
+            can_pass boolean NOT NULL DEFAULT false,
+            error_msg text,
             copy_of uuid
         ) ON COMMIT DELETE ROWS;
     END IF;
     DELETE FROM pg_temp.spectrum_batch;
     INSERT INTO pg_temp.spectrum_batch (
         row_id, seq, id, event_id, occurred_at, event_type, account_id, user_id,
-        country, region, city, properties, revenue, currency, error_msg, was_read, is_first
+        country, region, city, account_key, user_key, geo_key, event_type_key,
+        properties, revenue, currency, is_readable, was_read, error_msg
     )
     SELECT
         reading.row_id, reading.seq, reading.id, reading.event_id, reading.occurred_at,
         reading.event_type, reading.account_id, reading.user_id,
         reading.country, reading.region, reading.city,
-        reading.properties, reading.revenue, reading.currency, reading.error_msg,
-        reading.attempts > 0,
-        row_number() OVER (
-            PARTITION BY reading.event_id, reading.error_msg IS NULL ORDER BY reading.seq
-        ) = 1
+        accounts.account_key, users.user_key, geography.geo_key, event_types.event_type_key,
+        reading.properties, reading.revenue, reading.currency,
+        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg
     FROM spectrum.readings AS reading
+    LEFT JOIN warehouse.dim_accounts AS accounts USING (account_id)
+    LEFT JOIN warehouse.dim_users AS users USING (user_id)
+    LEFT JOIN warehouse.dim_geography AS geography USING (country, region, city)
+    LEFT JOIN warehouse.dim_event_types AS event_types USING (event_type)
     WHERE reading.row_id = ANY (p_rows);
 END
 $$;
 COMMENT ON FUNCTION spectrum._read_batch(tid[]) IS
-    'Reads the claimed rows into pg_temp.spectrum_batch and finds the first of each event_id.';
+    'Reads the claimed rows into pg_temp.spectrum_batch, with the keys of the members known.';
 
-CREATE FUNCTION spectrum._add_months()
+CREATE FUNCTION spectrum._find_firsts()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE pg_temp.spectrum_batch AS batch
+    SET is_first = false
+    FROM (
+        SELECT repeated.event_id, min(repeated.seq) AS seq
+        FROM pg_temp.spectrum_batch AS repeated
+        WHERE repeated.is_readable
+        GROUP BY repeated.event_id
+        HAVING count(*) > 1
+    ) AS firsts
+    WHERE batch.event_id = firsts.event_id AND batch.seq > firsts.seq;
+END
+$$;
+COMMENT ON FUNCTION spectrum._find_firsts() IS
+    'Of rows with one event_id inside the batch, only the first received may become a fact.';
+
+CREATE FUNCTION spectrum._add_months(p_from timestamptz, p_to timestamptz)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_month date;
+    v_span tstzrange;
 BEGIN
     FOR v_month IN
-        SELECT DISTINCT date_trunc('month', batch.occurred_at AT TIME ZONE 'UTC')::date
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL
-        ORDER BY 1
+        SELECT month::date FROM spectrum._months(p_from, p_to) AS month
+        WHERE to_regclass('warehouse.' || spectrum._month_name(month)) IS NULL
     LOOP
+        v_span := tstzrange(
+            v_month::timestamp AT TIME ZONE 'UTC', (v_month + interval '1 month') AT TIME ZONE 'UTC'
+        );
+        CONTINUE WHEN NOT EXISTS (
+            SELECT FROM pg_temp.spectrum_batch AS batch
+            WHERE batch.is_readable AND batch.occurred_at <@ v_span
+        );
         BEGIN
             PERFORM spectrum._add_month(v_month);
         EXCEPTION
             WHEN lock_not_available THEN
                 UPDATE pg_temp.spectrum_batch AS batch
-                SET error_msg = format('occurred_at: the partition of %s could not be made within '
+                SET is_readable = false,
+                    error_msg = format('occurred_at: the partition of %s could not be made within '
                         'config.lock_timeout, another session holds a lock',
                         to_char(v_month, 'YYYY-MM')),
                     can_pass = true
-                WHERE batch.error_msg IS NULL
-                    AND date_trunc('month', batch.occurred_at AT TIME ZONE 'UTC')::date = v_month;
+                WHERE batch.is_readable AND batch.occurred_at <@ v_span;
         END;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._add_months() IS
-    'Makes the months that the batch needs. A month that another session locks out fails its '
-    'events for now; they are tried again.';
+COMMENT ON FUNCTION spectrum._add_months(timestamptz, timestamptz) IS
+    'Makes the months that events of the batch, all between two times, need. A month that another '
+    'session locks out fails its events for now; they are tried again.';
 
 CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
     WITH entries AS (
@@ -1261,6 +1405,8 @@ CREATE FUNCTION spectrum._insert_facts()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_loaded bigint;
@@ -1268,22 +1414,34 @@ BEGIN
     WITH new_facts AS MATERIALIZED (
         SELECT
             batch.event_id, batch.seq, batch.occurred_at, batch.properties, batch.revenue,
-            batch.currency, dim_accounts.account_key, dim_users.user_key,
-            dim_event_types.event_type_key, dim_geography.geo_key
+            batch.currency,
+            coalesce(batch.account_key, (
+                SELECT dim.account_key FROM warehouse.dim_accounts AS dim
+                WHERE dim.account_id = batch.account_id
+            )) AS account_key,
+            coalesce(batch.user_key, (
+                SELECT dim.user_key FROM warehouse.dim_users AS dim
+                WHERE dim.user_id = batch.user_id
+            )) AS user_key,
+            coalesce(batch.event_type_key, (
+                SELECT dim.event_type_key FROM warehouse.dim_event_types AS dim
+                WHERE dim.event_type = batch.event_type
+            )) AS event_type_key,
+            coalesce(batch.geo_key, (
+                SELECT dim.geo_key FROM warehouse.dim_geography AS dim
+                WHERE dim.country = batch.country AND dim.region = batch.region
+                    AND dim.city = batch.city
+            )) AS geo_key
         FROM pg_temp.spectrum_batch AS batch
-        JOIN warehouse.dim_accounts USING (account_id)
-        JOIN warehouse.dim_users USING (user_id)
-        JOIN warehouse.dim_event_types USING (event_type)
-        JOIN warehouse.dim_geography USING (country, region, city)
-        WHERE batch.error_msg IS NULL AND batch.is_first
+        WHERE batch.is_readable AND batch.is_first
             AND NOT EXISTS (
                 SELECT FROM warehouse.event_ledger AS ledger
                 WHERE ledger.event_id = batch.event_id
             )
-        ORDER BY batch.event_id
     ), entries AS (
         INSERT INTO warehouse.event_ledger (event_id, seq, occurred_at, user_key)
         SELECT event_id, seq, occurred_at, user_key FROM new_facts
+        ORDER BY event_id
     ), notes AS (
         INSERT INTO spectrum.touched (
             user_key, account_key, event_type_key, geo_key, first_at, last_at
@@ -1312,6 +1470,8 @@ CREATE FUNCTION spectrum._withdraw_reread()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_event_ids uuid[];
@@ -1329,7 +1489,7 @@ BEGIN
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
     FROM pg_temp.spectrum_batch AS batch
-    WHERE batch.was_read AND batch.error_msg IS NOT NULL
+    WHERE batch.was_read AND NOT batch.is_readable
         AND batch.event_id = ANY (v_event_ids) AND raw.copy_of = batch.id
         AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
 END
@@ -1341,6 +1501,8 @@ CREATE FUNCTION spectrum._take_over()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_event_ids uuid[];
@@ -1351,7 +1513,7 @@ BEGIN
         FROM pg_temp.spectrum_batch AS batch
         JOIN warehouse.event_ledger AS ledger
             ON ledger.event_id = batch.event_id AND ledger.seq > batch.seq
-        WHERE batch.error_msg IS NULL AND batch.is_first
+        WHERE batch.is_readable AND batch.is_first
     ), copies AS (
         UPDATE @extschema@.raw_events AS raw SET copy_of = later_rows.id
         FROM later_rows
@@ -1375,6 +1537,8 @@ CREATE FUNCTION spectrum._name_copies()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_copies bigint;
@@ -1385,7 +1549,7 @@ BEGIN
         ledger.event_id
     )
     FROM warehouse.event_ledger AS ledger
-    WHERE batch.error_msg IS NULL
+    WHERE batch.is_readable
         AND ledger.event_id = batch.event_id AND ledger.seq <> batch.seq;
     GET DIAGNOSTICS v_copies = ROW_COUNT;
     RETURN v_copies;
@@ -1399,10 +1563,12 @@ CREATE FUNCTION spectrum._mark_rows()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
     UPDATE @extschema@.raw_events AS raw
-    SET status = CASE WHEN batch.error_msg IS NULL THEN 'done' ELSE 'failed' END,
+    SET status = CASE WHEN batch.is_readable THEN 'done' ELSE 'failed' END,
         processed_at = now(),
         error_msg = batch.error_msg,
         attempts = raw.attempts + 1,
@@ -1436,19 +1602,30 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_readable bigint;
+    r_batch record;
 BEGIN
     PERFORM spectrum._read_batch(p_rows);
-    PERFORM spectrum._add_months();
-    PERFORM spectrum._add_members();
-    PERFORM spectrum._hold_members();
-    PERFORM spectrum._withdraw_reread();
-    loaded := spectrum._insert_facts();
+    SELECT
+        bool_or(batch.was_read) AS has_reread,
+        bool_or(batch.is_readable AND num_nulls(
+            batch.account_key, batch.user_key, batch.geo_key, batch.event_type_key) > 0)
+            AS has_newcomers,
+        min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
+        max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
+    INTO r_batch FROM pg_temp.spectrum_batch AS batch;
 
-    SELECT count(*) FILTER (WHERE error_msg IS NULL), count(*) FILTER (WHERE error_msg IS NOT NULL)
-    INTO v_readable, failed FROM pg_temp.spectrum_batch;
+    PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
+    IF r_batch.has_newcomers THEN
+        PERFORM spectrum._add_members();
+    END IF;
+    PERFORM spectrum._find_firsts();
+    IF r_batch.has_reread THEN
+        PERFORM spectrum._withdraw_reread();
+    END IF;
+    loaded := spectrum._insert_facts();
+    failed := (SELECT count(*) FROM pg_temp.spectrum_batch AS batch WHERE NOT batch.is_readable);
     duplicates := 0;
-    IF loaded < v_readable THEN
+    IF loaded + failed < cardinality(p_rows) THEN
         loaded := loaded + spectrum._take_over();
         duplicates := spectrum._name_copies();
     END IF;
@@ -1466,7 +1643,9 @@ AS $$
 BEGIN
     PERFORM spectrum._read_batch(ARRAY[p_row]);
     UPDATE pg_temp.spectrum_batch
-    SET error_msg = translate(p_reason, E'\n\r', '  '), can_pass = p_can_pass;
+    SET is_readable = false,
+        error_msg = translate(p_reason, E'\n\r', '  '),
+        can_pass = p_can_pass;
     PERFORM spectrum._withdraw_reread();
     PERFORM spectrum._mark_rows();
 END
@@ -1540,9 +1719,9 @@ CREATE FUNCTION spectrum._process_batch(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
+SET work_mem = '64MB'
 SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
+SET enable_memoize = off
 AS $$
 DECLARE
     v_rows tid[];
@@ -1567,7 +1746,8 @@ COMMENT ON FUNCTION spectrum._process_batch(integer) IS
     'One batch: what process_batch and run share. The settings pin every statement below to index '
     'look-ups, which are right for a batch whatever the size of the tables; statistics of tables '
     'that fill and drain are not to be relied on.';
--- Room 40, the doors: process_batch for anyone who owns the tables, reprocess for rows to read again.
+-- Room 40, the doors: process_batch for anyone who owns the tables, reprocess for rows to read
+-- again.
 
 CREATE FUNCTION spectrum._log_batch(
     p_run_id bigint,
@@ -1834,8 +2014,1762 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_events() IS
     'Room 60: makes analytics.events and analytics.settings.';
+-- Room 60, walks: what one unit (a user, an account, a session) did in a funnel. Pure functions of
+-- its history: p_times, ascending, and beside each time a mask of what the event can be: bit k - 1
+-- for step k, bit 30 for an exclusion. They return the positions of the events that fill the steps
+-- of the one entry that counts, or NULL. Read by the funnels.
+--
+-- The rule, in all orders: an entry begins with an event of step 1 inside [p_from, p_to) and goes
+-- on, greedily, with the earliest event that reaches one step more, up to and including
+-- entry + p_window. An exclusion strictly between its first and its last event voids it. The
+-- longest entry counts, of equal ones the earliest; or, with p_first_entry, the first one alone.
+
+CREATE FUNCTION analytics._session_starts(p_times timestamptz[])
+RETURNS timestamptz[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_starts timestamptz[] := p_times[1:1];
+    v_start timestamptz := p_times[1];
+    v_last timestamptz := p_times[1];
+    v_at timestamptz;
+BEGIN
+    FOREACH v_at IN ARRAY p_times LOOP
+        IF v_at > v_last + interval '30 minutes' OR v_at > v_start + interval '24 hours' THEN
+            v_start := v_at;
+            v_starts := v_starts || v_at;
+        END IF;
+        v_last := v_at;
+    END LOOP;
+    RETURN v_starts;
+END
+$$;
+COMMENT ON FUNCTION analytics._session_starts(timestamptz[]) IS
+    'Cuts one user''s ascending event times into sessions: a new one begins after a gap of more '
+    'than 30 minutes, or more than 24 hours after the start of the last. Event t belongs to '
+    'session width_bucket(t, starts).';
+
+CREATE FUNCTION analytics._walk_ordered(
+    p_times timestamptz[],
+    p_masks integer[],
+    p_steps integer,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_window interval,
+    p_is_strict boolean,
+    p_first_entry boolean,
+    p_has_exclusions boolean
+)
+RETURNS integer[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_count integer := cardinality(p_times);
+    -- Where the search for each step stands: entries ascend, so it never has to go back.
+    v_next integer[] := array_fill(1, ARRAY[p_steps]);
+    v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
+    v_deadline timestamptz;
+    v_chain integer[];
+    v_best integer[];
+    v_at integer;
+    v_found integer;
+BEGIN
+    FOR v_entry IN 1 .. v_count LOOP
+        CONTINUE WHEN p_masks[v_entry] & 1 = 0
+            OR p_times[v_entry] < p_from OR p_times[v_entry] >= p_to;
+        v_deadline := p_times[v_entry] + p_window;
+        v_chain := ARRAY[v_entry];
+        v_at := v_entry;
+        FOR v_step IN 2 .. p_steps LOOP
+            v_found := greatest(v_next[v_step], v_at + 1);
+            WHILE v_found <= v_count AND (
+                p_masks[v_found] & (1 << (v_step - 1)) = 0 OR p_times[v_found] <= p_times[v_at]
+            ) LOOP
+                v_found := v_found + 1;
+            END LOOP;
+            v_next[v_step] := v_found;
+            EXIT WHEN v_found > v_count OR p_times[v_found] > v_deadline;
+            IF p_is_strict THEN
+                -- Events at the time of either step do not stand between them.
+                LOOP
+                    v_at := v_at + 1;
+                    EXIT WHEN p_times[v_at] > p_times[v_chain[v_step - 1]];
+                END LOOP;
+                EXIT WHEN p_times[v_at] < p_times[v_found];
+            END IF;
+            v_chain := v_chain || v_found;
+            v_at := v_found;
+        END LOOP;
+
+        WHILE v_exclusion <= v_count AND (
+            p_masks[v_exclusion] & (1 << 30) = 0 OR p_times[v_exclusion] <= p_times[v_entry]
+        ) LOOP
+            v_exclusion := v_exclusion + 1;
+        END LOOP;
+        IF p_times[v_exclusion] < p_times[v_chain[cardinality(v_chain)]] THEN
+            v_chain := NULL;
+        END IF;
+        IF v_best IS NULL OR cardinality(v_chain) > cardinality(v_best) THEN
+            v_best := v_chain;
+        END IF;
+        EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps;
+    END LOOP;
+    RETURN v_best;
+END
+$$;
+COMMENT ON FUNCTION analytics._walk_ordered(
+    timestamptz[], integer[], integer, timestamptz, timestamptz, interval, boolean, boolean, boolean
+) IS
+    'Steps in their order, each strictly later than the one before; p_is_strict: with no event of '
+    'the history between, which must then hold them all, masks of 0 included.';
+
+CREATE FUNCTION analytics._fill_step(p_filled integer[], p_mask integer)
+RETURNS integer[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_filled integer[] := p_filled;
+    v_mask integer := p_mask;
+    v_queue integer[] := '{}';
+    -- By step: the step whose event would move here; 0 the new event; NULL not reached.
+    v_from integer[] := array_fill(NULL::integer, ARRAY[cardinality(p_filled)]);
+    v_at integer := 0;
+    v_place integer := 1;
+BEGIN
+    LOOP
+        FOR v_step IN 1 .. cardinality(p_filled) LOOP
+            IF v_mask & (1 << (v_step - 1)) <> 0 AND v_from[v_step] IS NULL THEN
+                v_from[v_step] := v_at;
+                v_queue := v_queue || v_step;
+            END IF;
+        END LOOP;
+        v_at := v_queue[v_place];
+        v_place := v_place + 1;
+        v_mask := p_filled[v_at];
+        EXIT WHEN v_at IS NULL OR v_mask = 0;
+    END LOOP;
+    IF v_at IS NULL THEN
+        RETURN NULL;
+    END IF;
+    WHILE v_from[v_at] <> 0 LOOP
+        v_filled[v_at] := p_filled[v_from[v_at]];
+        v_at := v_from[v_at];
+    END LOOP;
+    v_filled[v_at] := p_mask;
+    RETURN v_filled;
+END
+$$;
+COMMENT ON FUNCTION analytics._fill_step(integer[], integer) IS
+    'Puts one more event into the steps that are open to it, moving those in place where that '
+    'makes room (an augmenting path). p_filled: by step, the mask of the event in it, 0 open. '
+    'NULL: no room.';
+
+CREATE FUNCTION analytics._fill_window(
+    p_masks integer[],
+    p_steps integer,
+    p_first integer,
+    p_last integer,
+    p_most integer
+)
+RETURNS integer[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_filled integer[] := array_fill(0, ARRAY[p_steps]);
+    v_fuller integer[];
+    v_chain integer[] := '{}';
+BEGIN
+    FOR v_at IN p_first .. p_last LOOP
+        v_fuller := analytics._fill_step(v_filled, p_masks[v_at]);
+        IF v_fuller IS NOT NULL THEN
+            v_filled := v_fuller;
+            v_chain := v_chain || v_at;
+            EXIT WHEN cardinality(v_chain) = p_most;
+        END IF;
+    END LOOP;
+    RETURN v_chain;
+END
+$$;
+COMMENT ON FUNCTION analytics._fill_window(integer[], integer, integer, integer, integer) IS
+    'The positions in p_first to p_last whose events each fill one step more, p_most at most.';
+
+CREATE FUNCTION analytics._walk_any(
+    p_times timestamptz[],
+    p_masks integer[],
+    p_steps integer,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_window interval,
+    p_first_entry boolean,
+    p_has_exclusions boolean
+)
+RETURNS integer[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_count integer := cardinality(p_times);
+    v_step_bits integer := (1 << p_steps) - 1;
+    -- The window slides over the events: of each kind (mask), how many steps it has room in and
+    -- how many events the window holds. v_most: how many steps these could fill at most; only
+    -- where that is more than has been found are they tried out.
+    v_kinds integer[] := '{}';
+    v_room integer[] := '{}';
+    v_held integer[] := '{}';
+    v_kind integer;
+    v_most integer := 0;
+    v_last integer := 0;
+    v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
+    v_chain integer[];
+    v_best integer[] := '{}';
+BEGIN
+    FOR v_entry IN 1 .. v_count LOOP
+        WHILE v_last < v_count AND p_times[v_last + 1] <= p_times[v_entry] + p_window LOOP
+            v_last := v_last + 1;
+            v_kind := array_position(v_kinds, p_masks[v_last] & v_step_bits);
+            IF v_kind IS NULL THEN
+                v_kinds := v_kinds || (p_masks[v_last] & v_step_bits);
+                v_room := v_room
+                    || bit_count((p_masks[v_last] & v_step_bits)::bit(32))::integer;
+                v_held := v_held || 0;
+                v_kind := cardinality(v_kinds);
+            END IF;
+            v_held[v_kind] := v_held[v_kind] + 1;
+            v_most := v_most + (v_held[v_kind] <= v_room[v_kind])::integer;
+        END LOOP;
+
+        IF p_masks[v_entry] & v_step_bits <> 0
+            AND p_times[v_entry] >= p_from AND p_times[v_entry] < p_to
+        THEN
+            IF v_most > cardinality(v_best) THEN
+                v_chain := analytics._fill_window(p_masks, p_steps, v_entry, v_last, v_most);
+                WHILE v_exclusion <= v_count AND (
+                    p_masks[v_exclusion] & (1 << 30) = 0 OR p_times[v_exclusion] <= p_times[v_entry]
+                ) LOOP
+                    v_exclusion := v_exclusion + 1;
+                END LOOP;
+                IF cardinality(v_chain) > cardinality(v_best) AND (
+                    v_exclusion > v_count
+                    OR p_times[v_exclusion] >= p_times[v_chain[cardinality(v_chain)]]
+                ) THEN
+                    v_best := v_chain;
+                END IF;
+            END IF;
+            EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps;
+        END IF;
+
+        v_kind := array_position(v_kinds, p_masks[v_entry] & v_step_bits);
+        v_most := v_most - (v_held[v_kind] <= v_room[v_kind])::integer;
+        v_held[v_kind] := v_held[v_kind] - 1;
+    END LOOP;
+    RETURN nullif(v_best, '{}');
+END
+$$;
+COMMENT ON FUNCTION analytics._walk_any(
+    timestamptz[], integer[], integer, timestamptz, timestamptz, interval, boolean, boolean
+) IS
+    'Steps in any order: an entry begins with an event of any step, and its step k is reached when '
+    'its events can fill k of the steps, each event one of them.';
+-- Room 60, funnels: how many units take a series of steps, and how long they need. Reads
+-- analytics.events; read by analytics.funnel and by the standing funnels.
+--
+-- Every number comes from _funnel_entries: one row a unit, its counted entry with the times of the
+-- steps it reached. Histories are put together by set, walked one by one (60_funnel_walks.sql).
+
+CREATE FUNCTION analytics._read_steps(p_argument text, p_steps jsonb)
+RETURNS TABLE (step integer, event_type text, filter jsonb)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_form text := '"event type" or {"event": "event type", "where": {"property": value}}';
+    v_item jsonb;
+BEGIN
+    IF jsonb_typeof(p_steps) <> 'array' OR jsonb_array_length(p_steps) > 30 THEN
+        PERFORM spectrum._reject(
+            p_argument, p_steps::text, 'a JSON array of at most 30 events, each ' || v_form
+        );
+    END IF;
+    FOR step, v_item IN
+        SELECT i.number, i.item
+        FROM jsonb_array_elements(p_steps) WITH ORDINALITY AS i (item, number)
+    LOOP
+        IF jsonb_typeof(v_item) = 'string' THEN
+            v_item := jsonb_build_object('event', v_item);
+        END IF;
+        IF jsonb_typeof(v_item) <> 'object'
+            OR jsonb_typeof(v_item -> 'event') IS DISTINCT FROM 'string'
+            OR v_item ->> 'event' = ''
+            OR jsonb_typeof(coalesce(v_item -> 'where', '{}')) <> 'object'
+            OR v_item - '{event, where}'::text[] <> '{}'
+        THEN
+            PERFORM spectrum._reject(format('%s[%s]', p_argument, step), v_item::text, v_form);
+        END IF;
+        event_type := v_item ->> 'event';
+        filter := nullif(v_item -> 'where', '{}');
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION analytics._read_steps(text, jsonb) IS
+    'The events that a JSON array names, checked; NULL names none.';
+
+CREATE FUNCTION analytics._check_funnel(
+    p_steps jsonb,
+    p_window interval,
+    p_order text,
+    p_entry text,
+    p_unit text,
+    p_breakdown text,
+    p_attribution text,
+    p_exclude jsonb
+)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM analytics._read_steps('p_steps', p_steps);
+    IF p_steps IS NULL OR p_steps = '[]' THEN
+        PERFORM spectrum._reject('p_steps', p_steps::text, 'a JSON array of at least one event');
+    END IF;
+    IF p_window IS NULL OR p_window NOT BETWEEN interval '0' AND interval '10 years' THEN
+        PERFORM spectrum._reject('p_window', p_window::text, 'an interval from 0 to 10 years');
+    END IF;
+    PERFORM spectrum._check_choice('p_order', p_order, '{ordered, strict, any}');
+    PERFORM spectrum._check_choice('p_entry', p_entry, '{best, first}');
+    PERFORM spectrum._check_choice('p_unit', p_unit, '{user, account, session}');
+    IF p_breakdown = '' THEN
+        PERFORM spectrum._reject(
+            'p_breakdown', p_breakdown,
+            'country, region, city, account_id or the name of a property, or NULL'
+        );
+    END IF;
+    PERFORM spectrum._check_choice('p_attribution', p_attribution, '{first, last}');
+    PERFORM analytics._read_steps('p_exclude', p_exclude);
+END
+$$;
+COMMENT ON FUNCTION analytics._check_funnel(
+    jsonb, interval, text, text, text, text, text, jsonb
+) IS
+    'Raises 22023 unless the options describe a funnel.';
+
+CREATE FUNCTION analytics._event_type_key(p_event_type text)
+RETURNS integer
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+BEGIN
+    RETURN (
+        SELECT e.event_type_key FROM analytics.events AS e
+        WHERE e.event_type = p_event_type
+        LIMIT 1
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._event_type_key(text) IS
+    'The key of an event type that has events, found by the index on it; NULL if it has none.';
+
+CREATE FUNCTION analytics._unit_histories(
+    p_keys integer[],
+    p_filters jsonb[],
+    p_bits integer[],
+    p_entry_bits integer,
+    p_reads_all boolean,
+    p_from timestamptz,
+    p_until timestamptz,
+    p_unit text,
+    p_account text,
+    p_breakdown text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text, unit bigint, times timestamptz[], masks integer[], labels text[]
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_is_filtered boolean := cardinality(array_remove(p_filters, NULL)) > 0;
+BEGIN
+    -- The arguments are constants of this plan: of each CASE over them one branch remains, and of
+    -- the event view only the columns that it reads.
+    RETURN QUERY
+    SELECT h.scope, h.unit, array_agg(h.occurred_at), array_agg(h.mask),
+        CASE WHEN p_breakdown IS NOT NULL THEN array_agg(h.label) END
+    FROM (
+        SELECT
+            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
+            CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+            CASE WHEN p_unit = 'account' THEN e.account_key ELSE e.user_key END AS unit,
+            e.occurred_at,
+            CASE WHEN v_is_filtered THEN (
+                SELECT coalesce(bit_or(m.bit), 0)
+                FROM unnest(p_keys, p_filters, p_bits) AS m (key, filter, bit)
+                WHERE m.key = e.event_type_key
+                    AND (m.filter IS NULL OR e.properties @> m.filter)
+            ) ELSE coalesce(p_bits[array_position(p_keys, e.event_type_key)], 0) END AS mask,
+            CASE
+                WHEN p_breakdown = 'account_id' THEN e.account_id
+                WHEN p_breakdown = 'country' THEN e.country
+                WHEN p_breakdown = 'region' THEN e.region
+                WHEN p_breakdown = 'city' THEN e.city
+                WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
+            END AS label
+        FROM analytics.events AS e
+        WHERE e.user_key <> 0
+            AND (p_reads_all OR e.event_type_key = ANY (p_keys))
+            AND e.occurred_at BETWEEN p_from AND p_until
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (NOT p_by_account AND p_unit <> 'account' OR e.account_key <> 0)
+        ORDER BY scope_key, scope, unit, e.occurred_at,
+            CASE WHEN p_breakdown IS NOT NULL THEN e.event_id END
+    ) AS h
+    WHERE p_reads_all OR h.mask <> 0
+    GROUP BY h.scope_key, h.scope, h.unit
+    HAVING bit_or(h.mask) & p_entry_bits <> 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._unit_histories(
+    integer[], jsonb[], integer[], integer, boolean, timestamptz, timestamptz, text, text, text,
+    boolean
+) IS
+    'By unit, what _walk_* need: the times of its events in order, ties by event_id where a '
+    'breakdown tells them apart, their masks, and their values of the breakdown. Only units that '
+    'have an event that begins an entry; only matching events, unless p_reads_all.';
+
+CREATE FUNCTION analytics._funnel_histories(
+    p_steps jsonb,
+    p_exclude jsonb,
+    p_from timestamptz,
+    p_until timestamptz,
+    p_order text,
+    p_unit text,
+    p_account text,
+    p_breakdown text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    unit bigint,
+    session_start timestamptz,
+    times timestamptz[],
+    masks integer[],
+    labels text[]
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_keys integer[];
+    v_filters jsonb[];
+    v_bits integer[];
+    v_entry_bits integer := CASE
+        WHEN p_order = 'any' THEN (1 << jsonb_array_length(p_steps)) - 1 ELSE 1
+    END;
+BEGIN
+    SELECT coalesce(array_agg(m.key), '{}'), coalesce(array_agg(m.filter), '{}'),
+        coalesce(array_agg(m.bits), '{}')
+    INTO v_keys, v_filters, v_bits
+    FROM (
+        SELECT analytics._event_type_key(n.event_type) AS key, n.filter, bit_or(n.bit) AS bits
+        FROM (
+            SELECT s.event_type, s.filter, 1 << (s.step - 1) AS bit
+            FROM analytics._read_steps('p_steps', p_steps) AS s
+            UNION ALL
+            SELECT x.event_type, x.filter, 1 << 30
+            FROM analytics._read_steps('p_exclude', p_exclude) AS x
+        ) AS n
+        GROUP BY n.event_type, n.filter
+    ) AS m
+    WHERE m.key IS NOT NULL;
+
+    IF p_unit <> 'session' THEN
+        RETURN QUERY
+        SELECT h.account_id, h.unit, NULL::timestamptz, h.times, h.masks, h.labels
+        FROM analytics._unit_histories(
+            v_keys, v_filters, v_bits, v_entry_bits, p_order = 'strict', p_from, p_until,
+            p_unit, p_account, p_breakdown, p_by_account
+        ) AS h;
+        RETURN;
+    END IF;
+
+    -- Where a session begins depends on all that the user did before.
+    RETURN QUERY
+    SELECT h.account_id, h.unit, s.session_start, s.times, s.masks, s.labels
+    FROM analytics._unit_histories(
+        v_keys, v_filters, v_bits, v_entry_bits, true, '-infinity', p_until,
+        p_unit, p_account, p_breakdown, p_by_account
+    ) AS h
+    CROSS JOIN LATERAL (SELECT analytics._session_starts(h.times) AS starts OFFSET 0) AS c
+    CROSS JOIN LATERAL (
+        SELECT
+            c.starts[width_bucket(e.occurred_at, c.starts)] AS session_start,
+            array_agg(e.occurred_at ORDER BY e.position) AS times,
+            array_agg(e.mask ORDER BY e.position) AS masks,
+            array_agg(e.label ORDER BY e.position) AS labels
+        FROM unnest(h.times, h.masks, h.labels) WITH ORDINALITY
+            AS e (occurred_at, mask, label, position)
+        WHERE e.mask <> 0 OR p_order = 'strict'
+        GROUP BY 1
+        HAVING bit_or(e.mask) & v_entry_bits <> 0
+    ) AS s;
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_histories(
+    jsonb, jsonb, timestamptz, timestamptz, text, text, text, text, boolean
+) IS
+    'The histories of all units that a funnel counts; a session is a unit of its user.';
+
+CREATE FUNCTION analytics._funnel_entries(
+    p_steps jsonb,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_window interval,
+    p_order text,
+    p_entry text,
+    p_unit text,
+    p_account text,
+    p_breakdown text,
+    p_attribution text,
+    p_exclude jsonb,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    unit bigint,
+    session_start timestamptz,
+    breakdown text,
+    step_times timestamptz[]
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+-- A window of days is one of 24 hours each, whatever the session's time zone.
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_steps integer := jsonb_array_length(p_steps);
+    v_from timestamptz := coalesce(p_from, '-infinity');
+    v_to timestamptz := coalesce(p_to, 'infinity');
+    v_until timestamptz := CASE
+        WHEN v_to < '9999-01-01' THEN v_to + p_window ELSE 'infinity'
+    END;
+    v_has_exclusions boolean := coalesce(p_exclude, '[]') <> '[]';
+BEGIN
+    RETURN QUERY
+    SELECT
+        w.account_id,
+        w.unit,
+        w.session_start,
+        w.labels[w.chain[CASE p_attribution WHEN 'last' THEN cardinality(w.chain) ELSE 1 END]],
+        ARRAY(SELECT w.times[c.position] FROM unnest(w.chain) AS c (position))
+    FROM (
+        SELECT h.*, CASE WHEN p_order = 'any' THEN
+            analytics._walk_any(
+                h.times, h.masks, v_steps, v_from, v_to, p_window, p_entry = 'first',
+                v_has_exclusions
+            )
+        ELSE
+            analytics._walk_ordered(
+                h.times, h.masks, v_steps, v_from, v_to, p_window, p_order = 'strict',
+                p_entry = 'first', v_has_exclusions
+            )
+        END AS chain
+        FROM analytics._funnel_histories(
+            p_steps, p_exclude, v_from, v_until, p_order, p_unit, p_account, p_breakdown,
+            p_by_account
+        ) AS h
+        OFFSET 0
+    ) AS w
+    WHERE w.chain IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_entries(
+    jsonb, timestamptz, timestamptz, interval, text, text, text, text, text, text, jsonb, boolean
+) IS
+    'What each unit contributes to a funnel: its counted entry, with the time of each step it '
+    'reached. unit: user_key or account_key; a session is its user and its start. For one account, '
+    'for all together (*), or, with p_by_account, for each account by itself, out of its events '
+    'alone.';
+
+CREATE FUNCTION analytics._funnel_report(
+    p_steps jsonb,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_window interval,
+    p_order text,
+    p_entry text,
+    p_unit text,
+    p_account text,
+    p_breakdown text,
+    p_attribution text,
+    p_exclude jsonb,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    breakdown text,
+    step integer,
+    event_type text,
+    units bigint,
+    rate_from_start double precision,
+    rate_from_previous double precision,
+    median_seconds double precision,
+    mean_seconds double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH entries AS MATERIALIZED (
+        SELECT e.account_id, e.breakdown, e.step_times
+        FROM analytics._funnel_entries(
+            p_steps, p_from, p_to, p_window, p_order, p_entry, p_unit, p_account, p_breakdown,
+            p_attribution, p_exclude, p_by_account
+        ) AS e
+    ),
+    reached_steps AS (
+        SELECT e.account_id, e.breakdown, s.step,
+            date_part('epoch', e.step_times[s.step] - e.step_times[s.step - 1]) AS seconds
+        FROM entries AS e
+        CROSS JOIN LATERAL generate_series(1, cardinality(e.step_times)) AS s (step)
+    ),
+    step_counts AS (
+        SELECT r.account_id, r.breakdown, r.step, count(*) AS units,
+            percentile_cont(0.5) WITHIN GROUP (ORDER BY r.seconds) AS median_seconds,
+            -- Of whole microseconds, so that it does not depend on the order of the rows.
+            (avg((r.seconds * 1e6)::bigint) / 1e6)::double precision AS mean_seconds
+        FROM reached_steps AS r
+        GROUP BY r.account_id, r.breakdown, r.step
+    ),
+    groups AS (
+        SELECT DISTINCT e.account_id, e.breakdown FROM entries AS e
+        UNION ALL
+        -- A single scope has its steps even where nobody came.
+        SELECT coalesce(p_account, '*'), NULL
+        WHERE NOT p_by_account AND NOT EXISTS (SELECT FROM entries)
+    ),
+    step_rows AS (
+        SELECT g.account_id, g.breakdown, s.step, s.event_type, coalesce(c.units, 0) AS units,
+            c.median_seconds, c.mean_seconds
+        FROM groups AS g
+        CROSS JOIN analytics._read_steps('p_steps', p_steps) AS s
+        LEFT JOIN step_counts AS c ON c.account_id = g.account_id AND c.step = s.step
+            AND c.breakdown IS NOT DISTINCT FROM g.breakdown
+    )
+    SELECT r.account_id, r.breakdown, r.step, r.event_type, r.units,
+        coalesce(r.units / nullif(first_value(r.units) OVER steps, 0)::double precision, 0),
+        coalesce(r.units / nullif(lag(r.units, 1, r.units) OVER steps, 0)::double precision, 0),
+        r.median_seconds, r.mean_seconds
+    FROM step_rows AS r
+    WINDOW steps AS (PARTITION BY r.account_id, r.breakdown ORDER BY r.step);
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_report(
+    jsonb, timestamptz, timestamptz, interval, text, text, text, text, text, text, jsonb, boolean
+) IS
+    'Counts the entries: all steps of each account and value of the breakdown that has any.';
+
+CREATE FUNCTION analytics.funnel(
+    p_steps jsonb,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_window interval DEFAULT '14 days',
+    p_order text DEFAULT 'ordered',
+    p_entry text DEFAULT 'best',
+    p_unit text DEFAULT 'user',
+    p_account text DEFAULT NULL,
+    p_breakdown text DEFAULT NULL,
+    p_attribution text DEFAULT 'first',
+    p_exclude jsonb DEFAULT NULL
+)
+RETURNS TABLE (
+    breakdown text,
+    step integer,
+    event_type text,
+    units bigint,
+    rate_from_start double precision,
+    rate_from_previous double precision,
+    median_seconds double precision,
+    mean_seconds double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM analytics._check_range(p_from, p_to);
+    PERFORM analytics._check_funnel(
+        p_steps, p_window, p_order, p_entry, p_unit, p_breakdown, p_attribution, p_exclude
+    );
+    RETURN QUERY
+    SELECT r.breakdown, r.step, r.event_type, r.units, r.rate_from_start, r.rate_from_previous,
+        r.median_seconds, r.mean_seconds
+    FROM analytics._funnel_report(
+        p_steps, p_from, p_to, p_window, p_order, p_entry, p_unit, p_account, p_breakdown,
+        p_attribution, p_exclude, false
+    ) AS r
+    ORDER BY r.breakdown, r.step;
+END
+$$;
+COMMENT ON FUNCTION analytics.funnel(
+    jsonb, timestamptz, timestamptz, interval, text, text, text, text, text, text, jsonb
+) IS
+    'A funnel, exact over all events: how many users, accounts or sessions (p_unit) reach each '
+    'step within p_window of step 1, the rates from the start and from the previous step, and the '
+    'seconds since the previous step (median and mean of those who took it). p_steps: '
+    '["signup", {"event": "purchase", "where": {"plan": "pro"}}]. [p_from, p_to) limits step 1. '
+    'p_order: ordered, strict (nothing between) or any. p_entry: best (of all entries the one that '
+    'goes furthest) or first. p_breakdown: a property, country, region, city or account_id, read '
+    'at step 1 or, with p_attribution last, at the last step reached. p_exclude: events, written '
+    'like steps, that void an entry when they occur before its last step.';
+-- Room 60, standing funnels: the user's own definitions, and the views that show them. Read by
+-- dashboards. The numbers are those of analytics.funnel: the same entries, counted the same way.
+
+CREATE FUNCTION spectrum._create_funnels()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.funnels') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.funnels (
+        funnel text NOT NULL CONSTRAINT funnels_pkey PRIMARY KEY,
+        steps jsonb NOT NULL,
+        time_window interval NOT NULL,
+        step_order text NOT NULL
+            CONSTRAINT funnels_step_order_is_known
+            CHECK (step_order IN ('ordered', 'strict', 'any')),
+        entry text NOT NULL
+            CONSTRAINT funnels_entry_is_known CHECK (entry IN ('best', 'first')),
+        unit text NOT NULL
+            CONSTRAINT funnels_unit_is_known CHECK (unit IN ('user', 'account', 'session')),
+        breakdown text,
+        attribution text NOT NULL
+            CONSTRAINT funnels_attribution_is_known CHECK (attribution IN ('first', 'last')),
+        exclusions jsonb,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.funnels IS
+        'The funnels that analytics.conversion_funnels shows. Define one with '
+        'spectrum.define_funnel().';
+    COMMENT ON COLUMN spectrum.funnels.funnel IS 'Name.';
+    COMMENT ON COLUMN spectrum.funnels.steps IS
+        'Array of events: "event type" or {"event": "event type", "where": {...}}.';
+    COMMENT ON COLUMN spectrum.funnels.time_window IS 'Longest time from step 1 to a later step.';
+    COMMENT ON COLUMN spectrum.funnels.step_order IS 'ordered, strict or any.';
+    COMMENT ON COLUMN spectrum.funnels.entry IS 'Which entry of a unit counts: best or first.';
+    COMMENT ON COLUMN spectrum.funnels.unit IS 'What is counted: user, account or session.';
+    COMMENT ON COLUMN spectrum.funnels.breakdown IS
+        'country, region, city, account_id or a property; NULL none.';
+    COMMENT ON COLUMN spectrum.funnels.attribution IS
+        'Where the breakdown is read: first or last step reached.';
+    COMMENT ON COLUMN spectrum.funnels.exclusions IS 'Events that void an entry, written as steps.';
+    COMMENT ON COLUMN spectrum.funnels.changed_at IS 'When it was last defined.';
+
+    CREATE MATERIALIZED VIEW analytics.mv_conversion_funnels AS
+    SELECT
+        account_id, funnel, step, event_type, users, rate_from_start, rate_from_previous,
+        median_seconds, mean_seconds, breakdown, unit
+    FROM analytics._standing_funnels();
+    CREATE UNIQUE INDEX mv_conversion_funnels_key
+    ON analytics.mv_conversion_funnels (funnel, account_id, breakdown, step);
+    COMMENT ON MATERIALIZED VIEW analytics.mv_conversion_funnels IS
+        'Steps of each defined funnel, for all accounts together (account_id *) and for each '
+        'account with an entry. Read it through analytics.conversion_funnels.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.funnel IS 'Name of the definition.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.step IS 'Number of the step, from 1.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.event_type IS 'Event of the step.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.users IS
+        'Users (accounts, sessions: see unit) that reached the step; 0 where nobody did.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.rate_from_start IS
+        'users / users of step 1; 0 where there are none.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.rate_from_previous IS
+        'users / users of the previous step; 0 where there are none.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.median_seconds IS
+        'Median time from the previous step, of those who took this one.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.mean_seconds IS 'Mean of the same.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.breakdown IS
+        'Value of the breakdown; empty where there is none.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.unit IS
+        'What is counted: user, account or session.';
+
+    CREATE VIEW analytics.conversion_funnels AS
+    SELECT
+        v.account_id, v.funnel, v.step, v.event_type, v.users, v.rate_from_start,
+        v.rate_from_previous, v.median_seconds, v.mean_seconds,
+        nullif(v.breakdown, '') AS breakdown, v.unit, s.as_of
+    FROM analytics.mv_conversion_funnels AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_conversion_funnels';
+    COMMENT ON VIEW analytics.conversion_funnels IS
+        'How many get from step to step of each defined funnel (account_id *: all accounts). One '
+        'row a step, and a value of the breakdown where the funnel has one.';
+    COMMENT ON COLUMN analytics.conversion_funnels.breakdown IS 'NULL: none, or an event without.';
+    COMMENT ON COLUMN analytics.conversion_funnels.as_of IS 'Events up to here are counted.';
+
+    CREATE MATERIALIZED VIEW analytics.mv_funnel_days AS
+    SELECT account_id, funnel, day, step, users FROM analytics._standing_funnel_days();
+    CREATE UNIQUE INDEX mv_funnel_days_key
+    ON analytics.mv_funnel_days (funnel, account_id, day, step);
+    COMMENT ON MATERIALIZED VIEW analytics.mv_funnel_days IS
+        'The standing funnels by the day of entry: summed over the days they are the whole. Days '
+        'with an entry only. Read it through analytics.funnel_days.';
+    COMMENT ON COLUMN analytics.mv_funnel_days.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_funnel_days.funnel IS 'Name of the definition.';
+    COMMENT ON COLUMN analytics.mv_funnel_days.day IS
+        'Calendar day, in config.timezone, of step 1 of the counted entry.';
+    COMMENT ON COLUMN analytics.mv_funnel_days.step IS 'Number of the step, from 1.';
+    COMMENT ON COLUMN analytics.mv_funnel_days.users IS
+        'Users (accounts, sessions) that entered on the day and reached the step, whenever.';
+
+    CREATE VIEW analytics.funnel_days AS
+    SELECT v.account_id, v.funnel, v.day, v.step, v.users, s.as_of
+    FROM analytics.mv_funnel_days AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_funnel_days';
+    COMMENT ON VIEW analytics.funnel_days IS
+        'Each defined funnel by the day of entry (account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.funnel_days.as_of IS 'Events up to here are counted.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_funnels() IS
+    'Room 60: makes spectrum.funnels, the standing funnels and their plain views.';
+
+CREATE FUNCTION analytics._standing_funnels()
+RETURNS TABLE (
+    account_id text,
+    funnel text,
+    breakdown text,
+    unit text,
+    step integer,
+    event_type text,
+    users bigint,
+    rate_from_start double precision,
+    rate_from_previous double precision,
+    median_seconds double precision,
+    mean_seconds double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r.account_id, f.funnel, coalesce(r.breakdown, ''), f.unit, r.step, r.event_type,
+        r.units, r.rate_from_start, r.rate_from_previous, r.median_seconds, r.mean_seconds
+    FROM spectrum.funnels AS f
+    CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._funnel_report(
+        f.steps, NULL, NULL, f.time_window, f.step_order, f.entry, f.unit, NULL, f.breakdown,
+        f.attribution, f.exclusions, scopes.by_account
+    ) AS r;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_funnels() IS
+    'The rows of mv_conversion_funnels: each definition for all accounts together and for each.';
+
+CREATE FUNCTION analytics._standing_funnel_days()
+RETURNS TABLE (account_id text, funnel text, day date, step integer, users bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH entries AS MATERIALIZED (
+        SELECT e.account_id, f.funnel, f.steps, e.step_times[1] AS entered_at,
+            cardinality(e.step_times) AS reached
+        FROM spectrum.funnels AS f
+        CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
+        CROSS JOIN LATERAL analytics._funnel_entries(
+            f.steps, NULL, NULL, f.time_window, f.step_order, f.entry, f.unit, NULL, NULL,
+            f.attribution, f.exclusions, scopes.by_account
+        ) AS e
+    ),
+    day_starts AS MATERIALIZED (
+        SELECT spectrum.period_starts(
+            'day', min(e.entered_at), max(e.entered_at) + interval '1 us'
+        ) AS starts
+        FROM entries AS e
+    ),
+    levels AS (
+        SELECT e.account_id, e.funnel, e.steps, e.reached, count(*) AS users,
+            d.starts[width_bucket(e.entered_at, d.starts)] AS day_start
+        FROM entries AS e
+        CROSS JOIN day_starts AS d
+        GROUP BY e.account_id, e.funnel, e.steps, e.reached, day_start
+    )
+    SELECT l.account_id, l.funnel, spectrum.period_date(l.day_start), s.step,
+        coalesce(sum(l.users) FILTER (WHERE l.reached >= s.step), 0)::bigint
+    FROM levels AS l
+    CROSS JOIN LATERAL generate_series(1, jsonb_array_length(l.steps)) AS s (step)
+    GROUP BY l.account_id, l.funnel, l.day_start, s.step;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_funnel_days() IS
+    'The rows of mv_funnel_days: the same entries, by their day.';
+
+CREATE FUNCTION spectrum.define_funnel(
+    p_name text,
+    p_steps jsonb,
+    p_window interval DEFAULT '14 days',
+    p_order text DEFAULT 'ordered',
+    p_entry text DEFAULT 'best',
+    p_unit text DEFAULT 'user',
+    p_breakdown text DEFAULT NULL,
+    p_attribution text DEFAULT 'first',
+    p_exclude jsonb DEFAULT NULL
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM analytics._check_funnel(
+        p_steps, p_window, p_order, p_entry, p_unit, p_breakdown, p_attribution, p_exclude
+    );
+    DELETE FROM spectrum.funnels WHERE funnel = p_name;
+    INSERT INTO spectrum.funnels (
+        funnel, steps, time_window, step_order, entry, unit, breakdown, attribution, exclusions
+    )
+    VALUES (
+        p_name, p_steps, p_window, p_order, p_entry, p_unit, p_breakdown, p_attribution, p_exclude
+    );
+    PERFORM spectrum._mark_stale('mv_conversion_funnels');
+    PERFORM spectrum._mark_stale('mv_funnel_days');
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_funnel(
+    text, jsonb, interval, text, text, text, text, text, jsonb
+) IS
+    'Defines a standing funnel or replaces it; the options are those of analytics.funnel. The next '
+    'refresh shows it in analytics.conversion_funnels and analytics.funnel_days.';
+
+CREATE FUNCTION spectrum.drop_funnel(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.funnels WHERE funnel = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.funnels');
+    END IF;
+    PERFORM spectrum._mark_stale('mv_conversion_funnels');
+    PERFORM spectrum._mark_stale('mv_funnel_days');
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_funnel(text) IS
+    'Removes a standing funnel; the next refresh removes its rows.';
+-- Room 60, active users: exact distinct users of each day, of the 7 and of the 30 days that end
+-- with it. Reads analytics.events; read by analytics.active_users and mv_active_users.
+--
+-- Gaps and islands instead of a self join: an active day of a user makes him a weekly user on that
+-- day and the six after it, but only up to his next active day, which takes over. So each user-day
+-- carries the gap to the next one, users are counted by (day, gap), and each count is a running
+-- sum over these few cells: + at the day, - where its share ends.
+
+CREATE FUNCTION spectrum._create_active_users()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_active_users') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE MATERIALIZED VIEW analytics.mv_active_users AS
+    SELECT account_id, day, dau, wau, mau, stickiness
+    FROM analytics._standing_active_users();
+    CREATE UNIQUE INDEX mv_active_users_key ON analytics.mv_active_users (account_id, day);
+    COMMENT ON MATERIALIZED VIEW analytics.mv_active_users IS
+        'Active users per account and day, and for all accounts together (account_id *): from the '
+        'first active day of each to the last day with an event anywhere. Read it through '
+        'analytics.active_users.';
+    COMMENT ON COLUMN analytics.mv_active_users.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_active_users.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_active_users.dau IS 'Distinct users of the day.';
+    COMMENT ON COLUMN analytics.mv_active_users.wau IS
+        'Distinct users of the 7 days that end with it.';
+    COMMENT ON COLUMN analytics.mv_active_users.mau IS
+        'Distinct users of the 30 days that end with it.';
+    COMMENT ON COLUMN analytics.mv_active_users.stickiness IS
+        'dau / mau; NULL where mau is 0.';
+
+    CREATE VIEW analytics.active_users AS
+    SELECT v.account_id, v.day, v.dau, v.wau, v.mau, v.stickiness, s.as_of
+    FROM analytics.mv_active_users AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_active_users';
+    COMMENT ON VIEW analytics.active_users IS
+        'Daily, weekly and monthly active users per account and day (account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.active_users.as_of IS 'Events up to here are counted.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_active_users() IS
+    'Room 60: makes mv_active_users and its plain view.';
+
+CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT isfinite(p_from) THEN
+        PERFORM spectrum._reject('p_from', p_from::text, 'a finite time or NULL');
+    END IF;
+    IF NOT isfinite(p_to) OR p_to < p_from THEN
+        PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_range(timestamptz, timestamptz) IS
+    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open.';
+
+CREATE FUNCTION analytics._event_bounds(
+    p_account text,
+    OUT first_at timestamptz,
+    OUT last_at timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    SELECT
+        min(e.occurred_at) FILTER (WHERE p_account IS NULL OR e.account_id = p_account),
+        max(e.occurred_at)
+    INTO first_at, last_at
+    FROM analytics.events AS e;
+END
+$$;
+COMMENT ON FUNCTION analytics._event_bounds(text) IS
+    'All time, without a clock: the first event of the account (NULL: of all) and the last event '
+    'of any account, which is how far time is known to have come.';
+
+CREATE FUNCTION analytics._period_dates(p_starts timestamptz[])
+RETURNS date[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT spectrum.period_date(s.start)
+        FROM unnest(p_starts) WITH ORDINALITY AS s (start, number)
+        ORDER BY s.number
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._period_dates(timestamptz[]) IS
+    'The dates that period starts stand for, so that a row looks its date up by number.';
+
+CREATE FUNCTION analytics._active_days(
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (account_id text, user_key bigint, day date, gap integer)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[] := spectrum.period_starts('day', p_from, p_to);
+    v_days date[] := analytics._period_dates(v_starts);
+BEGIN
+    RETURN QUERY
+    WITH event_days AS (
+        SELECT
+            CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
+            e.user_key,
+            width_bucket(e.occurred_at, v_starts) AS number
+        FROM analytics.events AS e
+        WHERE e.user_key <> 0
+            AND e.occurred_at >= p_from
+            AND e.occurred_at < p_to
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (NOT p_by_account OR e.account_key <> 0)
+    ),
+    successions AS (
+        SELECT
+            d.scope,
+            d.user_key,
+            d.number,
+            lead(d.number) OVER (PARTITION BY d.scope_key, d.user_key ORDER BY d.number)
+                AS next_number
+        FROM event_days AS d
+    )
+    -- The last event of each day stands for the day: its successor lies on another one.
+    SELECT
+        s.scope,
+        s.user_key,
+        v_days[s.number],
+        least(30, v_days[s.next_number] - v_days[s.number])
+    FROM successions AS s
+    WHERE s.next_number IS DISTINCT FROM s.number;
+END
+$$;
+COMMENT ON FUNCTION analytics._active_days(timestamptz, timestamptz, text, boolean) IS
+    'What each user contributes: his active days among the events of [p_from, p_to), each with the '
+    'days until his next one, at most 30. For one account, for all together (*), or, with '
+    'p_by_account, for each account by itself.';
+
+CREATE FUNCTION analytics._count_active_users(
+    p_first_day date,
+    p_last_day date,
+    p_read_from timestamptz,
+    p_read_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (account_id text, day date, dau bigint, wau bigint, mau bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH cells AS MATERIALIZED (
+        SELECT a.account_id, a.day, a.gap, count(*) AS users
+        FROM analytics._active_days(p_read_from, p_read_to, p_account, p_by_account) AS a
+        GROUP BY a.account_id, a.day, a.gap
+    ),
+    scopes AS (
+        SELECT c.account_id, min(c.day) AS read_day FROM cells AS c GROUP BY c.account_id
+        UNION ALL
+        -- A single scope has the days that were asked for even where nobody came.
+        SELECT coalesce(p_account, '*'), p_first_day
+        WHERE NOT p_by_account AND NOT EXISTS (SELECT FROM cells)
+    ),
+    scope_days AS (
+        SELECT s.account_id, s.read_day + n.number AS day
+        FROM scopes AS s
+        CROSS JOIN LATERAL generate_series(0, p_last_day - s.read_day) AS n (number)
+        UNION
+        SELECT s.account_id, p_first_day + n.number
+        FROM scopes AS s
+        CROSS JOIN LATERAL generate_series(0, p_last_day - p_first_day) AS n (number)
+    ),
+    changes AS (
+        SELECT
+            c.account_id,
+            d.day,
+            sum(d.dau)::bigint AS dau,
+            sum(d.wau)::bigint AS wau,
+            sum(d.mau)::bigint AS mau
+        FROM cells AS c
+        CROSS JOIN LATERAL (
+            VALUES
+                (c.day, c.users, c.users, c.users),
+                (c.day + least(c.gap, 7), 0, -c.users, 0),
+                (c.day + c.gap, 0, 0, -c.users)
+        ) AS d (day, dau, wau, mau)
+        GROUP BY c.account_id, d.day
+    ),
+    counts AS (
+        SELECT
+            d.account_id,
+            d.day,
+            coalesce(c.dau, 0) AS dau,
+            coalesce(sum(c.wau) OVER until_day, 0)::bigint AS wau,
+            coalesce(sum(c.mau) OVER until_day, 0)::bigint AS mau
+        FROM scope_days AS d
+        LEFT JOIN changes AS c ON c.account_id = d.account_id AND c.day = d.day
+        WINDOW until_day AS (PARTITION BY d.account_id ORDER BY d.day)
+    )
+    SELECT c.account_id, c.day, c.dau, c.wau, c.mau
+    FROM counts AS c
+    WHERE c.day >= p_first_day OR p_first_day IS NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._count_active_users(
+    date, date, timestamptz, timestamptz, text, boolean
+) IS
+    'The counts of each day from p_first_day (NULL: the first active day of each scope) to '
+    'p_last_day, out of the events of [p_read_from, p_read_to).';
+
+CREATE FUNCTION analytics._active_users(
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    day date,
+    dau bigint,
+    wau bigint,
+    mau bigint,
+    stickiness double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_first_day date := spectrum.period_date(spectrum.period_start('day', p_from));
+    -- 30 days end with the first day asked for; 31, since days differ in length.
+    v_read_from timestamptz := spectrum.period_start('day', p_from) - interval '31 days';
+    v_to timestamptz := p_to;
+    v_last_day timestamptz[];
+BEGIN
+    IF p_from IS NULL OR p_to IS NULL THEN
+        SELECT coalesce(v_read_from, b.first_at), coalesce(v_to, b.last_at + interval '1 us')
+        INTO v_read_from, v_to
+        FROM analytics._event_bounds(p_account) AS b;
+    END IF;
+    IF v_to IS NULL OR v_read_from IS NULL OR v_to <= coalesce(p_from, v_read_from) THEN
+        RETURN;
+    END IF;
+    v_last_day := spectrum.period_starts('day', v_to - interval '1 us', v_to);
+
+    RETURN QUERY
+    SELECT c.account_id, c.day, c.dau, c.wau, c.mau, c.dau / nullif(c.mau, 0)::double precision
+    FROM analytics._count_active_users(
+        v_first_day, spectrum.period_date(v_last_day[1]), v_read_from, v_last_day[2],
+        p_account, p_by_account
+    ) AS c;
+END
+$$;
+COMMENT ON FUNCTION analytics._active_users(timestamptz, timestamptz, text, boolean) IS
+    'Active users of each scope and day: settles the range, counts, divides.';
+
+CREATE FUNCTION analytics._standing_active_users()
+RETURNS TABLE (
+    account_id text,
+    day date,
+    dau bigint,
+    wau bigint,
+    mau bigint,
+    stickiness double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM analytics._active_users(NULL, NULL, NULL, false);
+    RETURN QUERY SELECT * FROM analytics._active_users(NULL, NULL, NULL, true);
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_active_users() IS
+    'The rows of mv_active_users: all accounts together, then each by itself.';
+
+CREATE FUNCTION analytics.active_users(
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (day date, dau bigint, wau bigint, mau bigint, stickiness double precision)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM analytics._check_range(p_from, p_to);
+    RETURN QUERY
+    SELECT a.day, a.dau, a.wau, a.mau, a.stickiness
+    FROM analytics._active_users(p_from, p_to, p_account, false) AS a
+    ORDER BY a.day;
+END
+$$;
+COMMENT ON FUNCTION analytics.active_users(timestamptz, timestamptz, text) IS
+    'Exact daily, weekly (7 days) and monthly (30 days) active users: one row a calendar day that '
+    '[p_from, p_to) touches, zero days included; each day counts whole and the windows look back '
+    'before p_from. NULL p_from: from the first active day; NULL p_to: to the last day with an '
+    'event. p_account NULL: all accounts.';
+-- Room 60, trends: one measure of any events, by calendar period and, if asked, by the values of a
+-- property. Reads analytics.events only. Also here: how a property is read as a number,
+-- which is as money is read: a number below 10^15 in size, or a text that is exactly one.
+
+CREATE FUNCTION analytics._check_filter(p_argument text, p_filter jsonb)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF jsonb_typeof(p_filter) <> 'object' THEN
+        PERFORM spectrum._reject(
+            p_argument, p_filter::text, 'a JSON object that the properties contain, or NULL'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_filter(text, jsonb) IS
+    'Raises 22023 unless the value is NULL or a JSON object.';
+
+CREATE FUNCTION analytics._text_number(p_text text)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_text ~ '^[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?$' THEN
+        RETURN p_text::numeric;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._text_number(text) IS
+    'The number that a text exactly is, else NULL; the same texts that carry money.';
+
+CREATE FUNCTION analytics._percentile(p_sorted numeric[], p_fraction numeric)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_rank numeric := p_fraction * (array_length(p_sorted, 1) - 1);
+    v_below integer := floor(v_rank) + 1;
+    v_above integer := ceil(v_rank) + 1;
+BEGIN
+    RETURN trim_scale(
+        p_sorted[v_below] + (p_sorted[v_above] - p_sorted[v_below]) * (v_rank - floor(v_rank))
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._percentile(numeric[], numeric) IS
+    'percentile_cont over sorted numbers, but in numeric: exact, and for numbers of any size.';
+
+CREATE FUNCTION analytics._trend(
+    p_event text,
+    p_starts timestamptz[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_measure text,
+    p_property text,
+    p_breakdown text,
+    p_account text,
+    p_where jsonb
+)
+RETURNS TABLE (period_number integer, breakdown text, value numeric)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    -- What a period without events shows.
+    v_nothing numeric := CASE WHEN p_measure IN ('events', 'users', 'sum') THEN 0 END;
+    v_percentile numeric := CASE p_measure WHEN 'p50' THEN 0.5 WHEN 'p95' THEN 0.95 ELSE 0.99 END;
+BEGIN
+    -- The arguments are constants of this plan: of each CASE over them one branch remains, and of
+    -- the event view only the columns that this branch reads.
+    RETURN QUERY
+    WITH amounts AS (
+        SELECT
+            width_bucket(e.occurred_at, p_starts) AS number,
+            CASE p_breakdown
+                WHEN 'event_type' THEN e.event_type
+                WHEN 'account_id' THEN e.account_id
+                WHEN 'country' THEN e.country
+                WHEN 'region' THEN e.region
+                WHEN 'city' THEN e.city
+                ELSE e.properties ->> p_breakdown
+            END AS breakdown,
+            nullif(e.user_key, 0) AS user_key,
+            CASE WHEN p_measure NOT IN ('events', 'users') THEN
+                CASE jsonb_typeof(e.properties -> p_property)
+                    WHEN 'number' THEN (e.properties -> p_property)::numeric
+                    WHEN 'string' THEN analytics._text_number(e.properties ->> p_property)
+                END
+            END AS amount
+        FROM analytics.events AS e
+        WHERE e.occurred_at >= p_from
+            AND e.occurred_at < p_to
+            AND (p_event IS NULL OR e.event_type = p_event)
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (p_where IS NULL OR e.properties @> p_where)
+    ),
+    measures AS (
+        SELECT
+            a.number,
+            a.breakdown,
+            CASE p_measure
+                WHEN 'events' THEN count(*)
+                WHEN 'users' THEN count(DISTINCT a.user_key)
+                WHEN 'sum' THEN sum(a.amount) FILTER (WHERE abs(a.amount) < 1e15)
+                WHEN 'avg' THEN trim_scale(avg(a.amount) FILTER (WHERE abs(a.amount) < 1e15))
+                ELSE analytics._percentile(
+                    array_agg(a.amount ORDER BY a.amount) FILTER (WHERE abs(a.amount) < 1e15),
+                    v_percentile
+                )
+            END AS value
+        FROM amounts AS a
+        GROUP BY a.number, a.breakdown
+    ),
+    series AS (
+        SELECT DISTINCT m.breakdown FROM measures AS m WHERE p_breakdown IS NOT NULL
+        UNION ALL
+        SELECT NULL WHERE p_breakdown IS NULL
+    ),
+    cells AS (
+        SELECT m.number, m.breakdown, m.value FROM measures AS m
+        UNION ALL
+        SELECT p.number, s.breakdown, v_nothing
+        FROM generate_series(1, array_length(p_starts, 1) - 1) AS p (number)
+        CROSS JOIN series AS s
+    )
+    SELECT c.number, c.breakdown, sum(c.value)
+    FROM cells AS c
+    GROUP BY c.number, c.breakdown;
+END
+$$;
+COMMENT ON FUNCTION analytics._trend(
+    text, timestamptz[], timestamptz, timestamptz, text, text, text, text, jsonb
+) IS
+    'The measure for each period (numbered by p_starts) and each breakdown value, empty ones too.';
+
+CREATE FUNCTION analytics.trend(
+    p_event text DEFAULT NULL,
+    p_period text DEFAULT 'day',
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_measure text DEFAULT 'events',
+    p_property text DEFAULT NULL,
+    p_breakdown text DEFAULT NULL,
+    p_account text DEFAULT NULL,
+    p_where jsonb DEFAULT NULL
+)
+RETURNS TABLE (period date, breakdown text, value numeric)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_from timestamptz := p_from;
+    v_to timestamptz := p_to;
+    v_starts timestamptz[];
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM spectrum._check_choice('p_measure', p_measure, '{events, users, sum, avg, p50, p95, p99}');
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_property IS NULL AND p_measure NOT IN ('events', 'users') THEN
+        PERFORM spectrum._reject(
+            'p_property', p_property, format('the property that %s is taken of', p_measure)
+        );
+    END IF;
+    PERFORM analytics._check_filter('p_where', p_where);
+
+    IF p_from IS NULL OR p_to IS NULL THEN
+        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
+        INTO v_from, v_to
+        FROM analytics._event_bounds(p_account) AS b;
+    END IF;
+    IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
+        RETURN;
+    END IF;
+    v_starts := spectrum.period_starts(p_period, v_from, v_to);
+
+    RETURN QUERY
+    SELECT spectrum.period_date(v_starts[t.period_number]) AS period, t.breakdown, t.value
+    FROM analytics._trend(
+        p_event, v_starts, v_from, v_to, p_measure, p_property, p_breakdown, p_account, p_where
+    ) AS t
+    ORDER BY t.period_number, t.breakdown;
+END
+$$;
+COMMENT ON FUNCTION analytics.trend(
+    text, text, timestamptz, timestamptz, text, text, text, text, jsonb
+) IS
+    'One measure by day, week or month over the events of [p_from, p_to) (NULL: from the first '
+    'event of the account, to the last event of any). p_event NULL: any event. p_measure: events, '
+    'users, or sum, avg, p50, p95, p99 of the numbers in p_property (below 10^15 in size, or a '
+    'text that is exactly one; anything else there is left out). p_breakdown: event_type, '
+    'account_id, country, region, city, or a top-level property. p_where: JSON containment. A '
+    'period without events is a row too: 0, or NULL for avg and percentiles.';
+-- Room 60, revenue: money by account, day and currency. Facts carry the amount as numeric and its
+-- currency (room 20 reads them); here they become orders and refunds. Sums never mix currencies.
+-- Reads analytics.events; read by analytics.revenue and mv_revenue_summary.
+
+CREATE FUNCTION spectrum._create_revenue()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_revenue_summary') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE MATERIALIZED VIEW analytics.mv_revenue_summary AS
+    SELECT
+        account_id, day, currency, orders, gross, refunds, net, paying_users, active_users, arpu,
+        arppu
+    FROM analytics._standing_revenue_summary();
+    CREATE UNIQUE INDEX mv_revenue_summary_key
+        ON analytics.mv_revenue_summary (account_id, day, currency);
+    COMMENT ON MATERIALIZED VIEW analytics.mv_revenue_summary IS
+        'Money per account, day and currency, and for all accounts together (account_id *). Read '
+        'it through analytics.revenue_summary.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.currency IS 'Currency: three capital letters.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.orders IS
+        'Events with money that are no refunds.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.gross IS 'Sum of the orders.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.refunds IS
+        'Sum of the refunds, as a positive amount: events of a type in config.refund_events, and '
+        'negative amounts.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.net IS 'gross - refunds.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.paying_users IS
+        'Distinct users with an order above 0.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.active_users IS
+        'Distinct users of the account''s day, whatever they did.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.arpu IS
+        'net / active_users; NULL where there are none.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.arppu IS
+        'net / paying_users; NULL where there are none.';
+
+    CREATE VIEW analytics.revenue_summary AS
+    SELECT
+        v.account_id, v.day, v.currency, v.orders, v.gross, v.refunds, v.net, v.paying_users,
+        v.active_users, v.arpu, v.arppu, s.as_of
+    FROM analytics.mv_revenue_summary AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_revenue_summary';
+    COMMENT ON VIEW analytics.revenue_summary IS
+        'Orders, refunds, net revenue, per user too, by account (* is all), day and currency.';
+    COMMENT ON COLUMN analytics.revenue_summary.as_of IS 'Events up to here are counted.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_revenue() IS
+    'Room 60: makes mv_revenue_summary and its plain view.';
+
+CREATE FUNCTION analytics._revenue_entries(
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_currency text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    user_key bigint,
+    day date,
+    currency text,
+    orders bigint,
+    gross numeric,
+    refunds numeric,
+    has_paid boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[] := spectrum.period_starts('day', p_from, p_to);
+    v_days date[] := analytics._period_dates(v_starts);
+    v_refund_events text[] := (SELECT s.refund_events FROM analytics.settings AS s);
+BEGIN
+    RETURN QUERY
+    WITH money_events AS (
+        SELECT
+            CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+            e.user_key,
+            width_bucket(e.occurred_at, v_starts) AS number,
+            e.currency,
+            e.revenue,
+            e.revenue < 0 OR e.event_type = ANY (v_refund_events) AS is_refund
+        FROM analytics.events AS e
+        WHERE e.revenue IS NOT NULL
+            AND e.occurred_at >= p_from
+            AND e.occurred_at < p_to
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (p_currency IS NULL OR e.currency = p_currency)
+            AND (NOT p_by_account OR e.account_key <> 0)
+    )
+    SELECT
+        m.scope,
+        m.user_key,
+        v_days[m.number],
+        m.currency,
+        count(*) FILTER (WHERE NOT m.is_refund),
+        coalesce(sum(m.revenue) FILTER (WHERE NOT m.is_refund), 0),
+        coalesce(sum(abs(m.revenue)) FILTER (WHERE m.is_refund), 0),
+        m.user_key <> 0 AND bool_or(NOT m.is_refund AND m.revenue > 0)
+    FROM money_events AS m
+    GROUP BY m.scope, m.user_key, m.number, m.currency;
+END
+$$;
+COMMENT ON FUNCTION analytics._revenue_entries(
+    timestamptz, timestamptz, text, text, boolean
+) IS
+    'What each user contributes: his money by day and currency. The unknown user''s (key 0) is '
+    'money too, but he never is a paying user.';
+
+CREATE FUNCTION analytics._revenue(
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_currency text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    day date,
+    currency text,
+    orders bigint,
+    gross numeric,
+    refunds numeric,
+    net numeric,
+    paying_users bigint,
+    active_users bigint,
+    arpu numeric,
+    arppu numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_from timestamptz := p_from;
+    v_to timestamptz := p_to;
+    v_starts timestamptz[];
+    v_days date[];
+BEGIN
+    IF p_from IS NULL OR p_to IS NULL THEN
+        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
+        INTO v_from, v_to
+        FROM analytics._event_bounds(p_account) AS b;
+    END IF;
+    IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
+        RETURN;
+    END IF;
+    v_starts := spectrum.period_starts('day', v_from, v_to);
+    v_days := analytics._period_dates(v_starts);
+
+    RETURN QUERY
+    WITH sums AS (
+        SELECT
+            r.account_id,
+            r.day,
+            r.currency,
+            sum(r.orders)::bigint AS orders,
+            sum(r.gross) AS gross,
+            sum(r.refunds) AS refunds,
+            sum(r.gross) - sum(r.refunds) AS net,
+            count(*) FILTER (WHERE r.has_paid) AS paying_users
+        FROM analytics._revenue_entries(v_from, v_to, p_account, p_currency, p_by_account) AS r
+        GROUP BY r.account_id, r.day, r.currency
+    ),
+    active AS (
+        SELECT
+            CASE WHEN p_by_account THEN t.breakdown ELSE coalesce(p_account, '*') END AS account_id,
+            v_days[t.period_number] AS day,
+            nullif(t.value, 0) AS users
+        FROM analytics._trend(
+            NULL, v_starts, v_from, v_to, 'users', NULL,
+            CASE WHEN p_by_account THEN 'account_id' END, p_account, NULL
+        ) AS t
+    )
+    SELECT
+        s.account_id,
+        s.day,
+        s.currency,
+        s.orders,
+        s.gross,
+        s.refunds,
+        s.net,
+        s.paying_users,
+        coalesce(a.users, 0)::bigint,
+        trim_scale(s.net / a.users),
+        trim_scale(s.net / nullif(s.paying_users, 0))
+    FROM sums AS s
+    LEFT JOIN active AS a ON a.account_id = s.account_id AND a.day = s.day;
+END
+$$;
+COMMENT ON FUNCTION analytics._revenue(timestamptz, timestamptz, text, text, boolean) IS
+    'Revenue of each scope, day and currency: settles the range, sums the users up, divides.';
+
+CREATE FUNCTION analytics._standing_revenue_summary()
+RETURNS TABLE (
+    account_id text,
+    day date,
+    currency text,
+    orders bigint,
+    gross numeric,
+    refunds numeric,
+    net numeric,
+    paying_users bigint,
+    active_users bigint,
+    arpu numeric,
+    arppu numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM analytics._revenue(NULL, NULL, NULL, NULL, false);
+    RETURN QUERY SELECT * FROM analytics._revenue(NULL, NULL, NULL, NULL, true);
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_revenue_summary() IS
+    'The rows of mv_revenue_summary: all accounts together, then each by itself.';
+
+CREATE FUNCTION analytics.revenue(
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_account text DEFAULT NULL,
+    p_currency text DEFAULT NULL
+)
+RETURNS TABLE (
+    day date,
+    currency text,
+    orders bigint,
+    gross numeric,
+    refunds numeric,
+    net numeric,
+    paying_users bigint,
+    active_users bigint,
+    arpu numeric,
+    arppu numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_currency !~ '^[A-Za-z]{3}$' THEN
+        PERFORM spectrum._reject('p_currency', p_currency, 'three letters, or NULL for each');
+    END IF;
+
+    RETURN QUERY
+    SELECT
+        r.day, r.currency, r.orders, r.gross, r.refunds, r.net, r.paying_users, r.active_users,
+        r.arpu, r.arppu
+    FROM analytics._revenue(p_from, p_to, p_account, upper(p_currency), false) AS r
+    ORDER BY r.day, r.currency;
+END
+$$;
+COMMENT ON FUNCTION analytics.revenue(timestamptz, timestamptz, text, text) IS
+    'Orders, gross, refunds (positive), net, paying and active users, net per active user (arpu) '
+    'and per paying user (arppu), by day and currency, over the events of [p_from, p_to); days and '
+    'currencies without money are no rows. NULL: all time, all accounts, each currency.';
 -- Room 80, refresh: brings the standing views up to the facts. A view that nothing changed is left
 -- alone, because REFRESH CONCURRENTLY costs the size of the view however little changed.
+
+CREATE FUNCTION spectrum._register_views()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO spectrum.refresh_state (view_name, position, follows_clock) VALUES
+        ('mv_active_users', 1, false),
+        ('mv_revenue_summary', 2, false),
+        ('mv_conversion_funnels', 3, false),
+        ('mv_funnel_days', 4, false)
+    ON CONFLICT (view_name) DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION spectrum._register_views() IS
+    'Lists the standing views in the order of their refresh.';
 
 CREATE FUNCTION spectrum._pending_since()
 RETURNS timestamptz
@@ -2597,9 +4531,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum.verify() IS
-    'Makes the facts again from the raw events and the standing views from the facts, and compares: '
-    'one row a check. Reads everything, so its cost follows the history. A view is behind, not '
-    'wrong, where events came since its last refresh.';
+    'Makes the facts again from the raw events and the standing views from the facts, and '
+    'compares: one row a check. Reads everything, so its cost follows the history. A view is '
+    'behind, not wrong, where events came since its last refresh.';
 -- Room 80, setup: makes the tables and views, room by room, and gives them to the user. Members of
 -- an extension are left out of dumps and vanish with DROP EXTENSION; events must not.
 
@@ -2650,6 +4584,10 @@ BEGIN
     PERFORM spectrum._create_facts();
     PERFORM spectrum._create_rollups();
     PERFORM spectrum._create_events();
+    PERFORM spectrum._create_active_users();
+    PERFORM spectrum._create_revenue();
+    PERFORM spectrum._create_funnels();
+    PERFORM spectrum._register_views();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
     PERFORM spectrum._release_data();

@@ -10,12 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
+from pytest_postgresql.executors.noop import NoopExecutor
 from pytest_postgresql.janitor import DatabaseJanitor
+from rich.console import Console
+from spectrum_shell import demo
+from spectrum_shell.demo_delivery import make_month
 
 OWNER = "spectrum_test_owner"  # owns a database, and is nothing else
 ROLE_PREFIX = "spectrum_test_"
@@ -193,7 +198,7 @@ def cron_dsn(tidy_server: None) -> Iterator[str]:
     emptied before and after."""
     dsn = dsn_of("postgres")
     _empty_cron_database(dsn)
-    run_sql(dsn, "CREATE EXTENSION pg_cron", "CREATE EXTENSION spectrum")
+    run_sql(dsn, "CREATE EXTENSION spectrum")
     yield dsn
     _empty_cron_database(dsn)
 
@@ -206,12 +211,37 @@ def cron_db(cron_dsn: str, connect: Connect) -> psycopg.Connection:
 def _empty_cron_database(dsn: str) -> None:
     run_sql(
         dsn,
-        "DROP EXTENSION IF EXISTS pg_cron",
-        # Jobs that still run. Not pg_cron's launcher, nor DROP DATABASE: it would not come back.
+        # pg_cron stays: made anew, it would not run its first jobs.
+        "CREATE EXTENSION IF NOT EXISTS pg_cron SCHEMA pg_catalog",
+        "SELECT cron.unschedule(jobid) FROM cron.job",
+        # Jobs that still run. Not pg_cron's launcher: it would not come back.
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND backend_type = 'pg_cron worker'",
+        "TRUNCATE cron.job_run_details",
         "DROP EXTENSION IF EXISTS spectrum CASCADE",
         "DROP SCHEMA IF EXISTS analytics, warehouse, spectrum, public CASCADE",
         "CREATE SCHEMA public AUTHORIZATION pg_database_owner",
         "GRANT USAGE ON SCHEMA public TO PUBLIC",
     )
+
+
+@pytest.fixture(scope="session")
+def month_dsn(tidy_server: None, spectrum_template: NoopExecutor) -> Iterator[str]:
+    """DSN of a database that holds the demo's month, processed and refreshed: to be read only."""
+    source = spectrum_template
+    janitor = DatabaseJanitor(
+        host=source.host,
+        port=source.port,
+        user=source.user,
+        password=source.password,
+        dbname="tests_month",
+        template_dbname=source.template_dbname,
+    )
+    with janitor:
+        dsn = dsn_of(janitor.dbname)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            yesterday = datetime.now(UTC).date() - timedelta(days=1)
+            demo.define(connection)
+            demo.load(connection, Console(quiet=True), make_month(yesterday).rows)
+            connection.execute("CALL spectrum.run()")
+        yield dsn

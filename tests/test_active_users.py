@@ -22,7 +22,9 @@ def event(at: str, user: str | None = "u1", account: str | None = "a1") -> dict[
 
 @exploring
 @given(data=st.data(), timezone=timezones, epoch=epochs)
-def test_any_history(db: psycopg.Connection, data: st.DataObject, timezone: str, epoch: datetime):
+def test_any_history(
+    db: psycopg.Connection, data: st.DataObject, timezone: str, epoch: datetime
+) -> None:
     history = data.draw(payloads(epoch, ["visit", "click"], properties()))
     start, end = data.draw(ranges(epoch))
     account = data.draw(st.sampled_from([None, "a1", "nobody"]))
@@ -39,7 +41,7 @@ def test_any_history(db: psycopg.Connection, data: st.DataObject, timezone: str,
         assert standing == standing_active_users(events, calendar)
 
 
-def test_windows_end_to_the_day(db: psycopg.Connection):
+def test_windows_end_to_the_day(db: psycopg.Connection) -> None:
     load(db, [event("2024-05-01T23:59:59Z"), event("2024-06-02T00:00:00Z", "u2")])
     rows = {row[0]: row[1:4] for row in db.execute("SELECT * FROM analytics.active_users()")}
     assert rows[date(2024, 5, 1)] == (1, 1, 1)
@@ -55,17 +57,20 @@ def test_windows_end_to_the_day(db: psycopg.Connection):
     assert stickiness == [(0.0,), (None,)]
 
 
-def test_the_day_is_the_local_one(db: psycopg.Connection):
+def test_the_day_is_the_local_one(db: psycopg.Connection) -> None:
     db.execute("SELECT spectrum.configure('timezone', 'America/New_York')")
-    load(db, [event("2024-03-10T04:59:00Z"), event("2024-03-10T05:00:00Z", "u2"),
-              event("2024-03-11T03:59:00Z", "u3"), event("2024-03-11T04:00:00Z", "u4")])  # fmt: skip
+    times = ["2024-03-10T04:59:00Z", "2024-03-10T05:00:00Z", "2024-03-11T03:59:00Z",
+             "2024-03-11T04:00:00Z"]  # fmt: skip
+    load(db, [event(at, f"u{number}") for number, at in enumerate(times)])
     days = db.execute("SELECT day, dau FROM analytics.active_users()").fetchall()
     assert days == [(date(2024, 3, 9), 1), (date(2024, 3, 10), 2), (date(2024, 3, 11), 1)]
 
 
-def test_range_and_scope(db: psycopg.Connection):
-    load(db, [event("2024-05-01T12:00:00Z", None, None), event("2024-05-02T12:00:00Z"),
-              event("2024-05-02T13:00:00Z", "u2", None), event("2024-05-04T12:00:00Z", None)])  # fmt: skip
+def test_range_and_scope(db: psycopg.Connection) -> None:
+    load(db, [
+        event("2024-05-01T12:00:00Z", None, None), event("2024-05-02T12:00:00Z"),
+        event("2024-05-02T13:00:00Z", "u2", None), event("2024-05-04T12:00:00Z", None),
+    ])  # fmt: skip
     # From the first active day (the unknown user is none) to the last event of all.
     assert [row[:2] for row in db.execute(ASK, (None, None, None))] == [
         (date(2024, 5, 2), 2), (date(2024, 5, 3), 0), (date(2024, 5, 4), 0),
@@ -83,12 +88,12 @@ def test_range_and_scope(db: psycopg.Connection):
     ]
 
 
-def test_no_events_no_rows(db: psycopg.Connection):
+def test_no_events_no_rows(db: psycopg.Connection) -> None:
     assert db.execute("SELECT * FROM analytics.active_users()").fetchall() == []
     assert db.execute("SELECT * FROM analytics.active_users").fetchall() == []
 
 
-def test_a_range_has_two_ends_in_order(db: psycopg.Connection):
+def test_a_range_has_two_ends_in_order(db: psycopg.Connection) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="p_to"):
         db.execute("SELECT * FROM analytics.active_users('2024-05-02', '2024-05-01')")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="p_from"):

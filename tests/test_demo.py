@@ -10,6 +10,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from io import StringIO
 
 import psycopg
 import pytest
@@ -17,7 +18,7 @@ from conftest import Connect, dsn_of, run_sql
 from rich.console import Console
 from spectrum_shell import demo, demo_show
 from spectrum_shell.demo_data import DAYS, FUNNEL
-from spectrum_shell.demo_delivery import Month, make_month
+from spectrum_shell.demo_delivery import Month, launch_id, make_month
 from spectrum_shell.errors import Refused, SpectrumError
 
 UNTIL = date(2026, 1, 31)
@@ -43,9 +44,10 @@ def test_a_month_is_made_the_same_again(month: Month) -> None:
     assert fingerprint(make_month(UNTIL)) == fingerprint(month)
 
 
-def test_another_seed_or_day_is_another_month(month: Month) -> None:
-    others = [make_month(UNTIL, seed=1), make_month(UNTIL + timedelta(days=1))]
-    assert len({fingerprint(other) for other in (month, *others)}) == 3
+def test_another_day_is_another_month(month: Month) -> None:
+    other = make_month(UNTIL + timedelta(days=1))
+    ids = {row.id for row in month.rows}
+    assert [row.id for row in other.rows if row.id in ids] == [launch_id()]
 
 
 def test_the_month_has_the_promised_size(month: Month) -> None:
@@ -112,7 +114,7 @@ def test_the_month_has_a_week_and_growth(month: Month) -> None:
     active = {day: len(users) for day, users in days.items()}
     weekdays = [number for day, number in active.items() if day.weekday() < 5]
     weekends = [number for day, number in active.items() if day.weekday() >= 5]
-    assert max(weekends) < sum(weekdays) / len(weekdays)
+    assert sum(weekends) / len(weekends) < 0.7 * sum(weekdays) / len(weekdays)
     first, last = sorted(active)[:7], sorted(active)[-7:]
     assert sum(active[day] for day in last) > 1.5 * sum(active[day] for day in first)
 
@@ -145,7 +147,7 @@ def test_every_broken_event_failed_and_says_why(month_dsn: str, connect: Connect
 
 def test_the_views_are_shown(month_dsn: str, connect: Connect) -> None:
     db = connect(month_dsn)
-    console = Console(width=160, record=True, quiet=False, file=open(os.devnull, "w"))
+    console = Console(width=160, record=True, file=StringIO())
     demo_show.show_funnel(console, db)
     demo_show.show_retention(console, db)
     demo_show.show_revenue(console, db)
@@ -155,9 +157,7 @@ def test_the_views_are_shown(month_dsn: str, connect: Connect) -> None:
         assert expected in text
 
 
-def test_another_month_does_not_go_into_the_same_database(
-    month_dsn: str, connect: Connect
-) -> None:
+def test_another_month_does_not_go_into_the_same_database(month_dsn: str, connect: Connect) -> None:
     with pytest.raises(Refused, match="holds the demo's month until"):
         demo.month_to_load(connect(month_dsn), UNTIL)
 

@@ -36,7 +36,9 @@ def same_quotient(value: Decimal | None, expected: Fraction | None) -> bool:
 
 @exploring
 @given(data=st.data(), timezone=zones, epoch=epochs)
-def test_any_history(db: psycopg.Connection, data: st.DataObject, timezone: str, epoch: datetime):
+def test_any_history(
+    db: psycopg.Connection, data: st.DataObject, timezone: str, epoch: datetime
+) -> None:
     history = data.draw(payloads(epoch, ["visit", "purchase", "refund"], money))
     start, end = data.draw(ranges(epoch))
     account = data.draw(st.sampled_from([None, "a1", "nobody"]))
@@ -63,7 +65,7 @@ def sale(amount: object, user: str | None = "u1", **more: object) -> dict[str, o
     return payload | ({"user_id": user} if user else {}) | more
 
 
-def test_orders_refunds_and_payers(db: psycopg.Connection):
+def test_orders_refunds_and_payers(db: psycopg.Connection) -> None:
     load(db, [
         sale("19.99"), sale(0.1), sale(0.2), sale(0, "u2"), sale(5, None),
         sale(-3, "u3"), sale(4, "u4", event_type="refund"), sale(-1, "u4", event_type="refund"),
@@ -73,14 +75,12 @@ def test_orders_refunds_and_payers(db: psycopg.Connection):
     rows = db.execute("SELECT * FROM analytics.revenue()").fetchall()
     gross, refunds = Decimal("25.29"), Decimal(8)
     net = gross - refunds
-    assert [row[:-2] for row in rows] == [
-        (date(2024, 5, 1), "USD", 5, gross, refunds, net, 1, 5)
-    ]
+    assert [row[:-2] for row in rows] == [(date(2024, 5, 1), "USD", 5, gross, refunds, net, 1, 5)]
     assert same_quotient(rows[0][-2], Fraction(net) / 5)
     assert same_quotient(rows[0][-1], Fraction(net))
 
 
-def test_currencies_and_settings(db: psycopg.Connection):
+def test_currencies_and_settings(db: psycopg.Connection) -> None:
     db.execute("SELECT spectrum.configure('currency', 'EUR')")
     db.execute("SELECT spectrum.configure('refund_events', '{chargeback}')")
     load(db, [sale(2), sale(3, event_type="chargeback"), sale(4, event_type="refund"),
@@ -91,7 +91,7 @@ def test_currencies_and_settings(db: psycopg.Connection):
     assert db.execute(only).fetchall() == [("USD",)]
 
 
-def test_nobody_active_no_quotient(db: psycopg.Connection):
+def test_nobody_active_no_quotient(db: psycopg.Connection) -> None:
     load(db, [sale(7, None)])
     quotients = "SELECT active_users, paying_users, arpu, arppu FROM analytics.revenue()"
     assert db.execute(quotients).fetchall() == [(0, 0, None, None)]
@@ -101,6 +101,6 @@ def test_nobody_active_no_quotient(db: psycopg.Connection):
     ("arguments", "named"),
     [("p_currency => 'euro'", "p_currency"), ("'2024-05-02', '2024-05-01'", "p_to")],
 )
-def test_wrong_arguments_are_named(db: psycopg.Connection, arguments: str, named: str):
+def test_wrong_arguments_are_named(db: psycopg.Connection, arguments: str, named: str) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=named):
         db.execute(f"SELECT * FROM analytics.revenue({arguments})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -24,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle_events import Calendar, read_events
 from oracle_trends import trend
+from psycopg.types.json import Jsonb
 
 ASK = """SELECT * FROM analytics.trend(
     p_event => %(event)s, p_period => %(period)s, p_from => %(start)s, p_to => %(end)s,
@@ -59,7 +59,7 @@ def test_any_history(
     timezone: str,
     epoch: datetime,
     week_start: int,
-):
+) -> None:
     history = data.draw(payloads(epoch, ["visit", "click"], histories_of))
     events, calendar = read_events(history), Calendar(timezone, week_start)
     with loaded(db, history, timezone):
@@ -67,7 +67,8 @@ def test_any_history(
         for _ in range(4):
             question = data.draw(questions)
             question["start"], question["end"] = data.draw(ranges(epoch))
-            asked = question | {"where": question["where"] and json.dumps(question["where"])}
+            where = question["where"]
+            asked = question | {"where": None if where is None else Jsonb(where)}
             rows = db.execute(ASK, asked).fetchall()
             expected = trend(events, calendar, **question)
             answer = {(period, breakdown): value for period, breakdown, value in rows}
@@ -100,7 +101,7 @@ def latencies(db: psycopg.Connection) -> psycopg.Connection:
 )
 def test_what_is_no_number_is_left_out(
     latencies: psycopg.Connection, measure: str, first: object, second: object, third: object
-):
+) -> None:
     rows = latencies.execute(
         "SELECT period, value FROM analytics.trend('request', p_measure => %s, p_property => 'ms')",
         (measure,),
@@ -110,7 +111,7 @@ def test_what_is_no_number_is_left_out(
     ]  # fmt: skip
 
 
-def test_numbers_beyond_double_precision(db: psycopg.Connection):
+def test_numbers_beyond_double_precision(db: psycopg.Connection) -> None:
     db.execute(
         "INSERT INTO raw_events (payload) SELECT jsonb_build_object('event_type', 'odd',"
         " 'occurred_at', '2024-05-01', 'properties', jsonb_build_object('x', n))"
@@ -122,12 +123,12 @@ def test_numbers_beyond_double_precision(db: psycopg.Connection):
         assert db.execute(ask, (measure,)).fetchall() == [(Decimal(expected),)]
 
 
-def test_an_unknown_event_counts_zero_over_all_time(latencies: psycopg.Connection):
+def test_an_unknown_event_counts_zero_over_all_time(latencies: psycopg.Connection) -> None:
     rows = latencies.execute("SELECT value FROM analytics.trend('no_such_event')").fetchall()
     assert rows == [(0,), (0,), (0,)]
 
 
-def test_the_range_cuts_events_not_periods(latencies: psycopg.Connection):
+def test_the_range_cuts_events_not_periods(latencies: psycopg.Connection) -> None:
     noon = datetime(2024, 5, 1, 12, tzinfo=UTC)
     ask = "SELECT period, value FROM analytics.trend(p_period => 'week', p_from => %s, p_to => %s)"
     late = noon.replace(day=3, hour=13)
@@ -149,7 +150,7 @@ def test_the_range_cuts_events_not_periods(latencies: psycopg.Connection):
         ("p_from => '2024-05-02', p_to => '2024-05-01'", "p_to"),
     ],
 )
-def test_wrong_arguments_are_named(db: psycopg.Connection, arguments: str, named: str):
+def test_wrong_arguments_are_named(db: psycopg.Connection, arguments: str, named: str) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=named) as caught:
         db.execute(f"SELECT * FROM analytics.trend({arguments})")
     assert caught.value.diag.message_hint

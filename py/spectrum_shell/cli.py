@@ -1,5 +1,6 @@
 """The command ``spectrum``: options in, calls out. What a command does lives in its module."""
 
+import logging
 import os
 import sys
 import traceback
@@ -89,6 +90,9 @@ def cli(debug: bool) -> None:
 
     The numbers themselves are read with SQL, from the views in schema analytics.
     """
+    if not debug:
+        # What it warns of reaches us as an exception, too.
+        logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 
 @cli.command()

@@ -6,7 +6,8 @@ second one changes nothing.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -109,18 +110,16 @@ def open_demo_database(dsn: str | None) -> psycopg.Connection:
 def make_database(dsn: str) -> None:
     with open_connection(dsn) as connection:
         statement = "CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0"
-        try:
+        # If it is there already, the failure to connect had another cause: it comes up again.
+        with suppress(psycopg.errors.DuplicateDatabase):
             connection.execute(sql.SQL(statement).format(sql.Identifier(DATABASE)))
-        except psycopg.errors.DuplicateDatabase:
-            pass  # it is there, so the failure to connect has another cause
 
 
 def prepare_database(connection: psycopg.Connection, console: Console, with_cron: bool) -> None:
     if with_cron and connection.info.dbname == home_of_cron(connection):
-        try:
+        # Who may not make it is told by spectrum.schedule() who can.
+        with suppress(psycopg.errors.InsufficientPrivilege):
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_cron")
-        except psycopg.errors.InsufficientPrivilege:
-            pass  # spectrum.schedule() will say who can help
     console.print(operations.install(connection, None))
 
 
@@ -159,7 +158,7 @@ def count_missing(connection: psycopg.Connection, rows: Sequence[Row]) -> int:
     return sum(len(chunk) for chunk in missing_chunks(connection, rows))
 
 
-def missing_chunks(connection: psycopg.Connection, rows: Sequence[Row]) -> Any:
+def missing_chunks(connection: psycopg.Connection, rows: Sequence[Row]) -> Iterator[list[Row]]:
     """The rows that are not in raw_events yet, some thousand at a time."""
     statement = sql.SQL("SELECT id FROM {} WHERE id = ANY(%s)").format(staging_table(connection))
     for start in range(0, len(rows), COPIED_ROWS):
@@ -230,21 +229,24 @@ def load(connection: psycopg.Connection, console: Console, rows: Sequence[Row]) 
 
 def process(connection: psycopg.Connection, console: Console, with_cron: bool) -> None:
     state = operations.status(connection)
-    waiting = state["pending"] > 0 or state["last_refresh_at"] is None
     if not with_cron:
-        if waiting:
+        if is_behind(state):
             with console.status("spectrum.run()"):
                 connection.execute("CALL spectrum.run()")
         return
-    if waiting:
+    if is_behind(state):
         watch_pg_cron(connection, console, state)
     operations.schedule(connection, EVERY_FIVE_MINUTES)
     console.print("Scheduled: pg_cron calls spectrum.run() every five minutes from now on")
 
 
-def watch_pg_cron(
-    connection: psycopg.Connection, console: Console, before: dict[str, Any]
-) -> None:
+def is_behind(state: dict[str, Any]) -> bool:
+    """Events wait, or the views wait for what is processed."""
+    batch, refresh = state["last_batch_at"], state["last_refresh_at"]
+    return state["pending"] > 0 or refresh is None or (batch is not None and refresh < batch)
+
+
+def watch_pg_cron(connection: psycopg.Connection, console: Console, before: dict[str, Any]) -> None:
     """Puts spectrum.run() on every minute and shows what it does, until all is processed.
 
     Raises SpectrumError where nothing moves any more. In the end, whatever it was, the schedule
@@ -268,7 +270,7 @@ def watch_pg_cron(
                     moved = time.monotonic()
                 done = state["done"] + state["failed"] - done_before
                 progress.update(task, completed=done, description=describe(state, since))
-                if state["pending"] == 0 and state["last_run_at"] and state["last_run_at"] > since:
+                if state["last_run_at"] and state["last_run_at"] > since and not is_behind(state):
                     break
                 complain_if_stuck(state, since, time.monotonic() - moved)
                 time.sleep(POLL_SECONDS)

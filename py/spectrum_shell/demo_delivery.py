@@ -6,7 +6,6 @@ The same seed and the same last day give the same rows, byte for byte.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from spectrum_shell.demo_data import DAYS, FUNNEL, SEED, Event, Story
+from spectrum_shell.payload import encode_json
 
 NAMESPACE = UUID("5bec7a11-0000-4000-8000-7469646c696e")
 REPEAT_SHARE = 0.01
@@ -76,6 +76,7 @@ class Delivery:
     def __init__(self, story: Story, events: list[Event]) -> None:
         self.story = story
         self.events = events
+        self.run = f"{story.seed}/{story.until}"
         self.repeats = 0
         self.broken: Counter[str] = Counter()
 
@@ -98,9 +99,8 @@ class Delivery:
                 broken = BREAKS[kind](payload(event, self.id(number, "broken")))
                 yield arrives + 1, Row(self.id(number, "broken row"), encode(broken))
 
-    def id(self, *names: object) -> UUID:
-        key = (self.story.seed, self.story.until, *names)
-        return uuid5(NAMESPACE, "/".join(str(name) for name in key))
+    def id(self, number: int, what: str = "event") -> UUID:
+        return uuid5(NAMESPACE, f"{self.run}/{number}/{what}")
 
 
 def payload(event: Event, event_id: UUID) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def payload(event: Event, event_id: UUID) -> dict[str, Any]:
 
 
 def encode(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return encode_json(value).decode()
 
 
 def changed(**fields: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -44,6 +44,7 @@ def new_table(title: str, text_columns: Iterable[str], number_columns: Iterable[
 
 def show_status(console: Console, state: Row) -> None:
     table = new_table("spectrum.status()", ["", ""], [])
+    table.show_header = False
     for name, value in state.items():
         if value is not None:
             table.add_row(name.replace("_", " "), format_value(value))
@@ -61,10 +62,10 @@ def compare(connection: psycopg.Connection, made: Made) -> list[tuple[str, Any, 
         " count(DISTINCT account_id) AS accounts FROM analytics.events",
     )[0]
     pairs = [(name, getattr(made, name), total[name]) for name in ("events", "users", "accounts")]
-    state = read(connection, "SELECT pending, failed FROM analytics.pipeline_status")[0]
+    state = read(connection, "SELECT done, failed FROM analytics.pipeline_status")[0]
     pairs += [("broken, so failed", made.broken.total(), state["failed"])]
-    repeats = read(connection, "SELECT sum(duplicates) AS rows FROM analytics.pipeline")[0]["rows"]
-    pairs += [("repeats, so not counted twice", made.repeats, repeats)]
+    done = state["done"] - total["events"]
+    pairs += [("repeats, so done but no event", made.repeats, done)]
     reached = {
         row["event_type"]: row["users"]
         for row in read(
@@ -73,7 +74,9 @@ def compare(connection: psycopg.Connection, made: Made) -> list[tuple[str, Any, 
             " WHERE account_id = '*' AND funnel = 'sign_up'",
         )
     }
-    pairs += [(f"users who reached {step}", n, reached.get(step)) for step, n in made.funnel.items()]
+    pairs += [
+        (f"users who reached {step}", n, reached.get(step)) for step, n in made.funnel.items()
+    ]
     units = {
         row["variant"]: row
         for row in read(
@@ -147,7 +150,7 @@ def show_retention(console: Console, connection: psycopg.Connection) -> None:
     cells = {(row["cohort"], row["period"]): row for row in rows}
     periods = sorted({period for _, period in cells})
     table = new_table(
-        "analytics.retention_cohorts, by week of the first event (*: the week still runs)",
+        "analytics.retention_cohorts, by week of the first event (* still runs)",
         ["cohort"],
         ["users", *(f"week {period}" for period in periods)],
     )
@@ -207,7 +210,9 @@ def show_experiment(console: Console, connection: psycopg.Connection) -> None:
             f"{row['value']:.3f}",
             f"{row['ci_low']:.3f} to {row['ci_high']:.3f}",
             "" if row["is_control"] else percent(row["lift"]),
-            "" if row["is_control"] else f"{percent(row['lift_low'])} to {percent(row['lift_high'])}",
+            ""
+            if row["is_control"]
+            else f"{percent(row['lift_low'])} to {percent(row['lift_high'])}",
             "" if row["is_control"] else p_value(row),
         )
         before = row["metric"]

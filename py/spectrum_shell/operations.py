@@ -11,6 +11,8 @@ from psycopg.rows import dict_row
 from spectrum_shell.connect import extension_schema
 from spectrum_shell.errors import Refused, SpectrumError
 
+_CREATE = "CREATE EXTENSION IF NOT EXISTS spectrum"
+
 # What the server says where the extension's files are missing, by version.
 _FILES_MISSING = (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile)
 
@@ -26,7 +28,7 @@ def install(connection: psycopg.Connection, schema: str | None) -> str:
                 f'with raw_events in schema "{present}"'
             )
         return f'Spectrum is installed in database "{database}" already: {present}.raw_events'
-    statement = sql.SQL("CREATE EXTENSION IF NOT EXISTS spectrum")
+    statement = sql.SQL(_CREATE)
     if schema is not None:
         statement += sql.SQL(" SCHEMA {}").format(sql.Identifier(schema))
     try:

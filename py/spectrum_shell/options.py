@@ -9,9 +9,11 @@ from uuid import uuid4
 import click
 import msgspec
 
-from spectrum_shell.errors import Usage
+from spectrum_shell.errors import Refused, Usage
+from spectrum_shell.payload import encode_payload
 
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
+_NOT_JSON = (msgspec.DecodeError, UnicodeEncodeError, RecursionError)
 
 
 def parse_delimiter(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
@@ -39,7 +41,10 @@ def parse_time(_: click.Context, __: click.Parameter, value: str | None) -> str 
 def parse_payload(
     given: Mapping[str, str | None], properties: Iterable[str], document: str | None
 ) -> dict[str, Any]:
-    """The payload that track sends: the whole document, then the fields and properties on top."""
+    """The payload that track sends: the whole document, then the fields and properties on top.
+
+    Raises Usage for options that are wrong, Refused for values that jsonb cannot hold.
+    """
     payload = _parse_document(document) if document is not None else {}
     payload |= {name: value for name, value in given.items() if value is not None}
     added = dict(_parse_property(pair) for pair in properties)
@@ -51,13 +56,17 @@ def parse_payload(
     if not payload.get("event_type"):
         raise Usage("an event needs an EVENT_TYPE", "spectrum track signup --user u1")
     payload.setdefault("event_id", str(uuid4()))
+    try:
+        encode_payload(payload)
+    except (ValueError, TypeError) as error:
+        raise Refused(str(error)) from error
     return payload
 
 
 def _parse_document(document: str) -> dict[str, Any]:
     try:
         payload = _decode(document)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _NOT_JSON as error:
         raise Usage(f"--json: {error}", "a JSON object is needed") from None
     if not isinstance(payload, dict):
         raise Usage("--json: this is no JSON object")
@@ -70,5 +79,5 @@ def _parse_property(pair: str) -> tuple[str, Any]:
         raise Usage(f'--property "{pair}" is no pair', "write --property NAME=VALUE")
     try:
         return name, _decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except _NOT_JSON:
         return name, text

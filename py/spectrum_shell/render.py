@@ -20,7 +20,7 @@ class _Console(Console):
     """Rich's console, but a reader that has gone is an error for the command to deal with."""
 
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704: called while the BrokenPipeError is handled
+        raise  # the BrokenPipeError that is being handled
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -60,6 +60,8 @@ def format_value(value: Any) -> str:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{round(value, 3):,}"
     if isinstance(value, datetime):
         return value.isoformat(" ", "seconds")
     if isinstance(value, timedelta):

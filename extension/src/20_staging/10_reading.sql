@@ -39,7 +39,11 @@ BEGIN
         CASE
             WHEN part.event_id IS NULL OR part.event_id IN ('null', '""') THEN raw.id
             WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number') THEN NULL
-            WHEN txt.event_id ~ '^[0-9A-Fa-f]{8}-?(?:[0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}$'
+            -- Loops in a pattern, counts outside of it: a third of the time.
+            WHEN txt.event_id LIKE '________-____-____-____-____________' AND txt.event_id
+                ~ '^[0-9A-Fa-f]+-[0-9A-Fa-f]+-[0-9A-Fa-f]+-[0-9A-Fa-f]+-[0-9A-Fa-f]+$'
+                THEN txt.event_id::uuid
+            WHEN length(txt.event_id) = 32 AND txt.event_id ~ '^[0-9A-Fa-f]+$'
                 THEN txt.event_id::uuid
             ELSE md5(txt.event_id)::uuid
         END AS event_id,
@@ -123,9 +127,9 @@ BEGIN
             raw.payload -> 'account_id' AS account_id,
             raw.payload -> 'user_id' AS user_id,
             raw.payload -> 'geo' AS geo,
-            raw.payload #> '{geo,country}' AS country,
-            raw.payload #> '{geo,region}' AS region,
-            raw.payload #> '{geo,city}' AS city,
+            raw.payload -> 'geo' -> 'country' AS country,
+            raw.payload -> 'geo' -> 'region' AS region,
+            raw.payload -> 'geo' -> 'city' AS city,
             raw.payload -> 'properties' AS properties,
             raw.payload -> 'properties' -> config.revenue_property AS revenue,
             coalesce(nullif(raw.payload -> 'occurred_at', 'null'), raw.payload -> 'timestamp')
@@ -136,13 +140,13 @@ BEGIN
     ) AS part
     CROSS JOIN LATERAL (
         SELECT
-            part.event_id #>> '{}' AS event_id,
-            part.event_type #>> '{}' AS event_type,
-            part.account_id #>> '{}' AS account_id,
-            part.user_id #>> '{}' AS user_id,
-            part.country #>> '{}' AS country,
-            part.region #>> '{}' AS region,
-            part.city #>> '{}' AS city,
+            raw.payload ->> 'event_id' AS event_id,
+            raw.payload ->> 'event_type' AS event_type,
+            raw.payload ->> 'account_id' AS account_id,
+            raw.payload ->> 'user_id' AS user_id,
+            part.geo ->> 'country' AS country,
+            part.geo ->> 'region' AS region,
+            part.geo ->> 'city' AS city,
             part.occurred_at #>> '{}' AS occurred_at,
             part.revenue #>> '{}' AS revenue
         OFFSET 0
@@ -166,7 +170,7 @@ BEGIN
                             AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
                                 - interval '1 day') <> 29
                             THEN NULL
-                        WHEN substr(txt.occurred_at, 12) ~ '[Z+-]'
+                        WHEN right(txt.occurred_at, 1) = 'Z' OR substr(txt.occurred_at, 12) ~ '[+-]'
                             THEN txt.occurred_at::timestamptz
                         ELSE (txt.occurred_at || ' UTC')::timestamptz
                     END

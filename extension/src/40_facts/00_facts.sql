@@ -59,6 +59,20 @@ $$;
 COMMENT ON FUNCTION spectrum._create_facts() IS
     'Room 40: makes warehouse.fact_events (without months) and warehouse.event_ledger.';
 
+CREATE FUNCTION spectrum._months(p_from timestamptz, p_to timestamptz)
+RETURNS SETOF date
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT generate_series(
+        date_trunc('month', p_from AT TIME ZONE 'UTC'),
+        date_trunc('month', p_to AT TIME ZONE 'UTC'),
+        interval '1 month'
+    )::date
+$$;
+COMMENT ON FUNCTION spectrum._months(timestamptz, timestamptz) IS
+    'First days of the months (UTC) from that of p_from to that of p_to, both included.';
+
 CREATE FUNCTION spectrum._month_name(p_month date)
 RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -110,8 +124,6 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_first date := date_trunc('month', p_from AT TIME ZONE 'UTC');
-    v_last date := date_trunc('month', p_to AT TIME ZONE 'UTC');
     v_made integer;
 BEGIN
     IF p_from IS NULL OR NOT isfinite(p_from) OR extract(year FROM p_from) < 1900 THEN
@@ -122,8 +134,8 @@ BEGIN
     THEN
         PERFORM spectrum._reject('p_to', p_to::text, 'a time from p_from to 200 years later');
     END IF;
-    SELECT count(*) FILTER (WHERE spectrum._add_month(month::date)) INTO v_made
-    FROM generate_series(v_first::timestamp, v_last::timestamp, interval '1 month') AS month;
+    SELECT count(*) FILTER (WHERE spectrum._add_month(month)) INTO v_made
+    FROM spectrum._months(p_from, p_to) AS month;
     RETURN v_made;
 END
 $$;

@@ -9,6 +9,8 @@ CREATE FUNCTION spectrum._read_batch(p_rows tid[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
     IF to_regclass('pg_temp.spectrum_batch') IS NULL THEN
@@ -24,74 +26,111 @@ BEGIN
             country text,
             region text,
             city text,
+            account_key bigint,
+            user_key bigint,
+            geo_key integer,
+            event_type_key integer,
             properties jsonb,
             revenue numeric,
             currency text,
-            error_msg text,
-            can_pass boolean NOT NULL DEFAULT false,
+            is_readable boolean,
+            is_first boolean NOT NULL DEFAULT true,
             was_read boolean,
-            is_first boolean,
+            can_pass boolean NOT NULL DEFAULT false,
+            error_msg text,
             copy_of uuid
         ) ON COMMIT DELETE ROWS;
     END IF;
     DELETE FROM pg_temp.spectrum_batch;
     INSERT INTO pg_temp.spectrum_batch (
         row_id, seq, id, event_id, occurred_at, event_type, account_id, user_id,
-        country, region, city, properties, revenue, currency, error_msg, was_read, is_first
+        country, region, city, account_key, user_key, geo_key, event_type_key,
+        properties, revenue, currency, is_readable, was_read, error_msg
     )
     SELECT
         reading.row_id, reading.seq, reading.id, reading.event_id, reading.occurred_at,
         reading.event_type, reading.account_id, reading.user_id,
         reading.country, reading.region, reading.city,
-        reading.properties, reading.revenue, reading.currency, reading.error_msg,
-        reading.attempts > 0,
-        row_number() OVER (
-            PARTITION BY reading.event_id, reading.error_msg IS NULL ORDER BY reading.seq
-        ) = 1
+        accounts.account_key, users.user_key, geography.geo_key, event_types.event_type_key,
+        reading.properties, reading.revenue, reading.currency,
+        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg
     FROM spectrum.readings AS reading
+    LEFT JOIN warehouse.dim_accounts AS accounts USING (account_id)
+    LEFT JOIN warehouse.dim_users AS users USING (user_id)
+    LEFT JOIN warehouse.dim_geography AS geography USING (country, region, city)
+    LEFT JOIN warehouse.dim_event_types AS event_types USING (event_type)
     WHERE reading.row_id = ANY (p_rows);
 END
 $$;
 COMMENT ON FUNCTION spectrum._read_batch(tid[]) IS
-    'Reads the claimed rows into pg_temp.spectrum_batch and finds the first of each event_id.';
+    'Reads the claimed rows into pg_temp.spectrum_batch, with the keys of the members known.';
 
-CREATE FUNCTION spectrum._add_months()
+CREATE FUNCTION spectrum._find_firsts()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE pg_temp.spectrum_batch AS batch
+    SET is_first = false
+    FROM (
+        SELECT repeated.event_id, min(repeated.seq) AS seq
+        FROM pg_temp.spectrum_batch AS repeated
+        WHERE repeated.is_readable
+        GROUP BY repeated.event_id
+        HAVING count(*) > 1
+    ) AS firsts
+    WHERE batch.event_id = firsts.event_id AND batch.seq > firsts.seq;
+END
+$$;
+COMMENT ON FUNCTION spectrum._find_firsts() IS
+    'Of rows with one event_id inside the batch, only the first received may become a fact.';
+
+CREATE FUNCTION spectrum._add_months(p_from timestamptz, p_to timestamptz)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_month date;
+    v_span tstzrange;
 BEGIN
     FOR v_month IN
-        SELECT DISTINCT date_trunc('month', batch.occurred_at AT TIME ZONE 'UTC')::date
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.error_msg IS NULL
-        ORDER BY 1
+        SELECT month::date FROM spectrum._months(p_from, p_to) AS month
+        WHERE to_regclass('warehouse.' || spectrum._month_name(month)) IS NULL
     LOOP
+        v_span := tstzrange(
+            v_month::timestamp AT TIME ZONE 'UTC', (v_month + interval '1 month') AT TIME ZONE 'UTC'
+        );
+        CONTINUE WHEN NOT EXISTS (
+            SELECT FROM pg_temp.spectrum_batch AS batch
+            WHERE batch.is_readable AND batch.occurred_at <@ v_span
+        );
         BEGIN
             PERFORM spectrum._add_month(v_month);
         EXCEPTION
             WHEN lock_not_available THEN
                 UPDATE pg_temp.spectrum_batch AS batch
-                SET error_msg = format('occurred_at: the partition of %s could not be made within '
+                SET is_readable = false,
+                    error_msg = format('occurred_at: the partition of %s could not be made within '
                         'config.lock_timeout, another session holds a lock',
                         to_char(v_month, 'YYYY-MM')),
                     can_pass = true
-                WHERE batch.error_msg IS NULL
-                    AND date_trunc('month', batch.occurred_at AT TIME ZONE 'UTC')::date = v_month;
+                WHERE batch.is_readable AND batch.occurred_at <@ v_span;
         END;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._add_months() IS
-    'Makes the months that the batch needs. A month that another session locks out fails its '
-    'events for now; they are tried again.';
+COMMENT ON FUNCTION spectrum._add_months(timestamptz, timestamptz) IS
+    'Makes the months that events of the batch, all between two times, need. A month that another '
+    'session locks out fails its events for now; they are tried again.';
 
 CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
     WITH entries AS (
@@ -125,6 +164,8 @@ CREATE FUNCTION spectrum._insert_facts()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_loaded bigint;
@@ -132,22 +173,34 @@ BEGIN
     WITH new_facts AS MATERIALIZED (
         SELECT
             batch.event_id, batch.seq, batch.occurred_at, batch.properties, batch.revenue,
-            batch.currency, dim_accounts.account_key, dim_users.user_key,
-            dim_event_types.event_type_key, dim_geography.geo_key
+            batch.currency,
+            coalesce(batch.account_key, (
+                SELECT dim.account_key FROM warehouse.dim_accounts AS dim
+                WHERE dim.account_id = batch.account_id
+            )) AS account_key,
+            coalesce(batch.user_key, (
+                SELECT dim.user_key FROM warehouse.dim_users AS dim
+                WHERE dim.user_id = batch.user_id
+            )) AS user_key,
+            coalesce(batch.event_type_key, (
+                SELECT dim.event_type_key FROM warehouse.dim_event_types AS dim
+                WHERE dim.event_type = batch.event_type
+            )) AS event_type_key,
+            coalesce(batch.geo_key, (
+                SELECT dim.geo_key FROM warehouse.dim_geography AS dim
+                WHERE dim.country = batch.country AND dim.region = batch.region
+                    AND dim.city = batch.city
+            )) AS geo_key
         FROM pg_temp.spectrum_batch AS batch
-        JOIN warehouse.dim_accounts USING (account_id)
-        JOIN warehouse.dim_users USING (user_id)
-        JOIN warehouse.dim_event_types USING (event_type)
-        JOIN warehouse.dim_geography USING (country, region, city)
-        WHERE batch.error_msg IS NULL AND batch.is_first
+        WHERE batch.is_readable AND batch.is_first
             AND NOT EXISTS (
                 SELECT FROM warehouse.event_ledger AS ledger
                 WHERE ledger.event_id = batch.event_id
             )
-        ORDER BY batch.event_id
     ), entries AS (
         INSERT INTO warehouse.event_ledger (event_id, seq, occurred_at, user_key)
         SELECT event_id, seq, occurred_at, user_key FROM new_facts
+        ORDER BY event_id
     ), notes AS (
         INSERT INTO spectrum.touched (
             user_key, account_key, event_type_key, geo_key, first_at, last_at
@@ -176,6 +229,8 @@ CREATE FUNCTION spectrum._withdraw_reread()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_event_ids uuid[];
@@ -193,7 +248,7 @@ BEGIN
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
     FROM pg_temp.spectrum_batch AS batch
-    WHERE batch.was_read AND batch.error_msg IS NOT NULL
+    WHERE batch.was_read AND NOT batch.is_readable
         AND batch.event_id = ANY (v_event_ids) AND raw.copy_of = batch.id
         AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
 END
@@ -205,6 +260,8 @@ CREATE FUNCTION spectrum._take_over()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_event_ids uuid[];
@@ -215,7 +272,7 @@ BEGIN
         FROM pg_temp.spectrum_batch AS batch
         JOIN warehouse.event_ledger AS ledger
             ON ledger.event_id = batch.event_id AND ledger.seq > batch.seq
-        WHERE batch.error_msg IS NULL AND batch.is_first
+        WHERE batch.is_readable AND batch.is_first
     ), copies AS (
         UPDATE @extschema@.raw_events AS raw SET copy_of = later_rows.id
         FROM later_rows
@@ -239,6 +296,8 @@ CREATE FUNCTION spectrum._name_copies()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 DECLARE
     v_copies bigint;
@@ -249,7 +308,7 @@ BEGIN
         ledger.event_id
     )
     FROM warehouse.event_ledger AS ledger
-    WHERE batch.error_msg IS NULL
+    WHERE batch.is_readable
         AND ledger.event_id = batch.event_id AND ledger.seq <> batch.seq;
     GET DIAGNOSTICS v_copies = ROW_COUNT;
     RETURN v_copies;
@@ -263,10 +322,12 @@ CREATE FUNCTION spectrum._mark_rows()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
     UPDATE @extschema@.raw_events AS raw
-    SET status = CASE WHEN batch.error_msg IS NULL THEN 'done' ELSE 'failed' END,
+    SET status = CASE WHEN batch.is_readable THEN 'done' ELSE 'failed' END,
         processed_at = now(),
         error_msg = batch.error_msg,
         attempts = raw.attempts + 1,
@@ -300,19 +361,30 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_readable bigint;
+    r_batch record;
 BEGIN
     PERFORM spectrum._read_batch(p_rows);
-    PERFORM spectrum._add_months();
-    PERFORM spectrum._add_members();
-    PERFORM spectrum._hold_members();
-    PERFORM spectrum._withdraw_reread();
-    loaded := spectrum._insert_facts();
+    SELECT
+        bool_or(batch.was_read) AS has_reread,
+        bool_or(batch.is_readable AND num_nulls(
+            batch.account_key, batch.user_key, batch.geo_key, batch.event_type_key) > 0)
+            AS has_newcomers,
+        min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
+        max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
+    INTO r_batch FROM pg_temp.spectrum_batch AS batch;
 
-    SELECT count(*) FILTER (WHERE error_msg IS NULL), count(*) FILTER (WHERE error_msg IS NOT NULL)
-    INTO v_readable, failed FROM pg_temp.spectrum_batch;
+    PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
+    IF r_batch.has_newcomers THEN
+        PERFORM spectrum._add_members();
+    END IF;
+    PERFORM spectrum._find_firsts();
+    IF r_batch.has_reread THEN
+        PERFORM spectrum._withdraw_reread();
+    END IF;
+    loaded := spectrum._insert_facts();
+    failed := (SELECT count(*) FROM pg_temp.spectrum_batch AS batch WHERE NOT batch.is_readable);
     duplicates := 0;
-    IF loaded < v_readable THEN
+    IF loaded + failed < cardinality(p_rows) THEN
         loaded := loaded + spectrum._take_over();
         duplicates := spectrum._name_copies();
     END IF;
@@ -330,7 +402,9 @@ AS $$
 BEGIN
     PERFORM spectrum._read_batch(ARRAY[p_row]);
     UPDATE pg_temp.spectrum_batch
-    SET error_msg = translate(p_reason, E'\n\r', '  '), can_pass = p_can_pass;
+    SET is_readable = false,
+        error_msg = translate(p_reason, E'\n\r', '  '),
+        can_pass = p_can_pass;
     PERFORM spectrum._withdraw_reread();
     PERFORM spectrum._mark_rows();
 END
@@ -404,9 +478,8 @@ CREATE FUNCTION spectrum._process_batch(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
+SET work_mem = '64MB'
 SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 SET enable_memoize = off
 AS $$
 DECLARE

@@ -147,9 +147,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._fill_step(integer[], integer) IS
-    'Puts one more event into the steps that are open to it, moving those in place where that makes '
-    'room (an augmenting path). p_filled: by step, the mask of the event in it, 0 open. NULL: no '
-    'room.';
+    'Puts one more event into the steps that are open to it, moving those in place where that '
+    'makes room (an augmenting path). p_filled: by step, the mask of the event in it, 0 open. '
+    'NULL: no room.';
 
 CREATE FUNCTION analytics._fill_window(
     p_masks integer[],
@@ -198,9 +198,9 @@ AS $$
 DECLARE
     v_count integer := cardinality(p_times);
     v_step_bits integer := (1 << p_steps) - 1;
-    -- The window slides over the events: of each kind (mask), how many steps it has room in and how
-    -- many events the window holds. v_most: how many steps these could fill at most; only where that
-    -- is more than has been found are they tried out.
+    -- The window slides over the events: of each kind (mask), how many steps it has room in and
+    -- how many events the window holds. v_most: how many steps these could fill at most; only
+    -- where that is more than has been found are they tried out.
     v_kinds integer[] := '{}';
     v_room integer[] := '{}';
     v_held integer[] := '{}';

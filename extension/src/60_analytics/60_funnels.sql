@@ -19,7 +19,8 @@ BEGIN
         );
     END IF;
     FOR step, v_item IN
-        SELECT s.number, s.item FROM jsonb_array_elements(p_steps) WITH ORDINALITY AS s (item, number)
+        SELECT i.number, i.item
+        FROM jsonb_array_elements(p_steps) WITH ORDINALITY AS i (item, number)
     LOOP
         IF jsonb_typeof(v_item) = 'string' THEN
             v_item := jsonb_build_object('event', v_item);
@@ -447,8 +448,8 @@ $$;
 COMMENT ON FUNCTION analytics.funnel(
     jsonb, timestamptz, timestamptz, interval, text, text, text, text, text, text, jsonb
 ) IS
-    'A funnel, exact over all events: how many users, accounts or sessions (p_unit) reach each step '
-    'within p_window of step 1, the rates from the start and from the previous step, and the '
+    'A funnel, exact over all events: how many users, accounts or sessions (p_unit) reach each '
+    'step within p_window of step 1, the rates from the start and from the previous step, and the '
     'seconds since the previous step (median and mean of those who took it). p_steps: '
     '["signup", {"event": "purchase", "where": {"plan": "pro"}}]. [p_from, p_to) limits step 1. '
     'p_order: ordered, strict (nothing between) or any. p_entry: best (of all entries the one that '

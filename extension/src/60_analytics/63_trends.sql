@@ -1,6 +1,6 @@
 -- Room 60, trends: one measure of any events, by calendar period and, if asked, by the values of a
--- property. Reads analytics.events only. Also here: how a property is
--- read as a number, which is as money is: below 10^15 in size, or a text that is exactly one.
+-- property. Reads analytics.events only. Also here: how a property is read as a number,
+-- which is as money is read: a number below 10^15 in size, or a text that is exactly one.
 
 CREATE FUNCTION analytics._check_filter(p_argument text, p_filter jsonb)
 RETURNS void
@@ -108,7 +108,7 @@ BEGIN
                 WHEN 'events' THEN count(*)
                 WHEN 'users' THEN count(DISTINCT a.user_key)
                 WHEN 'sum' THEN sum(a.amount) FILTER (WHERE abs(a.amount) < 1e15)
-                WHEN 'avg' THEN avg(a.amount) FILTER (WHERE abs(a.amount) < 1e15)
+                WHEN 'avg' THEN trim_scale(avg(a.amount) FILTER (WHERE abs(a.amount) < 1e15))
                 ELSE analytics._percentile(
                     array_agg(a.amount ORDER BY a.amount) FILTER (WHERE abs(a.amount) < 1e15),
                     v_percentile
@@ -159,8 +159,8 @@ DECLARE
     v_to timestamptz := p_to;
     v_starts timestamptz[];
 BEGIN
-    PERFORM spectrum._check_choice('p_period', p_period, '{day,week,month}');
-    PERFORM spectrum._check_choice('p_measure', p_measure, '{events,users,sum,avg,p50,p95,p99}');
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM spectrum._check_choice('p_measure', p_measure, '{events, users, sum, avg, p50, p95, p99}');
     PERFORM analytics._check_range(p_from, p_to);
     IF p_property IS NULL AND p_measure NOT IN ('events', 'users') THEN
         PERFORM spectrum._reject(
@@ -192,7 +192,7 @@ COMMENT ON FUNCTION analytics.trend(
 ) IS
     'One measure by day, week or month over the events of [p_from, p_to) (NULL: from the first '
     'event of the account, to the last event of any). p_event NULL: any event. p_measure: events, '
-    'users, or sum, avg, p50, p95, p99 of the numbers in p_property (below 10^15 in size, or a text '
-    'that is exactly one; anything else there is left out). p_breakdown: event_type, account_id, '
-    'country, region, city, or a top-level property. p_where: JSON containment. A period without '
-    'events is a row too: 0, or NULL for avg and percentiles.';
+    'users, or sum, avg, p50, p95, p99 of the numbers in p_property (below 10^15 in size, or a '
+    'text that is exactly one; anything else there is left out). p_breakdown: event_type, '
+    'account_id, country, region, city, or a top-level property. p_where: JSON containment. A '
+    'period without events is a row too: 0, or NULL for avg and percentiles.';

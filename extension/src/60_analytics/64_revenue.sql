@@ -48,7 +48,7 @@ BEGIN
     FROM analytics.mv_revenue_summary AS v
     LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_revenue_summary';
     COMMENT ON VIEW analytics.revenue_summary IS
-        'Orders, refunds, net revenue and revenue per user by account (* is all), day and currency.';
+        'Orders, refunds, net revenue, per user too, by account (* is all), day and currency.';
     COMMENT ON COLUMN analytics.revenue_summary.as_of IS 'Events up to here are counted.';
 END
 $$;
@@ -191,8 +191,8 @@ BEGIN
         s.net,
         s.paying_users,
         coalesce(a.users, 0)::bigint,
-        s.net / a.users,
-        s.net / nullif(s.paying_users, 0)
+        trim_scale(s.net / a.users),
+        trim_scale(s.net / nullif(s.paying_users, 0))
     FROM sums AS s
     LEFT JOIN active AS a ON a.account_id = s.account_id AND a.day = s.day;
 END
@@ -261,6 +261,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics.revenue(timestamptz, timestamptz, text, text) IS
-    'Orders, gross, refunds (positive), net, paying and active users, net per active (arpu) and per '
-    'paying user (arppu), by day and currency, over the events of [p_from, p_to); days and '
+    'Orders, gross, refunds (positive), net, paying and active users, net per active user (arpu) '
+    'and per paying user (arppu), by day and currency, over the events of [p_from, p_to); days and '
     'currencies without money are no rows. NULL: all time, all accounts, each currency.';

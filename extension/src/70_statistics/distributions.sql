@@ -25,7 +25,6 @@ DECLARE
     v_a double precision := greatest(least(p_a, 1e100), 1e-100);
     v_b double precision := greatest(least(p_b, 1e100), 1e-100);
     v_log_odds double precision;
-    v_odds double precision;
     v_excess double precision;
 BEGIN
     PERFORM spectrum._check_positive('p_a', p_a);
@@ -36,17 +35,14 @@ BEGIN
         RETURN CASE WHEN (p_x >= 1) = p_is_upper THEN 0 ELSE 1 END;
     END IF;
 
-    v_odds := p_x / (1 - p_x);
-    v_log_odds := ln(v_odds);
-    v_odds := greatest(v_odds, 1e-290);
+    v_log_odds := ln(p_x / (1 - p_x));
     v_excess := CASE
         WHEN p_x <= 0.5 THEN spectrum._beta_excess(p_x, v_a, v_b)
         ELSE -spectrum._beta_excess(1 - p_x, v_b, v_a)
     END;
     RETURN spectrum._exponential(CASE
-        WHEN p_is_upper
-            THEN spectrum._log_beta_cdf(-v_log_odds, 1 / v_odds, -v_excess, v_b, v_a)
-        ELSE spectrum._log_beta_cdf(v_log_odds, v_odds, v_excess, v_a, v_b)
+        WHEN p_is_upper THEN spectrum._log_beta_cdf(-v_log_odds, -v_excess, v_b, v_a)
+        ELSE spectrum._log_beta_cdf(v_log_odds, v_excess, v_a, v_b)
     END);
 END
 $$;
@@ -78,8 +74,8 @@ AS $$
 DECLARE
     v_a double precision := greatest(p_df, 2e-100) / 2;
     v_b double precision;
-    v_gamma double precision := greatest(least(p_x, 1e40), 1e-200) / 2;
     v_log_odds double precision;
+    v_excess double precision := greatest(least(p_x, 1e40), 1e-200) / 2 - v_a;
 BEGIN
     PERFORM spectrum._check_positive('p_df', p_df);
     IF 'NaN' IN (p_x, p_df) THEN
@@ -94,9 +90,8 @@ BEGIN
     v_b := spectrum._chi_square_limit(p_df);
     v_log_odds := ln(least(p_x, 1e40)) - ln(2 * v_b);
     RETURN spectrum._exponential(CASE
-        WHEN p_is_upper
-            THEN spectrum._log_beta_cdf(-v_log_odds, v_b / v_gamma, v_a - v_gamma, v_b, v_a)
-        ELSE spectrum._log_beta_cdf(v_log_odds, v_gamma / v_b, v_gamma - v_a, v_a, v_b)
+        WHEN p_is_upper THEN spectrum._log_beta_cdf(-v_log_odds, -v_excess, v_b, v_a)
+        ELSE spectrum._log_beta_cdf(v_log_odds, v_excess, v_a, v_b)
     END);
 END
 $$;
@@ -206,7 +201,7 @@ BEGIN
     IF 'NaN' IN (p_p, p_df) THEN
         RETURN 'NaN';
     ELSIF p_p IN (0, 1) THEN
-        RETURN CASE WHEN p_p = 0 THEN 0 ELSE 'Infinity' END;
+        RETURN CASE WHEN p_p = 0 THEN 0 ELSE double precision 'Infinity' END;
     ELSIF p_df > 1e32 THEN
         RETURN p_df;
     END IF;
@@ -244,7 +239,7 @@ BEGIN
 
     v_log_odds := ln(v_df) - 2 * ln(abs(p_t));
     v_half_tail := spectrum._exponential(spectrum._log_beta_cdf(
-        v_log_odds, v_df / v_square, (1 - v_square) / (1 + v_square / v_df) / 2, v_df / 2, 0.5
+        v_log_odds, (1 - v_square) / (1 + v_square / v_df) / 2, v_df / 2, 0.5
     ) - ln(2::double precision));
     RETURN CASE WHEN p_t > 0 THEN v_half_tail ELSE 1 - v_half_tail END;
 END
@@ -280,7 +275,7 @@ BEGIN
     IF 'NaN' IN (p_p, p_df) THEN
         RETURN 'NaN';
     ELSIF p_p IN (0, 0.5, 1) THEN
-        RETURN CASE p_p WHEN 0 THEN '-Infinity' WHEN 1 THEN 'Infinity' ELSE 0 END;
+        RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
     END IF;
 
     -- near the centre by the probability between -t and t, which is as exact as p - 1/2

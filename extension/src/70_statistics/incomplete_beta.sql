@@ -1,11 +1,11 @@
 -- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
 -- read by distributions.sql alone.
 --
--- A point x of (0, 1) is given by the logarithm of its odds w = ln(x / y) with y = 1 - x, by the
--- odds, and by its excess over the mean, d = b x - a y = (a + b) x - a: the caller knows each of
--- them without the rounding errors that the others would bring. Over w, every beta density is
--- log-concave with its peak at the mean x = a / (a + b). No formula here takes the difference of
--- nearly equal numbers, and none can leave the range of a float8.
+-- A point x of (0, 1) is given by the logarithm of its odds, w = ln(x / y) with y = 1 - x, and by
+-- its excess over the mean, d = b x - a y = (a + b) x - a. The excess follows from w, but the
+-- caller knows it without the rounding error that decides the tails of large shapes. Over w every
+-- beta density is log-concave with its peak at the mean x = a / (a + b). No formula takes the
+-- difference of nearly equal numbers, and none can leave the range of a float8.
 
 CREATE FUNCTION spectrum._check_number(
     p_argument text, p_value double precision, p_is_possible boolean, p_expected text
@@ -120,7 +120,7 @@ DECLARE
     v_square double precision;
     v_sum double precision := 0;
 BEGIN
-    IF abs(p_d) < p_a * 1e-100 THEN
+    IF abs(p_d) < p_a * 1e-60 THEN
         RETURN 0;
     ELSIF p_d < p_a * -0.9 OR p_d > p_a * 10 THEN
         RETURN p_d - p_a * p_log_ratio;
@@ -171,7 +171,6 @@ COMMENT ON FUNCTION spectrum._log_beta_density(
 
 CREATE FUNCTION spectrum._log_beta_integral(
     p_log_odds double precision,
-    p_odds double precision,
     p_excess double precision,
     p_a double precision,
     p_b double precision
@@ -182,42 +181,53 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     c_step CONSTANT double precision := 0.125;
-    v_slope double precision := p_a - (p_b - 1) * p_odds;
-    v_curvature double precision := greatest(p_b - 1, 0) * p_odds * (1 + p_odds);
+    v_odds double precision := exp(greatest(least(p_log_odds, 650), -350));
+    v_slope double precision := least(v_odds - p_excess * (1 + v_odds), 1e140);
+    v_curvature double precision := greatest(p_b - 1, 0) * v_odds * (1 + v_odds);
     v_scale double precision := least(
-        1, 1 / p_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
+        1, 1 / v_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
     );
     v_s double precision := -3.625;
     v_v double precision;
-    v_tanh double precision;
-    v_growth double precision;
+    v_fall double precision;
+    v_rise double precision;
+    v_log_rise double precision;
     v_log_value double precision;
     v_sum double precision := 0;
 BEGIN
     LOOP
         v_s := v_s + c_step;
         v_v := v_scale * exp(v_s - exp(-v_s));
-        v_tanh := tanh(v_v / 2);
-        v_growth := p_odds * 2 * v_tanh / (1 + v_tanh);
-        v_log_value := (p_b - 1) * asinh((v_growth + v_growth / (1 + v_growth)) / 2) - p_a * v_v;
+        v_fall := 2 * tanh(v_v / 2) / (1 + tanh(v_v / 2));
+        v_rise := v_odds * v_fall;
+        v_log_rise := asinh((v_rise + v_rise / (1 + v_rise)) / 2);
+        IF least(p_a, p_b) < 1000 THEN
+            v_log_value := (p_b - 1) * v_log_rise - p_a * greatest(v_v, 1e-200);
+        ELSE
+            v_log_value := -v_slope * v_v - (p_b - 1) * (
+                v_odds * spectrum._deviance(1, -v_fall, -v_v)
+                + spectrum._deviance(1, v_rise, v_log_rise)
+            );
+        END IF;
         EXIT WHEN v_log_value < -50 AND v_s > 0;
         v_sum := v_sum + exp(v_log_value) * v_v * (1 + exp(-v_s));
     END LOOP;
-    RETURN spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b)
-        + ln(v_sum * c_step) + ln(1 + p_odds);
+    RETURN least(0, ln(v_sum * c_step) + ln(1 + v_odds)
+        + spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b));
 END
 $$;
 COMMENT ON FUNCTION spectrum._log_beta_integral(
-    double precision, double precision, double precision, double precision, double precision
+    double precision, double precision, double precision, double precision
 ) IS
     'ln I_x(a, b) by quadrature, for x not far above the mean. With t = x e^-v in DLMF 8.17.1, '
-    'I_x(a, b) = x^a y^(b - 1) / B(a, b) * integral over v > 0 of e^(-a v) (1 + odds (1 - e^-v))'
-    '^(b - 1): smooth at any a and b, and done to full precision by some 70 points of the '
-    'trapezoidal rule after v = scale * exp(s - exp(-s)) (Takahasi and Mori 1974).';
+    'I_x(a, b) = x^a y^(b - 1) / B(a, b) * integral over v > 0 of e^(-a v) (1 + odds * fall)'
+    '^(b - 1), fall = 1 - e^-v: smooth for all a and b, and done to full precision by some 65 '
+    'points of the trapezoidal rule after v = scale * exp(s - exp(-s)) (Takahasi and Mori 1974). '
+    'For large shapes the logarithms of both factors, which nearly cancel, are taken relative to '
+    'their common slope at v = 0.';
 
 CREATE FUNCTION spectrum._log_beta_cdf(
     p_log_odds double precision,
-    p_odds double precision,
     p_excess double precision,
     p_a double precision,
     p_b double precision
@@ -230,21 +240,19 @@ DECLARE
     v_log_upper double precision;
 BEGIN
     IF p_excess > 0 THEN
-        v_log_upper := spectrum._log_beta_integral(
-            -p_log_odds, 1 / p_odds, -p_excess, p_b, p_a
-        );
+        v_log_upper := spectrum._log_beta_integral(-p_log_odds, -p_excess, p_b, p_a);
         IF v_log_upper < ln(0.99) THEN
             RETURN spectrum._log_one_plus(-spectrum._exponential(v_log_upper));
         END IF;
     END IF;
-    RETURN spectrum._log_beta_integral(p_log_odds, p_odds, p_excess, p_a, p_b);
+    RETURN spectrum._log_beta_integral(p_log_odds, p_excess, p_a, p_b);
 END
 $$;
 COMMENT ON FUNCTION spectrum._log_beta_cdf(
-    double precision, double precision, double precision, double precision, double precision
+    double precision, double precision, double precision, double precision
 ) IS
-    'ln I_x(a, b), from the side of the mean where the integral is good: I_x(a, b) = '
-    '1 - I_y(b, a) (DLMF 8.17.4), unless next to nothing would be left.';
+    'ln I_x(a, b), above the mean by I_x(a, b) = 1 - I_y(b, a) (DLMF 8.17.4), unless that would '
+    'leave next to nothing.';
 
 CREATE FUNCTION spectrum._beta_log_odds(
     p_log_p double precision, p_a double precision, p_b double precision
@@ -259,17 +267,17 @@ DECLARE
     v_odds double precision;
     v_excess double precision;
     v_log_cdf double precision;
+    v_log_width double precision;
     v_step double precision;
 BEGIN
     FOR v_try IN 1..200 LOOP
-        v_odds := exp(greatest(least(v_w, 450), -450));
+        v_odds := exp(greatest(least(v_w, 400), -400));
         v_excess := p_b / (1 + 1 / v_odds) - p_a / (1 + v_odds);
-        v_log_cdf := spectrum._log_beta_cdf(v_w, v_odds, v_excess, p_a, p_b);
-        v_step := (p_log_p - v_log_cdf) * spectrum._exponential(least(
-            v_log_cdf - spectrum._log_beta_density(v_w, v_excess, p_a, p_b), 300
-        ));
+        v_log_cdf := spectrum._log_beta_cdf(v_w, v_excess, p_a, p_b);
+        v_log_width := v_log_cdf - spectrum._log_beta_density(v_w, v_excess, p_a, p_b);
+        v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
         v_w := v_w + v_step;
-        EXIT WHEN abs(v_step) < 1e-10 * greatest(abs(v_w), 1);
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8 OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1);
     END LOOP;
     RETURN v_w;
 END

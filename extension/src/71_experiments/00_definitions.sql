@@ -31,8 +31,8 @@ BEGIN
         'What experiments measure, one row a metric. Define one with spectrum.define_metric().';
     COMMENT ON COLUMN spectrum.metrics.metric IS 'Name.';
     COMMENT ON COLUMN spectrum.metrics.kind IS
-        'proportion: share of users with the event; mean: sum per user; ratio: sum over all users / '
-        'sum of the denominator over all users.';
+        'proportion: share of users with the event; mean: sum per user; ratio: sum over all users '
+        '/ sum of the denominator over all users.';
     COMMENT ON COLUMN spectrum.metrics.event_type IS 'Event that counts.';
     COMMENT ON COLUMN spectrum.metrics.property IS
         'Property whose number is summed; NULL counts the events.';
@@ -102,7 +102,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._check_name('p_name', p_name);
-    PERFORM spectrum._check_choice('p_kind', p_kind, '{proportion,mean,ratio}');
+    PERFORM spectrum._check_choice('p_kind', p_kind, '{proportion, mean, ratio}');
     IF p_event IS NULL OR p_event = '' THEN
         PERFORM spectrum._reject('p_event', p_event, 'an event type');
     END IF;
@@ -273,7 +273,7 @@ BEGIN
     v_metrics := spectrum._read_metrics(p_metrics);
     PERFORM analytics._check_range(p_from, p_to);
     PERFORM analytics._check_confidence(p_confidence);
-    PERFORM spectrum._check_choice('p_correction', p_correction, '{holm,benjamini_hochberg}');
+    PERFORM spectrum._check_choice('p_correction', p_correction, '{holm, benjamini_hochberg}');
 
     INSERT INTO spectrum.experiments (
         experiment, variants, control, metrics, starts_at, ends_at, confidence, correction

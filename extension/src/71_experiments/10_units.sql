@@ -128,8 +128,8 @@ BEGIN
         a.metric,
         bool_or(a.is_upper),
         -- Rounded, so that no power of them leaves the range of double precision.
-        round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 30),
-        round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 30)
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 30)),
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 30))
     FROM amounts AS a
     WHERE abs(a.amount) < 1e15
     GROUP BY a.account_id, a.user_key, a.variant, a.metric;

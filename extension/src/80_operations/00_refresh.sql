@@ -11,9 +11,7 @@ BEGIN
         ('mv_active_users', 1, false),
         ('mv_revenue_summary', 2, false),
         ('mv_conversion_funnels', 3, false),
-        ('mv_funnel_days', 4, false),
-        ('mv_retention_cohorts', 5, true),
-        ('mv_experiment_results', 6, false)
+        ('mv_funnel_days', 4, false)
     ON CONFLICT (view_name) DO NOTHING;
 END
 $$;

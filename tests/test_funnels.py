@@ -1,0 +1,332 @@
+"""Funnels: against brute force over random histories, and the edges by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from histories import Payload, exploring, load, loaded, timezones
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle_events import Calendar
+from oracle_funnel import Options, Step, funnel, read_events, standing_days, standing_funnel
+
+EPOCH = datetime(2024, 3, 30, 22, tzinfo=UTC)  # the next night is an hour short in Berlin
+ASK = """
+    SELECT * FROM analytics.funnel(
+        %(steps)s, p_from => %(start)s, p_to => %(end)s, p_window => %(window)s,
+        p_order => %(order)s, p_entry => %(entry)s, p_unit => %(unit)s, p_account => %(account)s,
+        p_breakdown => %(breakdown)s, p_attribution => %(attribution)s, p_exclude => %(exclude)s
+    )
+"""
+DEFINE = """
+    SELECT spectrum.define_funnel(
+        'f', %(steps)s, p_window => %(window)s, p_order => %(order)s, p_entry => %(entry)s,
+        p_unit => %(unit)s, p_breakdown => %(breakdown)s, p_attribution => %(attribution)s,
+        p_exclude => %(exclude)s
+    )
+"""
+
+# Few instants and few types, so that ties, repeats and events of several steps are the rule.
+ticks = st.sampled_from([0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9, 10, 12, 20, 40, 150, 159, 160])
+events = st.fixed_dictionaries(
+    {
+        "event_type": st.sampled_from("AABBCX"),
+        "occurred_at": ticks.map(lambda tick: (EPOCH + timedelta(minutes=10 * tick)).isoformat()),
+        "user_id": st.sampled_from(["u1", "u2", "u3", "u4", "u5", "u6"]),
+    },
+    optional={
+        "account_id": st.sampled_from(["a1", "a2"]),
+        "geo": st.fixed_dictionaries({}, optional={"country": st.sampled_from(["DE", "US"])}),
+        "properties": st.fixed_dictionaries(
+            {}, optional={"plan": st.sampled_from(["pro", "free", "", None, 1, True])}
+        ),
+    },
+)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Payload]:
+    """Many users at once; one event in ten has no user. Ids order ties at random."""
+    history = draw(st.lists(events, max_size=60))
+    ids = draw(st.permutations(range(len(history))))
+    return [
+        {key: value for key, value in event.items() if key != "user_id" or number % 10}
+        | {"event_id": str(UUID(int=number))}
+        for event, number in zip(history, ids, strict=True)
+    ]
+
+
+wheres = st.sampled_from([{}, {"plan": "pro"}, {"plan": "free"}, {"plan": 1}])
+steps = st.one_of(
+    st.sampled_from("AABBCZ"),
+    st.fixed_dictionaries({"event": st.sampled_from("AAB")}, optional={"where": wheres}),
+)
+ends = st.one_of(
+    st.none(), st.sampled_from([0, 3, 5, 10, 150]).map(lambda t: EPOCH + timedelta(minutes=10 * t))
+)
+ranges = st.tuples(ends, ends).filter(lambda r: None in r or r[0] <= r[1])
+option_sets = st.builds(
+    lambda limits, **rest: Options(start=limits[0], end=limits[1], **rest),
+    limits=ranges,
+    window=st.sampled_from([0, 10, 20, 30, 60, 300, 20160]).map(lambda m: timedelta(minutes=m)),
+    order=st.sampled_from(["ordered", "strict", "any"]),
+    entry=st.sampled_from(["best", "best", "first"]),
+    unit=st.sampled_from(["user", "user", "account", "session"]),
+    breakdown=st.sampled_from([None, None, "plan", "country", "account_id", "nothing"]),
+    attribution=st.sampled_from(["first", "last"]),
+    exclude=st.lists(st.one_of(st.just("X"), steps), max_size=2),
+)
+
+
+def arguments(
+    steps: Sequence[Step], options: Options, account: str | None = None
+) -> dict[str, object]:
+    return vars(options) | {
+        "steps": json.dumps(steps),
+        "exclude": json.dumps(options.exclude) if options.exclude else None,
+        "account": account,
+    }
+
+
+def assert_same(found: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]]) -> None:
+    """Equal, but for the last digits of means."""
+    assert [row[:-1] for row in found] == [row[:-1] for row in wanted]
+    assert [row[-1] for row in found] == [
+        None if row[-1] is None else pytest.approx(row[-1], rel=1e-12) for row in wanted
+    ]
+
+
+@exploring
+@given(data=st.data(), history=histories())
+def test_any_funnel_of_any_history(
+    db: psycopg.Connection, data: st.DataObject, history: list[Payload]
+) -> None:
+    known = read_events(history)
+    with loaded(db, history):
+        for _ in range(4):
+            asked = data.draw(st.lists(steps, min_size=1, max_size=4))
+            options = data.draw(option_sets)
+            account = data.draw(st.sampled_from([None, None, "a1", "nobody"]))
+            found = db.execute(ASK, arguments(asked, options, account)).fetchall()
+            assert_same(found, funnel(known, asked, options, account))
+
+
+@exploring
+@given(data=st.data(), history=histories(), timezone=timezones)
+def test_standing_funnels_agree(
+    db: psycopg.Connection, data: st.DataObject, history: list[Payload], timezone: str
+) -> None:
+    known = read_events(history)
+    asked = data.draw(st.lists(steps, min_size=1, max_size=3))
+    options = data.draw(option_sets.filter(lambda o: o.start is None and o.end is None))
+    with loaded(db, history, timezone):
+        db.execute(DEFINE, arguments(asked, options))
+        db.execute("CALL spectrum.refresh_analytics()")
+        found = db.execute(
+            "SELECT account_id, breakdown, step, event_type, users, rate_from_start,"
+            " rate_from_previous, median_seconds, mean_seconds FROM analytics.conversion_funnels"
+            ' ORDER BY account_id COLLATE "C", breakdown COLLATE "C", step'
+        ).fetchall()
+        assert_same(found, standing_funnel(known, asked, options))
+        days = db.execute(
+            "SELECT account_id, day, step, users FROM analytics.funnel_days"
+            ' ORDER BY account_id COLLATE "C", day, step'
+        ).fetchall()
+        assert days == standing_days(known, asked, options, Calendar(timezone))
+
+
+def event(
+    event_type: str, clock: str, user: str = "u1", number: int | None = None, **properties: object
+) -> Payload:
+    return {
+        "event_type": event_type,
+        "user_id": user,
+        "occurred_at": f"2024-05-01T{clock}Z",
+        "properties": properties,
+    } | ({} if number is None else {"event_id": str(UUID(int=number))})
+
+
+def units(db: psycopg.Connection, steps: Sequence[Step], **options: object) -> list[int]:
+    return [row[3] for row in ask(db, steps, **options)]
+
+
+def ask(db: psycopg.Connection, steps: Sequence[Step], **options: object) -> list[Any]:
+    named = ", ".join(f"p_{name} => %({name})s" for name in options)
+    query = f"SELECT * FROM analytics.funnel(%(steps)s{', ' * bool(named)}{named})"
+    return db.execute(query, {"steps": json.dumps(steps)} | options).fetchall()
+
+
+def test_best_and_first_entry(db: psycopg.Connection) -> None:
+    """The worked example: A 1:00, A 1:30, B 1:45, C 2:15 with a window of one hour."""
+    load(db, [event("A", "01:00"), event("A", "01:30"), event("B", "01:45"), event("C", "02:15")])
+    assert ask(db, "ABC", window="1 hour") == [
+        (None, 1, "A", 1, 1.0, 1.0, None, None),
+        (None, 2, "B", 1, 1.0, 1.0, 900.0, 900.0),
+        (None, 3, "C", 1, 1.0, 1.0, 1800.0, 1800.0),
+    ]
+    assert ask(db, "ABC", window="1 hour", entry="first") == [
+        (None, 1, "A", 1, 1.0, 1.0, None, None),
+        (None, 2, "B", 1, 1.0, 1.0, 2700.0, 2700.0),
+        (None, 3, "C", 0, 0.0, 0.0, None, None),
+    ]
+
+
+def test_the_window_is_inclusive(db: psycopg.Connection) -> None:
+    load(db, [event("A", "01:00"), event("B", "02:00")])
+    assert units(db, "AB", window="1 hour") == [1, 1]
+    assert units(db, "AB", window="59 minutes 59.999999 seconds") == [1, 0]
+
+
+def test_a_day_of_the_window_has_24_hours(db: psycopg.Connection) -> None:
+    db.execute("SET timezone = 'Europe/Berlin'")
+    load(db, [
+        event("A", "12:00") | {"occurred_at": "2024-03-30T12:00:00Z"},
+        event("B", "12:00") | {"occurred_at": "2024-03-31T12:00:00Z"},
+    ])  # fmt: skip
+    assert units(db, "AB", window="1 day") == [1, 1]
+
+
+def test_ties_do_not_advance(db: psycopg.Connection) -> None:
+    load(db, [event("A", "01:00"), event("B", "01:00"), event("B", "01:05", "u2")])
+    assert units(db, "AB") == [1, 0]
+    assert units(db, "AB", order="any") == [2, 1]
+
+
+def test_two_steps_of_one_type_need_two_events(db: psycopg.Connection) -> None:
+    load(db, [event("A", "01:00"), event("A", "01:00", "u2"), event("A", "01:10", "u2")])
+    assert units(db, "AA") == units(db, "AA", order="any") == [2, 1]
+    assert units(db, "AAA", order="any") == [2, 1, 0]
+
+
+def test_any_order_fills_as_many_steps_as_it_can(db: psycopg.Connection) -> None:
+    """The event that fits both steps takes the one that the other event leaves."""
+    load(db, [event("A", "01:00", plan="pro"), event("A", "01:10", plan="free")])
+    pro = {"event": "A", "where": {"plan": "pro"}}
+    assert units(db, ["A", pro], order="any") == [1, 1]
+    assert units(db, ["A", pro]) == [1, 0]
+    assert units(db, [pro, "A"]) == [1, 1]
+
+
+def test_strict_allows_nothing_between(db: psycopg.Connection) -> None:
+    load(db, [
+        event("A", "01:00"), event("X", "01:01"), event("B", "01:02"),
+        event("A", "01:00", "u2"), event("B", "01:02", "u2"), event("X", "01:02", "u2"),
+        event("A", "01:00", "u3"), event("A", "01:01", "u3"), event("B", "01:02", "u3"),
+    ])  # fmt: skip
+    assert units(db, "AB", order="strict") == [3, 2]
+    assert units(db, "AB", order="strict", entry="first") == [3, 1]
+
+
+def test_exclusions_void_an_entry(db: psycopg.Connection) -> None:
+    load(db, [
+        event("A", "01:00"), event("X", "01:01"), event("B", "01:02"),
+        event("A", "01:00", "u2"), event("X", "01:01", "u2"),
+        event("A", "01:00", "u3"), event("X", "01:01", "u3"), event("A", "01:02", "u3"),
+        event("B", "01:03", "u3"), event("X", "01:03", "u3"),
+    ])  # fmt: skip
+    excluded = json.dumps([{"event": "X"}])
+    assert units(db, "AB", exclude=excluded) == [2, 1]
+    assert units(db, "AB", exclude=excluded, entry="first") == [1, 0]
+    assert units(db, "AB", exclude="[]") == [3, 2]
+
+
+def test_the_range_limits_step_1(db: psycopg.Connection) -> None:
+    load(db, [event("A", "01:00"), event("A", "02:00", "u2"), event("B", "03:00"),
+              event("B", "03:00", "u2")])  # fmt: skip
+    hour = {"from": "2024-05-01 01:00+00", "to": "2024-05-01 02:00+00"}
+    assert units(db, "AB", **hour) == [1, 1]
+    assert units(db, "AB", **{"from": "2024-05-01 02:00+00"}) == [1, 1]
+    assert units(db, "AB", to="2024-05-01 01:00+00") == [0, 0]
+
+
+def test_breakdown_at_the_first_or_last_step(db: psycopg.Connection) -> None:
+    load(db, [
+        event("A", "01:00", number=2, plan="free"), event("A", "01:00", number=1, plan="trial"),
+        event("B", "01:01", plan="pro"), event("A", "01:00", "u2"),
+    ])  # fmt: skip
+    by_plan = [(row[0], row[1], row[3]) for row in ask(db, "AB", breakdown="plan")]
+    assert by_plan == [("trial", 1, 1), ("trial", 2, 1), (None, 1, 1), (None, 2, 0)]
+    at_last = [(row[0], row[3]) for row in ask(db, "AB", breakdown="plan", attribution="last")]
+    assert at_last == [("pro", 1), ("pro", 1), (None, 1), (None, 0)]
+
+
+def test_sessions_as_units(db: psycopg.Connection) -> None:
+    """Exactly 30 minutes stay one session, a second more begins the next; so does a day's end."""
+    load(db, [event("A", "01:00"), event("B", "01:30"), event("A", "02:00:01"),
+              event("B", "02:30:02")])  # fmt: skip
+    assert units(db, "AB", unit="session") == [2, 1]
+    chatty = [
+        event("P", "00:00", "u2") | {"occurred_at": f"2024-06-{1 + m // 1440:02}"
+        f"T{m // 60 % 24:02}:{m % 60:02}:00Z"} for m in range(0, 1500, 30)
+    ]  # fmt: skip
+    load(db, chatty)
+    assert units(db, "P", unit="session") == [2]
+
+
+def test_nobody_is_zeros(db: psycopg.Connection) -> None:
+    rows = [(None, 1, "no such", 0, 0.0, 0.0, None, None), (None, 2, "B", 0, 0.0, 0.0, None, None)]
+    assert ask(db, ["no such", "B"]) == rows
+    load(db, [event("B", "01:00"), {**event("A", "01:00"), "user_id": None}])
+    assert ask(db, ["no such", "B"]) == rows
+    assert units(db, "AB", account="nobody") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"),
+    [
+        ("p_steps", {"steps": None}),
+        ("p_steps", {"steps": "[]"}),
+        ("p_steps", {"steps": '{"event": "A"}'}),
+        ("p_steps", {"steps": json.dumps(["A"] * 31)}),
+        ("p_steps[1]", {"steps": "[null]"}),
+        ("p_steps[2]", {"steps": '["A", ""]'}),
+        ("p_steps[2]", {"steps": '["A", {"where": {}}]'}),
+        ("p_steps[1]", {"steps": '[{"event": 7}]'}),
+        ("p_steps[1]", {"steps": '[{"event": "A", "where": []}]'}),
+        ("p_steps[1]", {"steps": '[{"event": "A", "were": {}}]'}),
+        ("p_exclude[1]", {"exclude": "[3]"}),
+        ("p_exclude", {"exclude": '"X"'}),
+        ("p_window", {"window": "-1 second"}),
+        ("p_window", {"window": None}),
+        ("p_window", {"window": "11 years"}),
+        ("p_order", {"order": "sorted"}),
+        ("p_order", {"order": None}),
+        ("p_entry", {"entry": "last"}),
+        ("p_unit", {"unit": "users"}),
+        ("p_breakdown", {"breakdown": ""}),
+        ("p_attribution", {"attribution": None}),
+    ],
+)
+def test_invalid_options(db: psycopg.Connection, argument: str, options: dict[str, Any]) -> None:
+    for call in ("analytics.funnel(", "spectrum.define_funnel('f', "):
+        with pytest.raises(psycopg.errors.InvalidParameterValue) as refusal:
+            options = {"steps": '["A"]'} | options
+            named = ", ".join(f"p_{name} => %({name})s" for name in options)
+            db.execute(f"SELECT {call}{named})", options)
+        assert f"argument {argument}:" in str(refusal.value)
+        assert refusal.value.diag.message_hint.startswith("Expected ")
+
+
+def test_definitions_replace_and_go(db: psycopg.Connection) -> None:
+    load(db, [event("A", "01:00"), event("B", "01:01")])
+    shown = "SELECT step, event_type, users FROM analytics.conversion_funnels ORDER BY step"
+    for steps, rows in (
+        ('["A"]', [(1, "A", 1)]),
+        ('["B", "A"]', [(1, "B", 1), (2, "A", 0)]),
+    ):
+        db.execute("SELECT spectrum.define_funnel('f', %s)", (steps,))
+        db.execute("CALL spectrum.refresh_analytics()")
+        assert db.execute(shown).fetchall() == rows
+    db.execute("SELECT spectrum.drop_funnel('f')")
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert db.execute(shown).fetchall() == []
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="p_name"):
+        db.execute("SELECT spectrum.drop_funnel('f')")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="p_name"):
+        db.execute("SELECT spectrum.define_funnel('', '[\"A\"]')")
