@@ -18,9 +18,16 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/60_funnel_walks.sql \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_standing.sql \
+	60_analytics/61_retention.sql \
 	60_analytics/62_active_users.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/64_revenue.sql \
+	70_statistics/distributions.sql \
+	70_statistics/incomplete_beta.sql \
+	70_statistics/tests.sql \
+	71_experiments/00_definitions.sql \
+	71_experiments/10_units.sql \
+	71_experiments/20_results.sql \
 	80_operations/00_refresh.sql \
 	80_operations/10_run.sql \
 	80_operations/20_schedule.sql \

@@ -475,7 +475,7 @@ BEGIN
         head_seq bigint NOT NULL DEFAULT 0,
         safe_seq bigint NOT NULL DEFAULT 0,
         seen_seq bigint NOT NULL DEFAULT 0,
-        seen_xid xid8,
+        seen_writers text[],
         patrol_seq bigint NOT NULL DEFAULT 0
     );
     COMMENT ON TABLE spectrum.intake IS 'Where claims begin, one row. Hints only: no event depends '
@@ -486,9 +486,10 @@ BEGIN
     COMMENT ON COLUMN spectrum.intake.safe_seq IS
         'Nothing below is pending. Between here and head_seq lie late commits and rows of workers '
         'that were rolled back: swept when the head is drained.';
-    COMMENT ON COLUMN spectrum.intake.seen_seq IS 'head_seq when seen_xid was noted.';
-    COMMENT ON COLUMN spectrum.intake.seen_xid IS
-        'Next transaction id at that time: once no older one runs, safe_seq may move to seen_seq.';
+    COMMENT ON COLUMN spectrum.intake.seen_seq IS 'head_seq when seen_writers was noted.';
+    COMMENT ON COLUMN spectrum.intake.seen_writers IS
+        'Transactions that were writing to raw_events then, as in pg_locks: once none of them '
+        'runs, safe_seq may move to seen_seq.';
     COMMENT ON COLUMN spectrum.intake.patrol_seq IS
         'How far the slow round over all of raw_events has come.';
     INSERT INTO spectrum.intake DEFAULT VALUES;
@@ -704,9 +705,11 @@ BEGIN
                     OR txt.occurred_at ~ '^-?[0-9]{1,15}(?:\.[0-9]{1,9})?$'
                     THEN CASE
                         WHEN abs(txt.occurred_at::numeric) < 1e11
-                            THEN to_timestamp(txt.occurred_at::numeric::double precision)
+                            THEN to_timestamp(
+                                round(txt.occurred_at::numeric, 6)::double precision)
                         WHEN abs(txt.occurred_at::numeric) < 1e14
-                            THEN to_timestamp((txt.occurred_at::numeric / 1000)::double precision)
+                            THEN to_timestamp(
+                                round(txt.occurred_at::numeric / 1000, 6)::double precision)
                     END
             END AS occurred_at,
             CASE
@@ -751,6 +754,7 @@ CREATE FUNCTION spectrum._claim_between(
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
@@ -775,6 +779,7 @@ CREATE FUNCTION spectrum._claim_requeued(p_limit integer)
 RETURNS tid[]
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
@@ -797,7 +802,8 @@ BEGIN
 
     -- A row that another worker holds keeps its entry; one that is done needs none any more.
     WITH reachable AS MATERIALIZED (
-        SELECT raw.seq, raw.ctid AS row_id, raw.status <> 'done' AS is_open
+        SELECT raw.seq, raw.ctid AS row_id,
+            raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL AS is_open
         FROM unnest(v_seqs) AS due (seq)
         JOIN @extschema@.raw_events AS raw USING (seq)
         ORDER BY raw.seq
@@ -823,6 +829,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_rows tid[] := spectrum._claim_requeued(p_limit);
+    v_requeued integer := cardinality(v_rows);
     r_intake record;
     r_claim record;
 BEGIN
@@ -842,6 +849,10 @@ BEGIN
         );
         v_rows := v_rows || r_claim.row_ids;
         PERFORM spectrum._advance_safe();
+    END IF;
+    IF v_requeued > 0 THEN
+        -- One's own locks are not skipped: a row that was due again is met a second time.
+        v_rows := ARRAY(SELECT DISTINCT row_id FROM unnest(v_rows) AS row_id ORDER BY row_id);
     END IF;
     RETURN v_rows;
 END
@@ -873,24 +884,35 @@ CREATE FUNCTION spectrum._advance_safe()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 AS $$
 DECLARE
-    v_snapshot pg_snapshot := pg_current_snapshot();
     r_intake record;
+    v_writers text[];
 BEGIN
-    SELECT intake.head_seq, intake.safe_seq, intake.seen_seq, intake.seen_xid INTO r_intake
+    SELECT intake.head_seq, intake.safe_seq, intake.seen_seq, intake.seen_writers INTO r_intake
     FROM spectrum.intake
     FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND OR r_intake.safe_seq = r_intake.head_seq THEN
+    -- A snapshot that is older than this statement may miss what was written meanwhile.
+    IF NOT FOUND OR r_intake.safe_seq = r_intake.head_seq
+        OR current_setting('transaction_isolation') <> 'read committed'
+    THEN
         RETURN;
     END IF;
 
-    -- An id from the future was noted by the cluster that this database was restored from.
-    IF r_intake.seen_xid IS NULL OR r_intake.seen_xid > pg_snapshot_xmax(v_snapshot) THEN
-        UPDATE spectrum.intake
-        SET seen_seq = intake.head_seq, seen_xid = pg_snapshot_xmax(v_snapshot);
-    ELSIF r_intake.seen_xid <= pg_snapshot_xmin(v_snapshot) AND NOT EXISTS (
+    -- Whoever has drawn a number below the head, and cannot be seen yet, holds this lock by now.
+    -- Transaction ids would not do: they are drawn later, and not in the order of the numbers.
+    SELECT coalesce(array_agg(DISTINCT writer.virtualtransaction), '{}') INTO v_writers
+    FROM pg_locks AS writer
+    WHERE writer.locktype = 'relation' AND writer.mode = 'RowExclusiveLock'
+        AND writer.relation = '@extschema@.raw_events'::regclass
+        AND writer.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND writer.pid IS DISTINCT FROM pg_backend_pid();
+
+    IF r_intake.seen_writers IS NULL THEN
+        UPDATE spectrum.intake SET seen_seq = intake.head_seq, seen_writers = v_writers;
+    ELSIF NOT r_intake.seen_writers && v_writers AND NOT EXISTS (
         SELECT FROM @extschema@.raw_events AS raw
         WHERE raw.seq >= r_intake.safe_seq AND raw.seq < r_intake.seen_seq
             AND raw.status = 'pending'
@@ -898,18 +920,19 @@ BEGIN
         UPDATE spectrum.intake
         SET safe_seq = intake.seen_seq,
             seen_seq = intake.head_seq,
-            seen_xid = pg_snapshot_xmax(v_snapshot);
+            seen_writers = v_writers;
     END IF;
 END
 $$;
 COMMENT ON FUNCTION spectrum._advance_safe() IS
-    'Moves the mark below which nothing is pending: up to where the head stood when the oldest '
-    'transaction still running had not begun, once nothing is pending there.';
+    'Moves the mark below which nothing is pending: up to where the head stood earlier, once '
+    'nothing is pending there and all who were writing to raw_events at that time have ended.';
 
 CREATE FUNCTION spectrum._patrol(p_rows bigint DEFAULT 100000)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 AS $$
 DECLARE
@@ -939,8 +962,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._patrol(bigint) IS
     'Looks at the next p_rows of raw_events below the safe mark, round and round, and requeues '
-    'what is open there. It finds the one case the marks cannot see: a COPY that drew receive '
-    'numbers, then stalled before its first row was written.';
+    'what is open there. It finds what neither marks nor trigger can see: rows inserted as '
+    'processing, rows set back while triggers were off.';
 -- Room 30: dimensions. Who, where and what, each natural key once. Key 0 is the unknown member, so
 -- a fact never points at NULL. Filled by process_batch (room 40) in a fixed order of tables and,
 -- inside each, in order of the natural key: two workers that meet the same newcomers wait for
@@ -1183,6 +1206,7 @@ CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
 AS $$
 DECLARE
     v_name text := spectrum._month_name(p_month);
@@ -1239,19 +1263,13 @@ $$;
 COMMENT ON FUNCTION spectrum.ensure_partitions(timestamptz, timestamptz) IS
     'Makes the month partitions (UTC) from the month of p_from to the month of p_to, both '
     'included, and returns how many were missing.';
--- Room 40, the batch: claim, read, add months and dimension members, insert facts, mark. All of it
--- in the caller's transaction, so after a crash every row is either done with its fact or pending
--- as before. pg_temp.spectrum_batch holds what was read of the claimed rows between the steps.
---
--- Order of locks, the same in every worker: raw rows (passing over locked ones), months,
--- dimensions in order of their names, ledger in order of event_id.
+-- Room 40, the steps of a batch: read, add months and dimension members, insert facts, take back
+-- facts, name copies. pg_temp.spectrum_batch holds what was read of the claimed rows between them.
 
-CREATE FUNCTION spectrum._read_batch(p_rows tid[])
+CREATE FUNCTION spectrum._clear_batch()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 BEGIN
     IF to_regclass('pg_temp.spectrum_batch') IS NULL THEN
@@ -1283,6 +1301,20 @@ BEGIN
         ) ON COMMIT DELETE ROWS;
     END IF;
     DELETE FROM pg_temp.spectrum_batch;
+END
+$$;
+COMMENT ON FUNCTION spectrum._clear_batch() IS
+    'Makes the session''s pg_temp.spectrum_batch, or empties it.';
+
+CREATE FUNCTION spectrum._read_batch(p_rows tid[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM spectrum._clear_batch();
     INSERT INTO pg_temp.spectrum_batch (
         row_id, seq, id, event_id, occurred_at, event_type, account_id, user_id,
         country, region, city, account_key, user_key, geo_key, event_type_key,
@@ -1466,7 +1498,7 @@ COMMENT ON FUNCTION spectrum._insert_facts() IS
     'Inserts the batch''s events that the ledger does not know: ledger, facts and the notes of '
     'what they touch. Returns how many.';
 
-CREATE FUNCTION spectrum._withdraw_reread()
+CREATE FUNCTION spectrum._withdraw_reread(p_is_retry boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -1480,7 +1512,7 @@ BEGIN
     FROM pg_temp.spectrum_batch AS batch
     JOIN warehouse.event_ledger AS ledger
         ON ledger.event_id = batch.event_id AND ledger.seq = batch.seq
-    WHERE batch.was_read;
+    WHERE batch.was_read OR p_is_retry;
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
@@ -1489,12 +1521,12 @@ BEGIN
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
     FROM pg_temp.spectrum_batch AS batch
-    WHERE batch.was_read AND NOT batch.is_readable
+    WHERE NOT batch.is_readable
         AND batch.event_id = ANY (v_event_ids) AND raw.copy_of = batch.id
         AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
 END
 $$;
-COMMENT ON FUNCTION spectrum._withdraw_reread() IS
+COMMENT ON FUNCTION spectrum._withdraw_reread(boolean) IS
     'A row read again has its own fact made again: takes back the facts of such rows.';
 
 CREATE FUNCTION spectrum._take_over()
@@ -1506,26 +1538,33 @@ SET enable_mergejoin = off
 AS $$
 DECLARE
     v_event_ids uuid[];
+    v_first_ids uuid[];
+    v_later_seqs bigint[];
 BEGIN
-    -- Rows that were counted although ours, with the same event_id, was received before them.
-    WITH later_rows AS (
-        SELECT ledger.event_id, ledger.seq, batch.id
-        FROM pg_temp.spectrum_batch AS batch
-        JOIN warehouse.event_ledger AS ledger
-            ON ledger.event_id = batch.event_id AND ledger.seq > batch.seq
-        WHERE batch.is_readable AND batch.is_first
-    ), copies AS (
-        UPDATE @extschema@.raw_events AS raw SET copy_of = later_rows.id
-        FROM later_rows
-        WHERE raw.seq = later_rows.seq
-            AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq)
-    )
-    SELECT array_agg(later_rows.event_id ORDER BY later_rows.event_id) INTO v_event_ids
-    FROM later_rows;
+    -- Events that count by a row received after ours.
+    SELECT
+        array_agg(batch.event_id ORDER BY batch.event_id),
+        array_agg(batch.id ORDER BY batch.event_id),
+        array_agg(ledger.seq ORDER BY batch.event_id)
+    INTO v_event_ids, v_first_ids, v_later_seqs
+    FROM pg_temp.spectrum_batch AS batch
+    JOIN warehouse.event_ledger AS ledger
+        ON ledger.event_id = batch.event_id AND ledger.seq > batch.seq
+    WHERE batch.is_readable AND batch.is_first;
     IF v_event_ids IS NULL THEN
         RETURN 0;
     END IF;
     PERFORM spectrum._withdraw(v_event_ids);
+
+    -- That row and its copies are copies of ours from now on.
+    UPDATE @extschema@.raw_events AS raw SET copy_of = later.first_id
+    FROM (
+        SELECT owner.id, unnested.first_id
+        FROM unnest(v_later_seqs, v_first_ids) AS unnested (seq, first_id)
+        JOIN @extschema@.raw_events AS owner USING (seq)
+    ) AS later
+    WHERE (raw.id = later.id OR raw.copy_of = later.id)
+        AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
     RETURN spectrum._insert_facts();
 END
 $$;
@@ -1543,6 +1582,13 @@ AS $$
 DECLARE
     v_copies bigint;
 BEGIN
+    -- What they repeat must stay: until commit no other worker takes it back.
+    PERFORM FROM pg_temp.spectrum_batch AS batch
+    JOIN warehouse.event_ledger AS ledger USING (event_id)
+    WHERE batch.is_readable AND ledger.seq < batch.seq
+    ORDER BY ledger.event_id
+    FOR KEY SHARE OF ledger;
+
     UPDATE pg_temp.spectrum_batch AS batch
     SET copy_of = coalesce(
         (SELECT raw.id FROM @extschema@.raw_events AS raw WHERE raw.seq = ledger.seq),
@@ -1550,7 +1596,7 @@ BEGIN
     )
     FROM warehouse.event_ledger AS ledger
     WHERE batch.is_readable
-        AND ledger.event_id = batch.event_id AND ledger.seq <> batch.seq;
+        AND ledger.event_id = batch.event_id AND ledger.seq < batch.seq;
     GET DIAGNOSTICS v_copies = ROW_COUNT;
     RETURN v_copies;
 END
@@ -1558,194 +1604,6 @@ $$;
 COMMENT ON FUNCTION spectrum._name_copies() IS
     'Notes for each copy in the batch which row it repeats (the event_id where that row was '
     'purged), and returns how many there are.';
-
-CREATE FUNCTION spectrum._mark_rows()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-AS $$
-BEGIN
-    UPDATE @extschema@.raw_events AS raw
-    SET status = CASE WHEN batch.is_readable THEN 'done' ELSE 'failed' END,
-        processed_at = now(),
-        error_msg = batch.error_msg,
-        attempts = raw.attempts + 1,
-        next_attempt_at = CASE WHEN batch.can_pass AND raw.attempts + 1 < config.max_attempts
-            THEN now() + config.retry_delay * least(2 ^ raw.attempts, 1440)
-        END,
-        copy_of = batch.copy_of
-    FROM pg_temp.spectrum_batch AS batch
-    CROSS JOIN spectrum.config
-    WHERE raw.ctid = batch.row_id;
-
-    INSERT INTO spectrum.requeue (seq, due_at)
-    SELECT raw.seq, raw.next_attempt_at
-    FROM pg_temp.spectrum_batch AS batch
-    JOIN @extschema@.raw_events AS raw USING (seq)
-    WHERE batch.can_pass AND raw.next_attempt_at IS NOT NULL
-    ON CONFLICT (seq) DO UPDATE SET due_at = excluded.due_at;
-END
-$$;
-COMMENT ON FUNCTION spectrum._mark_rows() IS
-    'Marks the claimed rows done or failed. A failure whose cause can pass is tried again, after '
-    'a delay that doubles, up to config.max_attempts.';
-
-CREATE FUNCTION spectrum._load_rows(
-    p_rows tid[],
-    OUT loaded bigint,
-    OUT duplicates bigint,
-    OUT failed bigint
-)
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_batch record;
-BEGIN
-    PERFORM spectrum._read_batch(p_rows);
-    SELECT
-        bool_or(batch.was_read) AS has_reread,
-        bool_or(batch.is_readable AND num_nulls(
-            batch.account_key, batch.user_key, batch.geo_key, batch.event_type_key) > 0)
-            AS has_newcomers,
-        min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
-        max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
-    INTO r_batch FROM pg_temp.spectrum_batch AS batch;
-
-    PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
-    IF r_batch.has_newcomers THEN
-        PERFORM spectrum._add_members();
-    END IF;
-    PERFORM spectrum._find_firsts();
-    IF r_batch.has_reread THEN
-        PERFORM spectrum._withdraw_reread();
-    END IF;
-    loaded := spectrum._insert_facts();
-    failed := (SELECT count(*) FROM pg_temp.spectrum_batch AS batch WHERE NOT batch.is_readable);
-    duplicates := 0;
-    IF loaded + failed < cardinality(p_rows) THEN
-        loaded := loaded + spectrum._take_over();
-        duplicates := spectrum._name_copies();
-    END IF;
-    PERFORM spectrum._mark_rows();
-END
-$$;
-COMMENT ON FUNCTION spectrum._load_rows(tid[]) IS
-    'Takes claimed rows all the way, set by set, and counts what became of them.';
-
-CREATE FUNCTION spectrum._fail_row(p_row tid, p_reason text, p_can_pass boolean)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._read_batch(ARRAY[p_row]);
-    UPDATE pg_temp.spectrum_batch
-    SET is_readable = false,
-        error_msg = translate(p_reason, E'\n\r', '  '),
-        can_pass = p_can_pass;
-    PERFORM spectrum._withdraw_reread();
-    PERFORM spectrum._mark_rows();
-END
-$$;
-COMMENT ON FUNCTION spectrum._fail_row(tid, text, boolean) IS
-    'Marks one claimed row failed, for a reason that only the warehouse found.';
-
-CREATE FUNCTION spectrum._load_safely(
-    p_rows tid[],
-    OUT loaded bigint,
-    OUT duplicates bigint,
-    OUT failed bigint
-)
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_half integer := cardinality(p_rows) / 2;
-    v_state text;
-    v_reason text;
-    r_left record;
-    r_right record;
-BEGIN
-    FOR v_try IN 1 .. 3 LOOP
-        BEGIN
-            SELECT * INTO loaded, duplicates, failed FROM spectrum._load_rows(p_rows);
-            RETURN;
-        EXCEPTION
-            -- Another worker brought the same event_id at the same moment: look again.
-            WHEN unique_violation OR deadlock_detected THEN
-                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-                IF v_try = 3 AND v_state = '40P01' THEN
-                    RAISE;
-                END IF;
-            -- Something that reading could not foresee, say a constraint of the user's own.
-            WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
-                OR raise_exception
-            THEN
-                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-                EXIT;
-        END;
-    END LOOP;
-
-    IF v_half = 0 THEN
-        PERFORM spectrum._fail_row(
-            p_rows[1], format('%s (SQLSTATE %s)', v_reason, v_state), v_state ~ '^(23|P0)'
-        );
-        loaded := 0;
-        duplicates := 0;
-        failed := 1;
-        RETURN;
-    END IF;
-    r_left := spectrum._load_safely(p_rows[:v_half]);
-    r_right := spectrum._load_safely(p_rows[v_half + 1:]);
-    loaded := r_left.loaded + r_right.loaded;
-    duplicates := r_left.duplicates + r_right.duplicates;
-    failed := r_left.failed + r_right.failed;
-END
-$$;
-COMMENT ON FUNCTION spectrum._load_safely(tid[]) IS
-    'Loads claimed rows; where a row makes the warehouse refuse the set, halves it until that row '
-    'is found and fails alone. One such row costs its batch about two more passes.';
-
-CREATE FUNCTION spectrum._process_batch(
-    p_limit integer,
-    OUT claimed bigint,
-    OUT loaded bigint,
-    OUT duplicates bigint,
-    OUT failed bigint
-)
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET work_mem = '64MB'
-SET enable_seqscan = off
-SET enable_memoize = off
-AS $$
-DECLARE
-    v_rows tid[];
-BEGIN
-    IF p_limit NOT BETWEEN 1 AND 1000000 THEN
-        PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
-    END IF;
-    v_rows := spectrum._claim(
-        coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
-    );
-    claimed := cardinality(v_rows);
-    IF claimed = 0 THEN
-        loaded := 0;
-        duplicates := 0;
-        failed := 0;
-    ELSE
-        SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._process_batch(integer) IS
-    'One batch: what process_batch and run share. The settings pin every statement below to index '
-    'look-ups, which are right for a batch whatever the size of the tables; statistics of tables '
-    'that fill and drain are not to be relied on.';
 -- Room 40, the doors: process_batch for anyone who owns the tables, reprocess for rows to read
 -- again.
 
@@ -2010,10 +1868,19 @@ BEGIN
     COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
     COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
     COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
+
+    CREATE VIEW analytics.event_types WITH (security_barrier) AS
+    SELECT dim_event_types.event_type_key, dim_event_types.event_type
+    FROM warehouse.dim_event_types
+    WHERE dim_event_types.event_type_key <> 0;
+    COMMENT ON VIEW analytics.event_types IS
+        'The event types by their keys, by which events are found fastest.';
+    COMMENT ON COLUMN analytics.event_types.event_type_key IS 'As in analytics.events.';
+    COMMENT ON COLUMN analytics.event_types.event_type IS 'As in analytics.events.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_events() IS
-    'Room 60: makes analytics.events and analytics.settings.';
+    'Room 60: makes analytics.events, analytics.settings and analytics.event_types.';
 -- Room 60, walks: what one unit (a user, an account, a session) did in a funnel. Pure functions of
 -- its history: p_times, ascending, and beside each time a mask of what the event can be: bit k - 1
 -- for step k, bit 30 for an exclusion. They return the positions of the events that fill the steps
@@ -2358,23 +2225,6 @@ COMMENT ON FUNCTION analytics._check_funnel(
 ) IS
     'Raises 22023 unless the options describe a funnel.';
 
-CREATE FUNCTION analytics._event_type_key(p_event_type text)
-RETURNS integer
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-AS $$
-BEGIN
-    RETURN (
-        SELECT e.event_type_key FROM analytics.events AS e
-        WHERE e.event_type = p_event_type
-        LIMIT 1
-    );
-END
-$$;
-COMMENT ON FUNCTION analytics._event_type_key(text) IS
-    'The key of an event type that has events, found by the index on it; NULL if it has none.';
-
 CREATE FUNCTION analytics._unit_histories(
     p_keys integer[],
     p_filters jsonb[],
@@ -2399,41 +2249,52 @@ DECLARE
     v_is_filtered boolean := cardinality(array_remove(p_filters, NULL)) > 0;
 BEGIN
     -- The arguments are constants of this plan: of each CASE over them one branch remains, and of
-    -- the event view only the columns that it reads.
+    -- the event view only the columns that it reads. The grouping is a prefix of the order, so the
+    -- arrays are built in that order; nothing may come between the two that could sort again.
     RETURN QUERY
-    SELECT h.scope, h.unit, array_agg(h.occurred_at), array_agg(h.mask),
-        CASE WHEN p_breakdown IS NOT NULL THEN array_agg(h.label) END
+    SELECT
+        coalesce(CASE WHEN p_by_account THEN o.account_id END, p_account, '*'),
+        CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END,
+        array_agg(o.occurred_at),
+        array_agg(o.mask),
+        CASE WHEN p_breakdown IS NOT NULL THEN array_agg(o.label) END
     FROM (
-        SELECT
-            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
-            CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
-            CASE WHEN p_unit = 'account' THEN e.account_key ELSE e.user_key END AS unit,
-            e.occurred_at,
-            CASE WHEN v_is_filtered THEN (
-                SELECT coalesce(bit_or(m.bit), 0)
-                FROM unnest(p_keys, p_filters, p_bits) AS m (key, filter, bit)
-                WHERE m.key = e.event_type_key
-                    AND (m.filter IS NULL OR e.properties @> m.filter)
-            ) ELSE coalesce(p_bits[array_position(p_keys, e.event_type_key)], 0) END AS mask,
-            CASE
-                WHEN p_breakdown = 'account_id' THEN e.account_id
-                WHEN p_breakdown = 'country' THEN e.country
-                WHEN p_breakdown = 'region' THEN e.region
-                WHEN p_breakdown = 'city' THEN e.city
-                WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
-            END AS label
-        FROM analytics.events AS e
-        WHERE e.user_key <> 0
-            AND (p_reads_all OR e.event_type_key = ANY (p_keys))
-            AND e.occurred_at BETWEEN p_from AND p_until
-            AND (p_account IS NULL OR e.account_id = p_account)
-            AND (NOT p_by_account AND p_unit <> 'account' OR e.account_key <> 0)
-        ORDER BY scope_key, scope, unit, e.occurred_at,
-            CASE WHEN p_breakdown IS NOT NULL THEN e.event_id END
-    ) AS h
-    WHERE p_reads_all OR h.mask <> 0
-    GROUP BY h.scope_key, h.scope, h.unit
-    HAVING bit_or(h.mask) & p_entry_bits <> 0;
+        SELECT m.account_id, m.account_key, m.user_key, m.occurred_at, m.mask, m.label
+        FROM (
+            SELECT e.account_id, e.account_key, e.user_key, e.occurred_at, e.event_id,
+                CASE WHEN v_is_filtered THEN (
+                    SELECT coalesce(bit_or(k.bit), 0)
+                    FROM unnest(p_keys, p_filters, p_bits) AS k (key, filter, bit)
+                    WHERE k.key = e.event_type_key
+                        AND (k.filter IS NULL OR e.properties @> k.filter)
+                ) ELSE coalesce(p_bits[array_position(p_keys, e.event_type_key)], 0) END AS mask,
+                CASE
+                    WHEN p_breakdown = 'account_id' THEN e.account_id
+                    WHEN p_breakdown = 'country' THEN e.country
+                    WHEN p_breakdown = 'region' THEN e.region
+                    WHEN p_breakdown = 'city' THEN e.city
+                    WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
+                END AS label
+            FROM analytics.events AS e
+            WHERE e.user_key <> 0
+                AND (p_reads_all OR e.event_type_key = ANY (p_keys))
+                AND e.occurred_at BETWEEN p_from AND p_until
+                AND (p_account IS NULL OR e.account_id = p_account)
+                AND (NOT p_by_account AND p_unit <> 'account' OR e.account_key <> 0)
+        ) AS m
+        WHERE p_reads_all OR m.mask <> 0
+        ORDER BY
+            CASE WHEN p_by_account THEN m.account_key END,
+            CASE WHEN p_by_account THEN m.account_id END,
+            CASE WHEN p_unit = 'account' THEN m.account_key ELSE m.user_key END,
+            m.occurred_at,
+            CASE WHEN p_breakdown IS NOT NULL THEN m.event_id END
+    ) AS o
+    GROUP BY
+        CASE WHEN p_by_account THEN o.account_key END,
+        CASE WHEN p_by_account THEN o.account_id END,
+        CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END
+    HAVING bit_or(o.mask) & p_entry_bits <> 0;
 END
 $$;
 COMMENT ON FUNCTION analytics._unit_histories(
@@ -2474,11 +2335,11 @@ DECLARE
         WHEN p_order = 'any' THEN (1 << jsonb_array_length(p_steps)) - 1 ELSE 1
     END;
 BEGIN
-    SELECT coalesce(array_agg(m.key), '{}'), coalesce(array_agg(m.filter), '{}'),
+    SELECT coalesce(array_agg(m.event_type_key), '{}'), coalesce(array_agg(m.filter), '{}'),
         coalesce(array_agg(m.bits), '{}')
     INTO v_keys, v_filters, v_bits
     FROM (
-        SELECT analytics._event_type_key(n.event_type) AS key, n.filter, bit_or(n.bit) AS bits
+        SELECT t.event_type_key, n.filter, bit_or(n.bit) AS bits
         FROM (
             SELECT s.event_type, s.filter, 1 << (s.step - 1) AS bit
             FROM analytics._read_steps('p_steps', p_steps) AS s
@@ -2486,9 +2347,9 @@ BEGIN
             SELECT x.event_type, x.filter, 1 << 30
             FROM analytics._read_steps('p_exclude', p_exclude) AS x
         ) AS n
-        GROUP BY n.event_type, n.filter
-    ) AS m
-    WHERE m.key IS NOT NULL;
+        JOIN analytics.event_types AS t USING (event_type)
+        GROUP BY t.event_type_key, n.filter
+    ) AS m;
 
     IF p_unit <> 'session' THEN
         RETURN QUERY
@@ -2883,6 +2744,7 @@ CREATE FUNCTION analytics._standing_funnel_days()
 RETURNS TABLE (account_id text, funnel text, day date, step integer, users bigint)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -2972,6 +2834,467 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.drop_funnel(text) IS
     'Removes a standing funnel; the next refresh removes its rows.';
+-- Room 60, retention: of the users who began something in a period, how many come back in the
+-- periods after it. Reads analytics.events; read by analytics.retention and the standing
+-- retentions.
+--
+-- A user's history is folded into bit strings, one bit a calendar period (in which he started,
+-- in which he returned), in one pass over the events. A cohort's row is a slice of them, so users
+-- of the same pattern are counted together.
+
+CREATE FUNCTION spectrum._create_retention()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.retentions') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.retentions (
+        retention text NOT NULL CONSTRAINT retentions_pkey PRIMARY KEY,
+        start_event text,
+        return_event text,
+        period_kind text NOT NULL
+            CONSTRAINT retentions_period_kind_is_known
+            CHECK (period_kind IN ('day', 'week', 'month')),
+        periods integer NOT NULL
+            CONSTRAINT retentions_periods_range CHECK (periods BETWEEN 0 AND 1000),
+        cohort_kind text NOT NULL
+            CONSTRAINT retentions_cohort_kind_is_known
+            CHECK (cohort_kind IN ('first', 'recurring')),
+        mode text NOT NULL
+            CONSTRAINT retentions_mode_is_known CHECK (mode IN ('on', 'on_or_after')),
+        properties_filter jsonb,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.retentions IS
+        'The retentions that analytics.retention_cohorts shows. Define one with '
+        'spectrum.define_retention().';
+    COMMENT ON COLUMN spectrum.retentions.retention IS 'Name.';
+    COMMENT ON COLUMN spectrum.retentions.start_event IS
+        'Event that puts a user in a cohort; NULL any.';
+    COMMENT ON COLUMN spectrum.retentions.return_event IS
+        'Event that counts as coming back; NULL any.';
+    COMMENT ON COLUMN spectrum.retentions.period_kind IS 'day, week or month.';
+    COMMENT ON COLUMN spectrum.retentions.periods IS 'Last period; the cohort''s own is 0.';
+    COMMENT ON COLUMN spectrum.retentions.cohort_kind IS
+        'first: by the user''s first start ever; recurring: by each period with a start.';
+    COMMENT ON COLUMN spectrum.retentions.mode IS
+        'on: back in the period; on_or_after: back in it or later.';
+    COMMENT ON COLUMN spectrum.retentions.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN spectrum.retentions.changed_at IS 'When it was last defined.';
+    INSERT INTO spectrum.retentions (retention, period_kind, periods, cohort_kind, mode)
+    VALUES ('default', 'week', 12, 'first', 'on');
+
+    CREATE MATERIALIZED VIEW analytics.mv_retention_cohorts AS
+    SELECT
+        account_id, retention, period_kind, cohort, period, cohort_size, users, rate, is_complete
+    FROM analytics._standing_retentions();
+    CREATE UNIQUE INDEX mv_retention_cohorts_key
+    ON analytics.mv_retention_cohorts (retention, account_id, cohort, period);
+    COMMENT ON MATERIALIZED VIEW analytics.mv_retention_cohorts IS
+        'Cohorts of each defined retention, for all accounts together (account_id *) and for each '
+        'account. Read it through analytics.retention_cohorts.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.retention IS 'Name of the definition.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_kind IS 'day, week or month.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort IS
+        'First day of the period in which the users started.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.period IS
+        'Periods since then; 0 is the cohort''s own. One that has not begun is no row.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS 'Those of them who came back.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.rate IS 'users / cohort_size.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.is_complete IS
+        'Whether the period has ended; never in mode on_or_after.';
+
+    CREATE VIEW analytics.retention_cohorts AS
+    SELECT
+        v.account_id, v.retention, v.period_kind, v.cohort, v.period, v.cohort_size, v.users,
+        v.rate, v.is_complete, s.as_of
+    FROM analytics.mv_retention_cohorts AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_retention_cohorts';
+    COMMENT ON VIEW analytics.retention_cohorts IS
+        'How many users of each cohort come back, by period (account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.retention_cohorts.as_of IS 'Events up to here are counted.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_retention() IS
+    'Room 60: makes spectrum.retentions with the retention default, mv_retention_cohorts and its '
+    'plain view.';
+
+CREATE FUNCTION analytics._check_retention(
+    p_period text, p_periods integer, p_cohort text, p_mode text, p_where jsonb
+)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    IF p_periods IS NULL OR p_periods NOT BETWEEN 0 AND 1000 THEN
+        PERFORM spectrum._reject('p_periods', p_periods::text, 'a number from 0 to 1000');
+    END IF;
+    PERFORM spectrum._check_choice('p_cohort', p_cohort, '{first, recurring}');
+    PERFORM spectrum._check_choice('p_mode', p_mode, '{on, on_or_after}');
+    PERFORM analytics._check_filter('p_where', p_where);
+END
+$$;
+COMMENT ON FUNCTION analytics._check_retention(text, integer, text, text, jsonb) IS
+    'Raises 22023 unless the options describe a retention.';
+
+CREATE FUNCTION analytics._retention_users(
+    p_start_key integer,
+    p_return_key integer,
+    p_starts timestamptz[],
+    p_start_from timestamptz,
+    p_start_to timestamptz,
+    p_account text,
+    p_where jsonb,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    user_key bigint,
+    first_start timestamptz,
+    started bit varying,
+    returned bit varying,
+    returned_after bit varying,
+    last_number integer
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_none bit varying := repeat('0', cardinality(p_starts) - 1);
+    -- Where each start is a return itself, there is a return at or after it in each period.
+    v_start_returns boolean := p_return_key IS NULL OR coalesce(p_return_key = p_start_key, false);
+BEGIN
+    -- The arguments are constants of this plan, see _unit_histories.
+    RETURN QUERY
+    SELECT f.scope, f.user_key, min(f.first_start),
+        coalesce(bit_or(f.started), v_none)::bit varying,
+        coalesce(bit_or(f.returned), v_none)::bit varying,
+        coalesce(
+            bit_or(f.returned) FILTER (WHERE v_start_returns OR f.last_return >= f.first_start),
+            v_none
+        )::bit varying,
+        max(f.last_number)
+    FROM (
+        SELECT e.scope_key, e.scope, e.user_key,
+            min(e.occurred_at) FILTER (WHERE e.is_start) AS first_start,
+            max(e.occurred_at) FILTER (WHERE e.is_return) AS last_return,
+            max(e.number) FILTER (WHERE e.is_return) AS last_number,
+            bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_start) AS started,
+            bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_return) AS returned
+        FROM (
+            SELECT
+                CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
+                CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+                e.user_key,
+                e.occurred_at,
+                width_bucket(e.occurred_at, p_starts) AS number,
+                (p_start_key IS NULL OR e.event_type_key = p_start_key)
+                    AND e.occurred_at >= p_start_from AND e.occurred_at < p_start_to AS is_start,
+                p_return_key IS NULL OR e.event_type_key = p_return_key AS is_return
+            FROM analytics.events AS e
+            WHERE e.user_key <> 0
+                AND (
+                    p_start_key IS NULL OR p_return_key IS NULL
+                    OR e.event_type_key IN (p_start_key, p_return_key)
+                )
+                AND e.occurred_at >= p_starts[1]
+                AND e.occurred_at < p_starts[cardinality(p_starts)]
+                AND (p_where IS NULL OR e.properties @> p_where)
+                AND (p_account IS NULL OR e.account_id = p_account)
+                AND (NOT p_by_account OR e.account_key <> 0)
+        ) AS e
+        GROUP BY e.scope_key, e.scope, e.user_key,
+            CASE WHEN NOT v_start_returns THEN e.number END
+    ) AS f
+    GROUP BY f.scope_key, f.scope, f.user_key
+    HAVING min(f.first_start) IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_users(
+    integer, integer, timestamptz[], timestamptz, timestamptz, text, jsonb, boolean
+) IS
+    'Each user''s starts and returns, one bit a period of p_starts; returned_after: with a return '
+    'at or after the first start in the period. last_number: the last period with a return. A NULL '
+    'key stands for any event.';
+
+CREATE FUNCTION analytics._retention_cohorts(
+    p_start_event text,
+    p_return_event text,
+    p_period text,
+    p_periods integer,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_cohort text,
+    p_mode text,
+    p_account text,
+    p_where jsonb,
+    p_by_account boolean
+)
+RETURNS TABLE (account_id text, user_key bigint, cohort timestamptz, active bit varying)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_from timestamptz := coalesce(p_from, '-infinity');
+    v_to timestamptz := coalesce(p_to, 'infinity');
+    v_is_first boolean := p_cohort = 'first';
+    v_start_key integer := (
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type = p_start_event
+    );
+    v_return_key integer := (
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type = p_return_event
+    );
+    v_starts timestamptz[];
+    v_none bit varying := repeat('0', p_periods + 1);
+    -- Back in the first n periods, by n + 1.
+    v_until bit varying[] := ARRAY(
+        SELECT rpad(repeat('1', n.number), p_periods + 1, '0')::bit varying
+        FROM generate_series(0, p_periods + 1) AS n (number)
+    );
+BEGIN
+    IF p_start_event IS NOT NULL AND v_start_key IS NULL THEN
+        RETURN;
+    ELSIF p_return_event IS NOT NULL THEN
+        v_return_key := coalesce(v_return_key, -1);
+    END IF;
+    SELECT spectrum.period_starts(p_period, b.first_at, b.last_at + interval '1 us') INTO v_starts
+    FROM analytics._event_bounds(NULL) AS b;
+
+    RETURN QUERY
+    SELECT u.account_id, u.user_key, v_starts[c.number],
+        CASE
+            WHEN p_mode = 'on' THEN set_bit(
+                substring(u.returned || v_none FROM c.number FOR p_periods + 1),
+                0, get_bit(u.returned_after, c.number - 1)
+            )::bit varying
+            WHEN u.last_number > c.number THEN
+                v_until[least(u.last_number - c.number, p_periods) + 2]
+            ELSE v_until[get_bit(u.returned_after, c.number - 1) + 1]
+        END
+    FROM analytics._retention_users(
+        v_start_key, v_return_key, v_starts,
+        CASE WHEN v_is_first THEN '-infinity' ELSE v_from END,
+        CASE WHEN v_is_first THEN 'infinity' ELSE v_to END,
+        p_account, p_where, p_by_account
+    ) AS u
+    CROSS JOIN LATERAL (
+        SELECT width_bucket(u.first_start, v_starts) AS number
+        WHERE v_is_first AND u.first_start >= v_from AND u.first_start < v_to
+        UNION ALL
+        SELECT n.number FROM generate_series(1, length(u.started)) AS n (number)
+        WHERE NOT v_is_first AND get_bit(u.started, n.number - 1) = 1
+    ) AS c;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_cohorts(
+    text, text, text, integer, timestamptz, timestamptz, text, text, text, jsonb, boolean
+) IS
+    'What each user contributes to a retention: the cohorts he is in, and for each a bit string, '
+    'bit k (from 0) set if he counts as back in period k. For one account, for all together (*), '
+    'or, with p_by_account, for each account by itself, out of its events alone.';
+
+CREATE FUNCTION analytics._retention_report(
+    p_start_event text,
+    p_return_event text,
+    p_period text,
+    p_periods integer,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_cohort text,
+    p_mode text,
+    p_account text,
+    p_where jsonb,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    cohort date,
+    period integer,
+    cohort_size bigint,
+    users bigint,
+    rate double precision,
+    is_complete boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH patterns AS MATERIALIZED (
+        SELECT c.account_id, c.cohort, c.active, count(*) AS users
+        FROM analytics._retention_cohorts(
+            p_start_event, p_return_event, p_period, p_periods, p_from, p_to, p_cohort, p_mode,
+            p_account, p_where, p_by_account
+        ) AS c
+        GROUP BY c.account_id, c.cohort, c.active
+    ),
+    calendar AS MATERIALIZED (
+        SELECT spectrum.period_starts(p_period, min(p.cohort), now() + interval '1 us') AS starts
+        FROM patterns AS p
+    ),
+    cells AS (
+        SELECT p.account_id, p.cohort, k.period,
+            sum(p.users)::bigint AS cohort_size,
+            coalesce(sum(p.users) FILTER (WHERE get_bit(p.active, k.period) = 1), 0)::bigint
+                AS users
+        FROM patterns AS p
+        CROSS JOIN generate_series(0, p_periods) AS k (period)
+        GROUP BY p.account_id, p.cohort, k.period
+    )
+    SELECT c.account_id, spectrum.period_date(c.cohort), c.period, c.cohort_size, c.users,
+        c.users / c.cohort_size::double precision,
+        p_mode = 'on' AND d.starts[n.number + c.period + 1] <= now()
+    FROM cells AS c
+    CROSS JOIN calendar AS d
+    CROSS JOIN LATERAL (SELECT width_bucket(c.cohort, d.starts) AS number) AS n
+    -- A period that has not begun is no row.
+    WHERE d.starts[n.number + c.period] <= now();
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_report(
+    text, text, text, integer, timestamptz, timestamptz, text, text, text, jsonb, boolean
+) IS
+    'Counts the cohorts of each scope by the periods that have begun.';
+
+CREATE FUNCTION analytics.retention(
+    p_start_event text DEFAULT NULL,
+    p_return_event text DEFAULT NULL,
+    p_period text DEFAULT 'week',
+    p_periods integer DEFAULT 12,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_cohort text DEFAULT 'first',
+    p_mode text DEFAULT 'on',
+    p_account text DEFAULT NULL,
+    p_where jsonb DEFAULT NULL
+)
+RETURNS TABLE (
+    cohort date,
+    period integer,
+    cohort_size bigint,
+    users bigint,
+    rate double precision,
+    is_complete boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM analytics._check_range(p_from, p_to);
+    PERFORM analytics._check_retention(p_period, p_periods, p_cohort, p_mode, p_where);
+    RETURN QUERY
+    SELECT r.cohort, r.period, r.cohort_size, r.users, r.rate, r.is_complete
+    FROM analytics._retention_report(
+        p_start_event, p_return_event, p_period, p_periods, p_from, p_to, p_cohort, p_mode,
+        p_account, p_where, false
+    ) AS r
+    ORDER BY r.cohort, r.period;
+END
+$$;
+COMMENT ON FUNCTION analytics.retention(
+    text, text, text, integer, timestamptz, timestamptz, text, text, text, jsonb
+) IS
+    'Retention, exact over all events: of the users whose p_start_event (NULL: any event) falls in '
+    'a period, how many have p_return_event in each of the p_periods after it. p_period: day, week '
+    'or month. p_cohort: first (the period of the user''s first start ever) or recurring (each '
+    'period with a start). p_mode: on (back in the period) or on_or_after (in it or later). '
+    '[p_from, p_to) limits the starts, p_where the events: JSON containment in their properties. '
+    'Period 0 asks for a return at or after the start.';
+
+CREATE FUNCTION analytics._standing_retentions()
+RETURNS TABLE (
+    account_id text,
+    retention text,
+    period_kind text,
+    cohort date,
+    period integer,
+    cohort_size bigint,
+    users bigint,
+    rate double precision,
+    is_complete boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r.account_id, d.retention, d.period_kind, r.cohort, r.period, r.cohort_size, r.users,
+        r.rate, r.is_complete
+    FROM spectrum.retentions AS d
+    CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._retention_report(
+        d.start_event, d.return_event, d.period_kind, d.periods, NULL, NULL, d.cohort_kind,
+        d.mode, NULL, d.properties_filter, scopes.by_account
+    ) AS r;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_retentions() IS
+    'The rows of mv_retention_cohorts: each definition for all accounts together and for each.';
+
+CREATE FUNCTION spectrum.define_retention(
+    p_name text,
+    p_start_event text DEFAULT NULL,
+    p_return_event text DEFAULT NULL,
+    p_period text DEFAULT 'week',
+    p_periods integer DEFAULT 12,
+    p_cohort text DEFAULT 'first',
+    p_mode text DEFAULT 'on',
+    p_where jsonb DEFAULT NULL
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM analytics._check_retention(p_period, p_periods, p_cohort, p_mode, p_where);
+    DELETE FROM spectrum.retentions WHERE retention = p_name;
+    INSERT INTO spectrum.retentions (
+        retention, start_event, return_event, period_kind, periods, cohort_kind, mode,
+        properties_filter
+    )
+    VALUES (
+        p_name, p_start_event, p_return_event, p_period, p_periods, p_cohort, p_mode, p_where
+    );
+    PERFORM spectrum._mark_stale('mv_retention_cohorts');
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_retention(
+    text, text, text, text, integer, text, text, jsonb
+) IS
+    'Defines a standing retention or replaces it; the options are those of analytics.retention. '
+    'The next refresh shows it in analytics.retention_cohorts.';
+
+CREATE FUNCTION spectrum.drop_retention(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.retentions WHERE retention = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.retentions');
+    END IF;
+    PERFORM spectrum._mark_stale('mv_retention_cohorts');
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_retention(text) IS
+    'Removes a standing retention; the next refresh removes its rows.';
 -- Room 60, active users: exact distinct users of each day, of the 7 and of the 30 days that end
 -- with it. Reads analytics.events; read by analytics.active_users and mv_active_users.
 --
@@ -3751,6 +4074,1636 @@ COMMENT ON FUNCTION analytics.revenue(timestamptz, timestamptz, text, text) IS
     'Orders, gross, refunds (positive), net, paying and active users, net per active user (arpu) '
     'and per paying user (arppu), by day and currency, over the events of [p_from, p_to); days and '
     'currencies without money are no rows. NULL: all time, all accounts, each currency.';
+-- Room 70, distributions: normal, Student t, chi-square and beta, each as cdf, sf (upper tail,
+-- 1 - cdf) and quantile. No data; read by tests.sql, by the experiments and by anyone.
+--
+-- All are the regularized incomplete beta function I_x(a, b) of incomplete_beta.sql:
+--   Student t    P(|T| > t) = I_x(df / 2, 1 / 2) at the odds df : t^2 (A&S 26.5.27)
+--   normal       its limit: double precision sees no difference from df = 1e30
+--   chi-square   P(X <= x) = P(df / 2, x / 2) (DLMF 8.2.4), and the incomplete gamma function
+--                P(a, g) is the limit of I_x(a, B) at the odds g : B for large B
+--
+-- Relative errors stay below 1e-12 wherever the result is at least 1e-300, for shapes and degrees
+-- of freedom from 1e-8 to 1e12; smaller results may be 0. NULL gives NULL, NaN gives NaN, an
+-- impossible parameter raises 22023, and nothing else does. Parameters below 1e-100 are read as
+-- 1e-100, shapes above 1e100 as 1e100, Student's degrees of freedom above 1e30 as 1e30.
+
+CREATE FUNCTION spectrum._beta_tail(
+    p_x double precision,
+    p_a double precision,
+    p_b double precision,
+    p_is_upper boolean
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(least(p_a, 1e100), 1e-100);
+    v_b double precision := greatest(least(p_b, 1e100), 1e-100);
+    v_log_odds double precision;
+    v_excess double precision;
+BEGIN
+    PERFORM spectrum._check_positive('p_a', p_a);
+    PERFORM spectrum._check_positive('p_b', p_b);
+    IF 'NaN' IN (p_x, p_a, p_b) THEN
+        RETURN 'NaN';
+    ELSIF p_x <= 0 OR p_x >= 1 THEN
+        RETURN CASE WHEN (p_x >= 1) = p_is_upper THEN 0 ELSE 1 END;
+    END IF;
+
+    v_log_odds := ln(p_x / (1 - p_x));
+    v_excess := CASE
+        WHEN p_x <= 0.5 THEN spectrum._beta_excess(p_x, v_a, v_b)
+        ELSE -spectrum._beta_excess(1 - p_x, v_b, v_a)
+    END;
+    RETURN spectrum._exponential(CASE
+        WHEN p_is_upper THEN spectrum._log_beta_cdf(-v_log_odds, -v_excess, v_b, v_a)
+        ELSE spectrum._log_beta_cdf(v_log_odds, v_excess, v_a, v_b)
+    END);
+END
+$$;
+COMMENT ON FUNCTION spectrum._beta_tail(
+    double precision, double precision, double precision, boolean
+) IS
+    'P(X > x) or P(X <= x) of a beta variable.';
+
+CREATE FUNCTION spectrum._chi_square_limit(p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN 1e18 * greatest(p_df, 1) * greatest(p_df, 1);
+END
+$$;
+COMMENT ON FUNCTION spectrum._chi_square_limit(double precision) IS
+    'A second shape B so large that B times the odds of a beta variable (df / 2, B) is a gamma '
+    'variable of shape df / 2 in double precision.';
+
+CREATE FUNCTION spectrum._chi_square_tail(
+    p_x double precision, p_df double precision, p_is_upper boolean
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(p_df, 2e-100) / 2;
+    v_b double precision;
+    v_log_odds double precision;
+    v_excess double precision := greatest(least(p_x, 1e40), 1e-200) / 2 - v_a;
+BEGIN
+    PERFORM spectrum._check_positive('p_df', p_df);
+    IF 'NaN' IN (p_x, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_x <= 0 THEN
+        RETURN CASE WHEN p_is_upper THEN 1 ELSE 0 END;
+    ELSIF p_df > 1e32 THEN
+        -- neighbours among the numbers of this size are standard deviations apart
+        RETURN CASE WHEN p_x = p_df THEN 0.5 WHEN (p_x > p_df) = p_is_upper THEN 0 ELSE 1 END;
+    END IF;
+
+    v_b := spectrum._chi_square_limit(p_df);
+    v_log_odds := ln(least(p_x, 1e40)) - ln(2 * v_b);
+    RETURN spectrum._exponential(CASE
+        WHEN p_is_upper THEN spectrum._log_beta_cdf(-v_log_odds, -v_excess, v_b, v_a)
+        ELSE spectrum._log_beta_cdf(v_log_odds, v_excess, v_a, v_b)
+    END);
+END
+$$;
+COMMENT ON FUNCTION spectrum._chi_square_tail(double precision, double precision, boolean) IS
+    'P(X > x) or P(X <= x) of a chi-square variable, as the limit of the beta distribution.';
+
+CREATE FUNCTION spectrum.beta_cdf(
+    p_x double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._beta_tail(p_x, p_a, p_b, false);
+END
+$$;
+COMMENT ON FUNCTION spectrum.beta_cdf(double precision, double precision, double precision) IS
+    'P(X <= x) of a beta variable with shapes a > 0 and b > 0: the regularized incomplete beta '
+    'function I_x(a, b) (DLMF 8.17.2); 0 for x <= 0, 1 for x >= 1.';
+
+CREATE FUNCTION spectrum.beta_sf(
+    p_x double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._beta_tail(p_x, p_a, p_b, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum.beta_sf(double precision, double precision, double precision) IS
+    'P(X > x) of a beta variable with shapes a > 0 and b > 0, exact where beta_cdf is near 1.';
+
+CREATE FUNCTION spectrum.beta_quantile(
+    p_p double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(least(p_a, 1e100), 1e-100);
+    v_b double precision := greatest(least(p_b, 1e100), 1e-100);
+    v_log_odds double precision;
+    v_lesser double precision;
+BEGIN
+    PERFORM spectrum._check_probability('p_p', p_p);
+    PERFORM spectrum._check_positive('p_a', p_a);
+    PERFORM spectrum._check_positive('p_b', p_b);
+    IF 'NaN' IN (p_p, p_a, p_b) THEN
+        RETURN 'NaN';
+    ELSIF p_p IN (0, 1) THEN
+        RETURN p_p;
+    END IF;
+
+    v_log_odds := CASE
+        WHEN p_p <= 0.5 THEN spectrum._beta_log_odds(ln(p_p), v_a, v_b)
+        ELSE -spectrum._beta_log_odds(ln(1 - p_p), v_b, v_a)
+    END;
+    v_lesser := spectrum._exponential(-abs(v_log_odds));
+    RETURN CASE WHEN v_log_odds < 0 THEN v_lesser ELSE 1 END / (1 + v_lesser);
+END
+$$;
+COMMENT ON FUNCTION spectrum.beta_quantile(double precision, double precision, double precision) IS
+    'The x in [0, 1] with beta_cdf(x, a, b) = p, for p in [0, 1]. Newton''s method on ln I_x(a, b) '
+    'over the log odds of x.';
+
+CREATE FUNCTION spectrum.chi_square_cdf(p_x double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._chi_square_tail(p_x, p_df, false);
+END
+$$;
+COMMENT ON FUNCTION spectrum.chi_square_cdf(double precision, double precision) IS
+    'P(X <= x) of a chi-square variable with df > 0 degrees of freedom: the regularized incomplete '
+    'gamma function P(df / 2, x / 2) (DLMF 8.2.4); 0 for x <= 0.';
+
+CREATE FUNCTION spectrum.chi_square_sf(p_x double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum._chi_square_tail(p_x, p_df, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum.chi_square_sf(double precision, double precision) IS
+    'P(X > x) of a chi-square variable with df > 0 degrees of freedom, the p-value of a chi-square '
+    'test: Q(df / 2, x / 2) (DLMF 8.2.4); 1 for x <= 0.';
+
+CREATE FUNCTION spectrum.chi_square_quantile(p_p double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := greatest(p_df, 2e-100) / 2;
+    v_b double precision;
+BEGIN
+    PERFORM spectrum._check_probability('p_p', p_p);
+    PERFORM spectrum._check_positive('p_df', p_df);
+    IF 'NaN' IN (p_p, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_p IN (0, 1) THEN
+        RETURN CASE WHEN p_p = 0 THEN 0 ELSE double precision 'Infinity' END;
+    ELSIF p_df > 1e32 THEN
+        RETURN p_df;
+    END IF;
+
+    v_b := spectrum._chi_square_limit(p_df);
+    RETURN spectrum._exponential(ln(2 * v_b) + CASE
+        WHEN p_p <= 0.5 THEN spectrum._beta_log_odds(ln(p_p), v_a, v_b)
+        ELSE -spectrum._beta_log_odds(ln(1 - p_p), v_b, v_a)
+    END);
+END
+$$;
+COMMENT ON FUNCTION spectrum.chi_square_quantile(double precision, double precision) IS
+    'The x with chi_square_cdf(x, df) = p, for p in [0, 1]; Infinity for p = 1. Newton''s method, '
+    'as in beta_quantile.';
+
+CREATE FUNCTION spectrum.student_t_sf(p_t double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_df double precision := greatest(least(p_df, 1e30), 1e-100);
+    v_square double precision := greatest(least(abs(p_t), 1e100), 1e-100) ^ 2;
+    v_log_odds double precision;
+    v_half_tail double precision;
+BEGIN
+    PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
+    IF 'NaN' IN (p_t, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_t = 0 THEN
+        RETURN 0.5;
+    ELSIF abs(p_t) = 'Infinity' THEN
+        RETURN CASE WHEN p_t > 0 THEN 0 ELSE 1 END;
+    END IF;
+
+    v_log_odds := ln(v_df) - 2 * ln(abs(p_t));
+    v_half_tail := spectrum._exponential(spectrum._log_beta_cdf(
+        v_log_odds, (1 - v_square) / (1 + v_square / v_df) / 2, v_df / 2, 0.5
+    ) - ln(2::double precision));
+    RETURN CASE WHEN p_t > 0 THEN v_half_tail ELSE 1 - v_half_tail END;
+END
+$$;
+COMMENT ON FUNCTION spectrum.student_t_sf(double precision, double precision) IS
+    'P(T > t) of Student''s t with df > 0 degrees of freedom (Infinity: normal): for t > 0 it is '
+    'I_x(df / 2, 1 / 2) / 2 with x = df / (df + t^2) (A&S 26.5.27). The two-sided p-value of t is '
+    '2 * student_t_sf(abs(t), df).';
+
+CREATE FUNCTION spectrum.student_t_cdf(p_t double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_sf(-p_t, p_df);
+END
+$$;
+COMMENT ON FUNCTION spectrum.student_t_cdf(double precision, double precision) IS
+    'P(T <= t) of Student''s t with df > 0 degrees of freedom: student_t_sf(-t, df).';
+
+CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_df double precision := greatest(least(p_df, 1e30), 1e-100);
+    v_tail double precision := least(p_p, 1 - p_p);
+    v_log_square double precision;
+BEGIN
+    PERFORM spectrum._check_probability('p_p', p_p);
+    PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
+    IF 'NaN' IN (p_p, p_df) THEN
+        RETURN 'NaN';
+    ELSIF p_p IN (0, 0.5, 1) THEN
+        RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
+    END IF;
+
+    -- near the centre by the probability between -t and t, which is as exact as p - 1/2
+    v_log_square := ln(v_df) + CASE
+        WHEN v_tail < 0.25
+            THEN -spectrum._beta_log_odds(ln(v_tail) + ln(2::double precision), v_df / 2, 0.5)
+        ELSE spectrum._beta_log_odds(ln(abs(2 * p_p - 1)), 0.5, v_df / 2)
+    END;
+    RETURN sign(p_p - 0.5) * spectrum._exponential(v_log_square / 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum.student_t_quantile(double precision, double precision) IS
+    'The t with student_t_cdf(t, df) = p, for p in [0, 1]; -Infinity for 0, Infinity for 1 and '
+    'beyond the range of double precision. Newton''s method as in beta_quantile.';
+
+CREATE FUNCTION spectrum.normal_cdf(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_sf(-p_x, 'Infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum.normal_cdf(double precision) IS
+    'P(X <= x) of the standard normal distribution: Student''s t with infinite df.';
+
+CREATE FUNCTION spectrum.normal_sf(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_sf(p_x, 'Infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum.normal_sf(double precision) IS
+    'P(X > x) of the standard normal distribution. The two-sided p-value of z is '
+    '2 * normal_sf(abs(z)).';
+
+CREATE FUNCTION spectrum.normal_quantile(p_p double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.student_t_quantile(p_p, 'Infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum.normal_quantile(double precision) IS
+    'The x with normal_cdf(x) = p, for p in [0, 1]; -Infinity for 0, Infinity for 1.';
+-- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
+-- read by distributions.sql alone.
+--
+-- A point x of (0, 1) is given by the logarithm of its odds, w = ln(x / y) with y = 1 - x, and by
+-- its excess over the mean, d = b x - a y = (a + b) x - a. The excess follows from w, but the
+-- caller knows it without the rounding error that decides the tails of large shapes. Over w every
+-- beta density is log-concave with its peak at the mean x = a / (a + b). No formula takes the
+-- difference of nearly equal numbers, and none can leave the range of a float8.
+
+CREATE FUNCTION spectrum._check_number(
+    p_argument text, p_value double precision, p_is_possible boolean, p_expected text
+)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT p_is_possible AND p_value <> 'NaN' THEN
+        PERFORM spectrum._reject(p_argument, p_value::text, p_expected);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_number(text, double precision, boolean, text) IS
+    'Raises 22023 unless the number is possible; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._check_positive(p_argument text, p_value double precision)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_number(
+        p_argument, p_value, p_value > 0 AND p_value < 'Infinity', 'a positive finite number'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_positive(text, double precision) IS
+    'Raises 22023 unless the number is positive and finite; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._check_probability(p_argument text, p_value double precision)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_number(
+        p_argument, p_value, p_value BETWEEN 0 AND 1, 'a probability, from 0 to 1'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_probability(text, double precision) IS
+    'Raises 22023 unless the number is a probability; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._exponential(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE
+        WHEN p_x < -707 THEN 0
+        WHEN p_x > 709.78 AND p_x <> 'NaN' THEN 'Infinity'
+        ELSE exp(p_x)
+    END;
+END
+$$;
+COMMENT ON FUNCTION spectrum._exponential(double precision) IS
+    'exp(x), with 0 and Infinity where exp raises underflow and overflow.';
+
+CREATE FUNCTION spectrum._log_one_plus(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN asinh((p_x + p_x / (1 + p_x)) / 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_one_plus(double precision) IS
+    'ln(1 + x) for x > -1, exact for small x too: sinh of it is (1 + x - 1 / (1 + x)) / 2.';
+
+CREATE FUNCTION spectrum._stirling_error(p_a double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := p_a;
+    v_steps double precision := 0;
+    v_inverse double precision;
+    v_square double precision;
+BEGIN
+    IF p_a > 1e8 THEN
+        RETURN 1 / p_a / 12;
+    END IF;
+    WHILE v_a < 10 LOOP
+        v_steps := v_steps + (v_a + 0.5) * (ln(v_a + 1) - ln(v_a)) - 1;
+        v_a := v_a + 1;
+    END LOOP;
+    v_inverse := 1 / v_a;
+    v_square := v_inverse * v_inverse;
+    RETURN v_steps + v_inverse * (1.0 / 12 - v_square * (1.0 / 360 - v_square * (
+        1.0 / 1260 - v_square * (1.0 / 1680 - v_square * (1.0 / 1188 - v_square * (
+            691.0 / 360360 - v_square / 156))))));
+END
+$$;
+COMMENT ON FUNCTION spectrum._stirling_error(double precision) IS
+    'ln Gamma(a) - ((a - 1/2) ln a - a + ln(2 pi) / 2) for a > 0: what Stirling''s formula leaves. '
+    'Its series (DLMF 5.11.1) from a = 10 on, reached by Gamma(a + 1) = a Gamma(a).';
+
+CREATE FUNCTION spectrum._deviance(
+    p_a double precision, p_d double precision, p_log_ratio double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_s double precision;
+    v_square double precision;
+    v_sum double precision := 0;
+BEGIN
+    IF abs(p_d) < p_a * 1e-60 THEN
+        RETURN 0;
+    ELSIF p_d < p_a * -0.9 OR p_d > p_a * 10 THEN
+        RETURN p_d - p_a * p_log_ratio;
+    ELSIF abs(p_d) > p_a * 0.4 THEN
+        RETURN p_d - p_a * ln(1 + p_d / p_a);
+    END IF;
+    -- u - ln(1 + u) = s u - 2 (s^3 / 3 + s^5 / 5 + ...) with s = u / (2 + u)
+    v_s := p_d / (2 * p_a + p_d);
+    v_square := v_s * v_s;
+    FOR v_odd IN REVERSE 25..3 BY 2 LOOP
+        v_sum := v_sum * v_square + 1.0 / v_odd;
+    END LOOP;
+    RETURN p_d * v_s - 2 * p_a * v_square * v_s * v_sum;
+END
+$$;
+COMMENT ON FUNCTION spectrum._deviance(double precision, double precision, double precision) IS
+    'd - a ln(1 + d / a), never negative, without cancellation (Loader 2000, Fast and accurate '
+    'computation of binomial probabilities, bd0). p_log_ratio is ln(1 + d / a), used far from 0.';
+
+CREATE FUNCTION spectrum._log_beta_density(
+    p_log_odds double precision,
+    p_excess double precision,
+    p_a double precision,
+    p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_n double precision := p_a + p_b;
+    v_rest double precision := spectrum._log_one_plus(exp(greatest(-abs(p_log_odds), -700)));
+    v_log_nx double precision := ln(v_n) + least(p_log_odds, 0) - v_rest;
+    v_log_ny double precision := ln(v_n) + least(-p_log_odds, 0) - v_rest;
+BEGIN
+    RETURN (ln(p_a) + ln(p_b) - ln(v_n) - ln(2 * pi())) / 2
+        + spectrum._stirling_error(v_n)
+        - spectrum._stirling_error(p_a) - spectrum._stirling_error(p_b)
+        - spectrum._deviance(p_a, p_excess, v_log_nx - ln(p_a))
+        - spectrum._deviance(p_b, -p_excess, v_log_ny - ln(p_b));
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_beta_density(
+    double precision, double precision, double precision, double precision
+) IS
+    'ln(x^a y^b / B(a, b)): the log density of the log odds of a beta variable. Saddle-point form '
+    '(Loader 2000), with no difference of large logarithms of gamma functions.';
+
+CREATE FUNCTION spectrum._log_beta_integral(
+    p_log_odds double precision,
+    p_excess double precision,
+    p_a double precision,
+    p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    c_step CONSTANT double precision := 0.125;
+    v_odds double precision := exp(greatest(least(p_log_odds, 650), -350));
+    v_slope double precision := least(v_odds - p_excess * (1 + v_odds), 1e140);
+    v_curvature double precision := greatest(p_b - 1, 0) * v_odds * (1 + v_odds);
+    v_scale double precision := least(
+        1, 1 / v_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
+    );
+    v_s double precision := -3.625;
+    v_log_growth double precision;
+    v_v double precision;
+    v_fall double precision;
+    v_rise double precision;
+    v_log_rise double precision;
+    v_log_value double precision;
+    v_sum double precision := 0;
+BEGIN
+    LOOP
+        v_s := v_s + c_step;
+        v_log_growth := v_s - exp(-v_s);
+        v_v := v_scale * exp(v_log_growth);
+        v_fall := 2 * tanh(v_v / 2) / (1 + tanh(v_v / 2));
+        v_rise := v_odds * v_fall;
+        v_log_rise := asinh((v_rise + v_rise / (1 + v_rise)) / 2);
+        IF least(p_a, p_b) < 1000 THEN
+            v_log_value := (p_b - 1) * v_log_rise - p_a * greatest(v_v, 1e-200);
+        ELSE
+            v_log_value := -v_slope * v_v - (p_b - 1) * (
+                v_odds * spectrum._deviance(1, -v_fall, -v_v)
+                + spectrum._deviance(1, v_rise, v_log_rise)
+            );
+        END IF;
+        EXIT WHEN v_log_value + v_log_growth < -50 AND v_s > 0;
+        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + exp(-v_s));
+    END LOOP;
+    RETURN least(0, ln(v_sum * c_step * v_scale) + ln(1 + v_odds)
+        + spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b));
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_beta_integral(
+    double precision, double precision, double precision, double precision
+) IS
+    'ln I_x(a, b) by quadrature, for x not far above the mean. With t = x e^-v in DLMF 8.17.1, '
+    'I_x(a, b) = x^a y^(b - 1) / B(a, b) * integral over v > 0 of e^(-a v) (1 + odds * fall)'
+    '^(b - 1), fall = 1 - e^-v: smooth for all a and b, and done to full precision by some 65 '
+    'points of the trapezoidal rule after v = scale * exp(s - exp(-s)) (Takahasi and Mori 1974). '
+    'For large shapes the logarithms of both factors, which nearly cancel, are taken relative to '
+    'their common slope at v = 0.';
+
+CREATE FUNCTION spectrum._log_beta_cdf(
+    p_log_odds double precision,
+    p_excess double precision,
+    p_a double precision,
+    p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_log_upper double precision;
+BEGIN
+    IF p_excess > 0 THEN
+        v_log_upper := spectrum._log_beta_integral(-p_log_odds, -p_excess, p_b, p_a);
+        IF v_log_upper < ln(0.99) THEN
+            RETURN spectrum._log_one_plus(-spectrum._exponential(v_log_upper));
+        END IF;
+    END IF;
+    RETURN spectrum._log_beta_integral(p_log_odds, p_excess, p_a, p_b);
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_beta_cdf(
+    double precision, double precision, double precision, double precision
+) IS
+    'ln I_x(a, b), above the mean by I_x(a, b) = 1 - I_y(b, a) (DLMF 8.17.4), unless that would '
+    'leave next to nothing.';
+
+CREATE FUNCTION spectrum._beta_log_odds(
+    p_log_p double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_w double precision := ln(p_a) - sqrt(-2 * p_log_p / p_a)
+        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p);
+    v_odds double precision;
+    v_excess double precision;
+    v_log_cdf double precision;
+    v_log_width double precision;
+    v_step double precision;
+BEGIN
+    FOR v_try IN 1..200 LOOP
+        v_odds := exp(greatest(least(v_w, 400), -400));
+        v_excess := p_b / (1 + 1 / v_odds) - p_a / (1 + v_odds);
+        v_log_cdf := spectrum._log_beta_cdf(v_w, v_excess, p_a, p_b);
+        v_log_width := v_log_cdf - spectrum._log_beta_density(v_w, v_excess, p_a, p_b);
+        v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
+        v_w := v_w + v_step;
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8 OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1);
+    END LOOP;
+    RETURN v_w;
+END
+$$;
+COMMENT ON FUNCTION spectrum._beta_log_odds(
+    double precision, double precision, double precision
+) IS
+    'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
+    'Newton''s method climbs to the root from any start below it, where its first step also leads '
+    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
+    'the odds are (Laurent and Massart 2000, lemma 1).';
+
+CREATE FUNCTION spectrum._beta_excess(
+    p_x double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_n double precision := p_a + p_b;
+    v_n_rest double precision;
+    v_n_high double precision;
+    v_x_high double precision;
+    v_nx double precision;
+    v_nx_rest double precision;
+BEGIN
+    IF p_x < 1e-200 THEN
+        RETURN -p_a;
+    END IF;
+    v_nx := v_n * p_x;
+    IF v_nx < p_a / 2 OR v_nx > p_a * 2 THEN
+        RETURN v_nx - p_a;
+    END IF;
+    -- what rounding took from a + b, and from n x (its factors split into halves of 26 bits)
+    v_n_rest := least(p_a, p_b) - (v_n - greatest(p_a, p_b));
+    v_n_high := v_n * 134217729 - (v_n * 134217729 - v_n);
+    v_x_high := p_x * 134217729 - (p_x * 134217729 - p_x);
+    v_nx_rest := v_n_high * v_x_high - v_nx
+        + v_n_high * (p_x - v_x_high) + (v_n - v_n_high) * v_x_high
+        + (v_n - v_n_high) * (p_x - v_x_high);
+    RETURN v_nx - p_a + (v_nx_rest + v_n_rest * p_x);
+END
+$$;
+COMMENT ON FUNCTION spectrum._beta_excess(double precision, double precision, double precision) IS
+    '(a + b) x - a, rounded once: the sum and the product are kept exact (Dekker 1971).';
+-- Room 70, tests: intervals, tests and corrections for two groups, from counts and moments alone.
+-- No data; read by the experiments and by anyone.
+--
+-- Whatever compares two groups gives the first minus (or over) the second, as SciPy does: the
+-- treatment comes first, the control second. Counts are double precision, so that bigint and
+-- numeric are taken as they are. An empty group, or no variance at all, gives NULL where there is
+-- no answer, never an error; NULL gives NULL; an impossible argument raises 22023.
+
+CREATE FUNCTION spectrum._check_count(p_argument text, p_value double precision)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_number(
+        p_argument, p_value, p_value >= 0 AND p_value < 'Infinity', 'a count, 0 or more'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_count(text, double precision) IS
+    'Raises 22023 unless the number can be a count; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._check_variance(p_argument text, p_value double precision)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_number(p_argument, p_value, p_value >= 0, 'a variance, 0 or more');
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_variance(text, double precision) IS
+    'Raises 22023 unless the number can be a variance; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._outer_tail(p_confidence double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_number(
+        'p_confidence', p_confidence, p_confidence > 0 AND p_confidence < 1,
+        'a number between 0 and 1, such as 0.95'
+    );
+    RETURN (1 - p_confidence) / 2;
+END
+$$;
+COMMENT ON FUNCTION spectrum._outer_tail(double precision) IS
+    'The probability that an equal-tail interval leaves out on each side.';
+
+CREATE FUNCTION spectrum.wilson_interval(
+    p_successes double precision,
+    p_n double precision,
+    p_confidence double precision DEFAULT 0.95,
+    OUT low double precision,
+    OUT high double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_z double precision := -spectrum.normal_quantile(spectrum._outer_tail(p_confidence));
+    v_root double precision;
+BEGIN
+    PERFORM spectrum._check_count('p_n', p_n);
+    PERFORM spectrum._check_number(
+        'p_successes', p_successes, p_successes BETWEEN 0 AND p_n,
+        format('a count from 0 to p_n (%s)', p_n)
+    );
+    IF p_n = 0 THEN
+        RETURN;
+    END IF;
+    -- the lower root by the product of both: no cancellation
+    v_root := v_z * sqrt(p_successes * ((p_n - p_successes) / p_n) + v_z * v_z / 4);
+    low := p_successes * (p_successes / p_n) / (p_successes + v_z * v_z / 2 + v_root);
+    high := CASE
+        WHEN p_successes = p_n THEN 1
+        ELSE (p_successes + v_z * v_z / 2 + v_root) / (p_n + v_z * v_z)
+    END;
+END
+$$;
+COMMENT ON FUNCTION spectrum.wilson_interval(
+    double precision, double precision, double precision
+) IS
+    'Score interval of a proportion (Wilson 1927): all p with '
+    '|successes / n - p| <= z sqrt(p (1 - p) / n), z the normal quantile of equal tails; no '
+    'continuity correction. NULL for n = 0.';
+
+CREATE FUNCTION spectrum.two_proportion_test(
+    p_x1 double precision,
+    p_n1 double precision,
+    p_x2 double precision,
+    p_n2 double precision,
+    p_confidence double precision DEFAULT 0.95,
+    OUT z double precision,
+    OUT p_value double precision,
+    OUT difference double precision,
+    OUT low double precision,
+    OUT high double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_n double precision;
+    v_error double precision;
+    r_first record;
+    r_second record;
+BEGIN
+    PERFORM spectrum._outer_tail(p_confidence);
+    PERFORM spectrum._check_count('p_n1', p_n1);
+    PERFORM spectrum._check_count('p_n2', p_n2);
+    PERFORM spectrum._check_number(
+        'p_x1', p_x1, p_x1 BETWEEN 0 AND p_n1, format('a count from 0 to p_n1 (%s)', p_n1)
+    );
+    PERFORM spectrum._check_number(
+        'p_x2', p_x2, p_x2 BETWEEN 0 AND p_n2, format('a count from 0 to p_n2 (%s)', p_n2)
+    );
+    IF p_n1 = 0 OR p_n2 = 0 THEN
+        RETURN;
+    END IF;
+
+    difference := p_x1 / p_n1 - p_x2 / p_n2;
+    v_n := p_n1 + p_n2;
+    v_error := sqrt(
+        (p_x1 + p_x2) / v_n * ((p_n1 - p_x1 + p_n2 - p_x2) / v_n) * (1 / p_n1 + 1 / p_n2)
+    );
+    z := difference / nullif(v_error, 0);
+    p_value := 2 * spectrum.normal_sf(abs(z));
+
+    SELECT w.low, w.high INTO r_first
+    FROM spectrum.wilson_interval(p_x1, p_n1, p_confidence) AS w;
+    SELECT w.low, w.high INTO r_second
+    FROM spectrum.wilson_interval(p_x2, p_n2, p_confidence) AS w;
+    low := difference - sqrt((p_x1 / p_n1 - r_first.low) ^ 2 + (r_second.high - p_x2 / p_n2) ^ 2);
+    high := difference + sqrt((r_first.high - p_x1 / p_n1) ^ 2 + (p_x2 / p_n2 - r_second.low) ^ 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum.two_proportion_test(
+    double precision, double precision, double precision, double precision, double precision
+) IS
+    'Two-sided z-test of x1 / n1 = x2 / n2 with the pooled proportion in the standard error, no '
+    'continuity correction; difference = x1 / n1 - x2 / n2 with the hybrid score interval of '
+    'Newcombe (1998, Statistics in Medicine 17, 873, method 10). All NULL where a group is empty; '
+    'z and p_value NULL where all or none succeeded.';
+
+CREATE FUNCTION spectrum.welch_t_test(
+    p_n1 double precision,
+    p_mean1 double precision,
+    p_var1 double precision,
+    p_n2 double precision,
+    p_mean2 double precision,
+    p_var2 double precision,
+    p_confidence double precision DEFAULT 0.95,
+    OUT t double precision,
+    OUT df double precision,
+    OUT p_value double precision,
+    OUT difference double precision,
+    OUT low double precision,
+    OUT high double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_tail double precision := spectrum._outer_tail(p_confidence);
+    v_square1 double precision;
+    v_square2 double precision;
+    v_error double precision;
+BEGIN
+    PERFORM spectrum._check_count('p_n1', p_n1);
+    PERFORM spectrum._check_count('p_n2', p_n2);
+    PERFORM spectrum._check_variance('p_var1', p_var1);
+    PERFORM spectrum._check_variance('p_var2', p_var2);
+    IF p_n1 = 0 OR p_n2 = 0 THEN
+        RETURN;
+    END IF;
+
+    difference := p_mean1 - p_mean2;
+    v_square1 := p_var1 / p_n1;
+    v_square2 := p_var2 / p_n2;
+    IF p_n1 <= 1 OR p_n2 <= 1 OR v_square1 + v_square2 = 0 THEN
+        RETURN;
+    END IF;
+    v_error := sqrt(v_square1 + v_square2);
+    t := difference / v_error;
+    -- by shares of the squared error, which cannot leave the range of a float8
+    df := 1 / (
+        greatest(v_square1 / (v_square1 + v_square2), 1e-100) ^ 2 / (p_n1 - 1)
+        + greatest(v_square2 / (v_square1 + v_square2), 1e-100) ^ 2 / (p_n2 - 1)
+    );
+    p_value := 2 * spectrum.student_t_sf(abs(t), df);
+    low := difference + v_error * spectrum.student_t_quantile(v_tail, df);
+    high := difference - v_error * spectrum.student_t_quantile(v_tail, df);
+END
+$$;
+COMMENT ON FUNCTION spectrum.welch_t_test(
+    double precision, double precision, double precision,
+    double precision, double precision, double precision, double precision
+) IS
+    'Two-sided t-test of equal means without equal variances (Welch 1947), from the size, mean and '
+    'sample variance (var_samp) of two groups; degrees of freedom by Welch and Satterthwaite; '
+    'difference = mean1 - mean2 with its t interval. All NULL where a group is empty; all but the '
+    'difference NULL where a group has one member or neither has any variance.';
+
+CREATE FUNCTION spectrum.lift_interval(
+    p_n1 double precision,
+    p_mean1 double precision,
+    p_var1 double precision,
+    p_n2 double precision,
+    p_mean2 double precision,
+    p_var2 double precision,
+    p_confidence double precision DEFAULT 0.95,
+    OUT lift double precision,
+    OUT low double precision,
+    OUT high double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_z double precision := -spectrum.normal_quantile(spectrum._outer_tail(p_confidence));
+    v_error double precision;
+BEGIN
+    PERFORM spectrum._check_count('p_n1', p_n1);
+    PERFORM spectrum._check_count('p_n2', p_n2);
+    PERFORM spectrum._check_variance('p_var1', p_var1);
+    PERFORM spectrum._check_variance('p_var2', p_var2);
+    IF p_n1 = 0 OR p_n2 = 0 OR p_mean2 = 0 THEN
+        RETURN;
+    END IF;
+
+    lift := (p_mean1 - p_mean2) / p_mean2;
+    v_error := nullif(
+        sqrt(p_var1 / p_n1 + (p_mean1 / p_mean2) ^ 2 * (p_var2 / p_n2)) / abs(p_mean2), 0
+    );
+    low := lift - v_z * v_error;
+    high := lift + v_z * v_error;
+END
+$$;
+COMMENT ON FUNCTION spectrum.lift_interval(
+    double precision, double precision, double precision,
+    double precision, double precision, double precision, double precision
+) IS
+    'Relative lift mean1 / mean2 - 1 of independent groups with its delta-method interval: '
+    'variance = (var1 / n1 + (mean1 / mean2)^2 var2 / n2) / mean2^2 (Deng, Knoblich and Lu 2018, '
+    'Applying the delta method in metric analytics), normal quantile. For proportions the mean is '
+    'p and the variance p (1 - p). All NULL where a group is empty or mean2 is 0; bounds NULL '
+    'without any variance.';
+
+CREATE FUNCTION spectrum.ratio_variance(
+    p_n double precision,
+    p_mean_x double precision,
+    p_var_x double precision,
+    p_mean_y double precision,
+    p_var_y double precision,
+    p_cov_xy double precision,
+    OUT ratio double precision,
+    OUT variance double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_count('p_n', p_n);
+    PERFORM spectrum._check_variance('p_var_x', p_var_x);
+    PERFORM spectrum._check_variance('p_var_y', p_var_y);
+    IF p_n = 0 OR p_mean_y = 0 THEN
+        RETURN;
+    END IF;
+    ratio := p_mean_x / p_mean_y;
+    variance := greatest(0, p_var_x - 2 * ratio * p_cov_xy + ratio * ratio * p_var_y)
+        / p_mean_y / p_mean_y / p_n;
+END
+$$;
+COMMENT ON FUNCTION spectrum.ratio_variance(
+    double precision, double precision, double precision,
+    double precision, double precision, double precision
+) IS
+    'Ratio R = mean_x / mean_y of two sums over the same n units and, by the delta method, the '
+    'variance of R: (var_x - 2 R cov_xy + R^2 var_y) / (n mean_y^2) (Deng, Knoblich and Lu 2018). '
+    'n * variance is the variance per unit that welch_t_test and lift_interval take beside n and '
+    'R. NULL for n = 0 or mean_y = 0.';
+
+CREATE FUNCTION spectrum.sample_ratio_mismatch(
+    p_counts bigint[],
+    p_weights double precision[],
+    OUT chi_square double precision,
+    OUT df integer,
+    OUT p_value double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_per_weight double precision;
+BEGIN
+    IF cardinality(p_counts) < 2 THEN
+        PERFORM spectrum._reject('p_counts', p_counts::text, 'two or more counts');
+    ELSIF 0 > ANY (p_counts) THEN
+        PERFORM spectrum._reject('p_counts', p_counts::text, 'counts, each 0 or more');
+    ELSIF cardinality(p_weights) <> cardinality(p_counts) THEN
+        PERFORM spectrum._reject('p_weights', p_weights::text, 'one weight for each count');
+    ELSIF 0 >= ANY (p_weights) OR 'Infinity' = ANY (p_weights) THEN
+        PERFORM spectrum._reject('p_weights', p_weights::text, 'positive finite weights');
+    END IF;
+    SELECT sum(c.count) / nullif(sum(c.weight), 0) INTO v_per_weight
+    FROM unnest(p_counts, p_weights) AS c (count, weight)
+    HAVING count(c.count) = count(*) AND count(c.weight) = count(*) AND sum(c.count) > 0;
+    IF v_per_weight IS NULL THEN
+        RETURN;
+    END IF;
+
+    SELECT sum((c.count - v_per_weight * c.weight) ^ 2 / (v_per_weight * c.weight))
+    INTO chi_square
+    FROM unnest(p_counts, p_weights) AS c (count, weight);
+    df := cardinality(p_counts) - 1;
+    p_value := spectrum.chi_square_sf(chi_square, df);
+END
+$$;
+COMMENT ON FUNCTION spectrum.sample_ratio_mismatch(bigint[], double precision[]) IS
+    'Pearson''s chi-square test (1900) that counts follow the planned split, given by weights of '
+    'any sum. A p-value below 0.001 says that the assignment or the logging is broken. NULL where '
+    'nothing was counted or an element is NULL.';
+
+CREATE FUNCTION spectrum.adjust_p_values(
+    p_values double precision[], p_method text DEFAULT 'holm'
+)
+RETURNS double precision[]
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_method', p_method, ARRAY['holm', 'benjamini_hochberg']);
+    PERFORM spectrum._check_probability('p_values', v.p) FROM unnest(p_values) AS v (p);
+    RETURN coalesce((
+        WITH ranked_values AS (
+            SELECT v.place, v.p, count(nullif(v.p, 'NaN')) OVER () AS family,
+                row_number() OVER (ORDER BY nullif(v.p, 'NaN')) AS rank
+            FROM unnest(p_values) WITH ORDINALITY AS v (p, place)
+        ),
+        adjusted_values AS (
+            SELECT place, p, CASE p_method
+                WHEN 'holm' THEN max(p * (family - rank + 1)) OVER (ORDER BY rank)
+                ELSE min(p * (family / rank::double precision)) OVER (ORDER BY rank DESC)
+            END AS adjusted
+            FROM ranked_values
+        )
+        SELECT array_agg(
+            CASE WHEN p IS NULL OR p = 'NaN' THEN p ELSE least(adjusted, 1) END ORDER BY place
+        )
+        FROM adjusted_values
+    ), '{}');
+END
+$$;
+COMMENT ON FUNCTION spectrum.adjust_p_values(double precision[], text) IS
+    'p-values corrected for their number, in the order given. holm: step-down, controls the '
+    'probability of any false discovery (Holm 1979). benjamini_hochberg: step-up, controls the '
+    'expected share of false discoveries (Benjamini and Hochberg 1995). NULL and NaN stay as they '
+    'are and are not counted.';
+-- Room 71, definitions: metrics, and the experiments that are judged by them. Rows of the user's
+-- own, checked when they are defined; a name defined again is replaced. Read by the results.
+
+CREATE FUNCTION spectrum._create_experiments()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.metrics') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.metrics (
+        metric text NOT NULL CONSTRAINT metrics_pkey PRIMARY KEY,
+        kind text NOT NULL
+            CONSTRAINT metrics_kind_is_known CHECK (kind IN ('proportion', 'mean', 'ratio')),
+        event_type text NOT NULL,
+        property text,
+        properties_filter jsonb,
+        time_window interval,
+        denominator_event_type text
+            CONSTRAINT metrics_ratio_has_denominator
+            CHECK ((kind = 'ratio') = (denominator_event_type IS NOT NULL)),
+        denominator_property text,
+        denominator_filter jsonb,
+        is_guardrail boolean NOT NULL DEFAULT false,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.metrics IS
+        'What experiments measure, one row a metric. Define one with spectrum.define_metric().';
+    COMMENT ON COLUMN spectrum.metrics.metric IS 'Name.';
+    COMMENT ON COLUMN spectrum.metrics.kind IS
+        'proportion: share of users with the event; mean: sum per user; ratio: sum over all users '
+        '/ sum of the denominator over all users.';
+    COMMENT ON COLUMN spectrum.metrics.event_type IS 'Event that counts.';
+    COMMENT ON COLUMN spectrum.metrics.property IS
+        'Property whose number is summed; NULL counts the events.';
+    COMMENT ON COLUMN spectrum.metrics.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN spectrum.metrics.time_window IS
+        'How long after the first exposure events count; NULL: to the end of the experiment.';
+    COMMENT ON COLUMN spectrum.metrics.denominator_event_type IS 'Of a ratio: its lower event.';
+    COMMENT ON COLUMN spectrum.metrics.denominator_property IS
+        'Of a ratio: the property summed below; NULL counts the events.';
+    COMMENT ON COLUMN spectrum.metrics.denominator_filter IS
+        'Of a ratio: only lower events whose properties contain this.';
+    COMMENT ON COLUMN spectrum.metrics.is_guardrail IS
+        'Watched, but not part of the family that p-values are adjusted over.';
+    COMMENT ON COLUMN spectrum.metrics.changed_at IS 'When it was last defined.';
+
+    CREATE TABLE spectrum.experiments (
+        experiment text NOT NULL CONSTRAINT experiments_pkey PRIMARY KEY,
+        variants jsonb NOT NULL,
+        control text NOT NULL,
+        metrics text[] NOT NULL,
+        starts_at timestamptz,
+        ends_at timestamptz,
+        confidence double precision NOT NULL
+            CONSTRAINT experiments_confidence_range CHECK (confidence > 0 AND confidence < 1),
+        correction text NOT NULL
+            CONSTRAINT experiments_correction_is_known
+            CHECK (correction IN ('holm', 'benjamini_hochberg')),
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        CONSTRAINT experiments_control_is_variant CHECK (variants ? control)
+    );
+    COMMENT ON TABLE spectrum.experiments IS
+        'The experiments, one row each. Define one with spectrum.define_experiment().';
+    COMMENT ON COLUMN spectrum.experiments.experiment IS 'Name, as the exposure events give it.';
+    COMMENT ON COLUMN spectrum.experiments.variants IS 'Planned split: weight of each variant.';
+    COMMENT ON COLUMN spectrum.experiments.control IS 'Variant that the others are compared with.';
+    COMMENT ON COLUMN spectrum.experiments.metrics IS 'Metrics it is judged by, in this order.';
+    COMMENT ON COLUMN spectrum.experiments.starts_at IS 'Exposures before this do not count.';
+    COMMENT ON COLUMN spectrum.experiments.ends_at IS
+        'Exposures from here on do not count, nor do events of metrics without a window.';
+    COMMENT ON COLUMN spectrum.experiments.confidence IS 'Of all intervals.';
+    COMMENT ON COLUMN spectrum.experiments.correction IS
+        'How p-values are adjusted for several metrics and variants.';
+    COMMENT ON COLUMN spectrum.experiments.changed_at IS 'When it was last defined.';
+
+    PERFORM spectrum._create_experiment_views();
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_experiments() IS
+    'Room 71: makes the definition tables of experiments, then the views.';
+
+CREATE FUNCTION spectrum.define_metric(
+    p_name text,
+    p_kind text,
+    p_event text,
+    p_property text DEFAULT NULL,
+    p_window interval DEFAULT NULL,
+    p_where jsonb DEFAULT NULL,
+    p_denominator_event text DEFAULT NULL,
+    p_denominator_property text DEFAULT NULL,
+    p_denominator_where jsonb DEFAULT NULL,
+    p_guardrail boolean DEFAULT false
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM spectrum._check_choice('p_kind', p_kind, '{proportion, mean, ratio}');
+    IF p_event IS NULL OR p_event = '' THEN
+        PERFORM spectrum._reject('p_event', p_event, 'an event type');
+    END IF;
+    IF p_kind = 'proportion' AND p_property IS NOT NULL THEN
+        PERFORM spectrum._reject(
+            'p_property', p_property, 'NULL: a proportion counts the users with the event'
+        );
+    END IF;
+    IF p_window <= interval '0' THEN
+        PERFORM spectrum._reject('p_window', p_window::text, 'a positive interval, or NULL');
+    END IF;
+    PERFORM analytics._check_filter('p_where', p_where);
+    PERFORM analytics._check_filter('p_denominator_where', p_denominator_where);
+    IF p_kind = 'ratio' AND coalesce(p_denominator_event, '') = '' THEN
+        PERFORM spectrum._reject(
+            'p_denominator_event', p_denominator_event, 'an event type: a ratio has two'
+        );
+    ELSIF p_kind <> 'ratio' AND num_nonnulls(
+        p_denominator_event, p_denominator_property, p_denominator_where
+    ) > 0 THEN
+        PERFORM spectrum._reject('p_kind', p_kind, 'ratio, since a denominator is given');
+    END IF;
+    IF p_guardrail IS NULL THEN
+        PERFORM spectrum._reject('p_guardrail', NULL, 'true or false');
+    END IF;
+
+    INSERT INTO spectrum.metrics (
+        metric, kind, event_type, property, properties_filter, time_window,
+        denominator_event_type, denominator_property, denominator_filter, is_guardrail
+    )
+    VALUES (
+        p_name, p_kind, p_event, p_property, p_where, p_window,
+        p_denominator_event, p_denominator_property, p_denominator_where, p_guardrail
+    )
+    ON CONFLICT ON CONSTRAINT metrics_pkey DO UPDATE SET
+        kind = excluded.kind,
+        event_type = excluded.event_type,
+        property = excluded.property,
+        properties_filter = excluded.properties_filter,
+        time_window = excluded.time_window,
+        denominator_event_type = excluded.denominator_event_type,
+        denominator_property = excluded.denominator_property,
+        denominator_filter = excluded.denominator_filter,
+        is_guardrail = excluded.is_guardrail,
+        changed_at = excluded.changed_at;
+    PERFORM spectrum._mark_stale('mv_experiment_results');
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_metric(
+    text, text, text, text, interval, jsonb, text, text, jsonb, boolean
+) IS
+    'Defines a metric or replaces it. p_kind: proportion (share of users with p_event), mean (per '
+    'user, the sum of p_property over p_event, or the number of events) or ratio (that sum over '
+    'all users / the same of p_denominator_event). p_where: JSON containment. p_window: how long '
+    'after the first exposure. p_guardrail: watched, but left out of the adjusted p-values.';
+
+CREATE FUNCTION spectrum.drop_metric(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_users text := (
+        SELECT string_agg(experiment, ', ' ORDER BY experiment) FROM spectrum.experiments
+        WHERE p_name = ANY (metrics)
+    );
+BEGIN
+    IF v_users IS NOT NULL THEN
+        PERFORM spectrum._reject(
+            'p_name', p_name, 'a metric that no experiment is judged by; this one is by ' || v_users
+        );
+    END IF;
+    DELETE FROM spectrum.metrics WHERE metric = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a metric in spectrum.metrics');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_metric(text) IS
+    'Forgets a metric; 22023 if there is none of that name or an experiment is judged by it.';
+
+CREATE FUNCTION spectrum._check_variants(p_variants jsonb, p_control text)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_form text := 'a JSON object of two or more variants with their planned weights, each above '
+        '0 and at most 1000000, such as {"control": 0.5, "treatment": 0.5}';
+    r_variant record;
+    v_count integer := 0;
+BEGIN
+    IF p_variants IS NULL OR jsonb_typeof(p_variants) <> 'object' THEN
+        PERFORM spectrum._reject('p_variants', p_variants::text, v_form);
+    END IF;
+    FOR r_variant IN SELECT v.key, v.value FROM jsonb_each(p_variants) AS v LOOP
+        v_count := v_count + 1;
+        PERFORM spectrum._check_name('p_variants', r_variant.key);
+        IF jsonb_typeof(r_variant.value) <> 'number'
+            OR r_variant.value::numeric NOT BETWEEN 0.000001 AND 1000000
+        THEN
+            PERFORM spectrum._reject('p_variants', p_variants::text, v_form);
+        END IF;
+    END LOOP;
+    IF v_count < 2 THEN
+        PERFORM spectrum._reject('p_variants', p_variants::text, v_form);
+    END IF;
+    PERFORM spectrum._check_choice(
+        'p_control', p_control, ARRAY(SELECT k.key FROM jsonb_object_keys(p_variants) AS k (key))
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_variants(jsonb, text) IS
+    'Raises 22023 unless the variants are a planned split of which control is one.';
+
+CREATE FUNCTION spectrum._read_metrics(p_metrics jsonb)
+RETURNS text[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_form text := 'a JSON array of one or more names in spectrum.metrics, each once';
+    v_metrics text[];
+    v_unknown text;
+BEGIN
+    IF p_metrics IS NULL OR jsonb_typeof(p_metrics) <> 'array' OR p_metrics = '[]' THEN
+        PERFORM spectrum._reject('p_metrics', p_metrics::text, v_form);
+    END IF;
+    v_metrics := ARRAY(
+        SELECT m.name FROM jsonb_array_elements_text(p_metrics) WITH ORDINALITY AS m (name, number)
+        ORDER BY m.number
+    );
+    IF cardinality(v_metrics) <> (SELECT count(DISTINCT m.name) FROM unnest(v_metrics) AS m (name))
+    THEN
+        PERFORM spectrum._reject('p_metrics', p_metrics::text, v_form);
+    END IF;
+    SELECT m.name INTO v_unknown FROM unnest(v_metrics) AS m (name)
+    WHERE NOT EXISTS (SELECT FROM spectrum.metrics AS d WHERE d.metric = m.name)
+    LIMIT 1;
+    IF FOUND THEN
+        PERFORM spectrum._reject('p_metrics', v_unknown, v_form);
+    END IF;
+    RETURN v_metrics;
+END
+$$;
+COMMENT ON FUNCTION spectrum._read_metrics(jsonb) IS
+    'The names of a JSON array of metrics; raises 22023 unless all are defined.';
+
+CREATE FUNCTION spectrum.define_experiment(
+    p_name text,
+    p_variants jsonb,
+    p_control text,
+    p_metrics jsonb,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_confidence double precision DEFAULT 0.95,
+    p_correction text DEFAULT 'holm'
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_metrics text[];
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM spectrum._check_variants(p_variants, p_control);
+    v_metrics := spectrum._read_metrics(p_metrics);
+    PERFORM analytics._check_range(p_from, p_to);
+    PERFORM analytics._check_confidence(p_confidence);
+    PERFORM spectrum._check_choice('p_correction', p_correction, '{holm, benjamini_hochberg}');
+
+    INSERT INTO spectrum.experiments (
+        experiment, variants, control, metrics, starts_at, ends_at, confidence, correction
+    )
+    VALUES (
+        p_name, p_variants, p_control, v_metrics, p_from, p_to, p_confidence, p_correction
+    )
+    ON CONFLICT ON CONSTRAINT experiments_pkey DO UPDATE SET
+        variants = excluded.variants,
+        control = excluded.control,
+        metrics = excluded.metrics,
+        starts_at = excluded.starts_at,
+        ends_at = excluded.ends_at,
+        confidence = excluded.confidence,
+        correction = excluded.correction,
+        changed_at = excluded.changed_at;
+    PERFORM spectrum._mark_stale('mv_experiment_results');
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_experiment(
+    text, jsonb, text, jsonb, timestamptz, timestamptz, double precision, text
+) IS
+    'Defines an experiment or replaces it. p_name: as its exposure events give it. p_variants: the '
+    'planned split, {"control": 0.5, "treatment": 0.5}. p_metrics: names of metrics, ["signup"]. '
+    'p_from, p_to: when exposures count (NULL: always). p_correction: holm or benjamini_hochberg.';
+
+CREATE FUNCTION spectrum.drop_experiment(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.experiments WHERE experiment = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'an experiment in spectrum.experiments');
+    END IF;
+    PERFORM spectrum._mark_stale('mv_experiment_results');
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_experiment(text) IS
+    'Forgets an experiment, not its events; 22023 if there is none of that name.';
+-- Room 71, units: who saw which variant, and what each did afterwards. A unit is a user; his first
+-- exposure counts. Reads analytics.events only; read by the results.
+
+CREATE FUNCTION analytics._experiment_units(
+    p_experiment text,
+    p_variants jsonb,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (account_id text, user_key bigint, variant text, exposed_at timestamptz)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH flags AS (
+        -- PostHog's clients report an exposure as the call of a feature flag.
+        SELECT
+            CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+            e.user_key,
+            e.occurred_at,
+            CASE e.event_type
+                WHEN 'experiment_exposure' THEN e.properties ->> 'experiment'
+                ELSE e.properties ->> '$feature_flag'
+            END AS flag,
+            CASE e.event_type
+                WHEN 'experiment_exposure' THEN e.properties ->> 'variant'
+                ELSE e.properties ->> '$feature_flag_response'
+            END AS variant
+        FROM analytics.events AS e
+        WHERE e.event_type IN ('experiment_exposure', '$feature_flag_called')
+            AND e.user_key <> 0
+            AND (p_from IS NULL OR e.occurred_at >= p_from)
+            AND (p_to IS NULL OR e.occurred_at < p_to)
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (NOT p_by_account OR e.account_key <> 0)
+    )
+    SELECT
+        f.scope,
+        f.user_key,
+        CASE WHEN min(f.variant) = max(f.variant) AND p_variants ? min(f.variant)
+            THEN min(f.variant)
+        END,
+        min(f.occurred_at)
+    FROM flags AS f
+    WHERE f.flag = p_experiment AND f.variant <> ''
+    GROUP BY f.scope, f.user_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_units(
+    text, jsonb, timestamptz, timestamptz, text, boolean
+) IS
+    'The users of an experiment, each with his variant and first exposure in [p_from, p_to). The '
+    'variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
+
+CREATE FUNCTION analytics._experiment_amounts(
+    p_experiment text,
+    p_variants jsonb,
+    p_metrics text[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    user_key bigint,
+    variant text,
+    metric text,
+    has_converted boolean,
+    amount numeric,
+    denominator numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET timezone = 'UTC'
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH sides AS (
+        SELECT m.metric, m.time_window, s.*
+        FROM analytics.metrics AS m
+        CROSS JOIN LATERAL (
+            VALUES
+                (true, m.event_type, m.property, m.properties_filter),
+                (false, m.denominator_event_type, m.denominator_property, m.denominator_filter)
+        ) AS s (is_upper, event_type, property, properties_filter)
+        WHERE m.metric = ANY (p_metrics) AND s.event_type IS NOT NULL
+    ),
+    amounts AS (
+        SELECT
+            u.account_id,
+            u.user_key,
+            u.variant,
+            s.metric,
+            s.is_upper,
+            CASE
+                WHEN s.property IS NULL THEN 1
+                WHEN jsonb_typeof(e.properties -> s.property) = 'number'
+                    THEN (e.properties -> s.property)::numeric
+                WHEN jsonb_typeof(e.properties -> s.property) = 'string'
+                    THEN analytics._text_number(e.properties ->> s.property)
+            END AS amount
+        FROM analytics._experiment_units(
+            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
+        ) AS u
+        JOIN analytics.events AS e ON e.user_key = u.user_key AND e.occurred_at >= u.exposed_at
+        JOIN sides AS s ON s.event_type = e.event_type
+        WHERE u.variant IS NOT NULL
+            AND e.event_type = ANY (ARRAY(SELECT s.event_type FROM sides AS s))
+            AND (NOT p_by_account OR e.account_id = u.account_id)
+            AND (p_account IS NULL OR e.account_id = p_account)
+            -- A window runs on after the end of the experiment, else that end cuts.
+            AND CASE
+                WHEN s.time_window IS NOT NULL THEN e.occurred_at < u.exposed_at + s.time_window
+                ELSE p_to IS NULL OR e.occurred_at < p_to
+            END
+            AND (s.properties_filter IS NULL OR e.properties @> s.properties_filter)
+    )
+    SELECT
+        a.account_id,
+        a.user_key,
+        a.variant,
+        a.metric,
+        bool_or(a.is_upper),
+        -- Rounded, so that no power of them leaves the range of double precision.
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 30)),
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 30))
+    FROM amounts AS a
+    WHERE abs(a.amount) < 1e15
+    GROUP BY a.account_id, a.user_key, a.variant, a.metric;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_amounts(
+    text, jsonb, text[], timestamptz, timestamptz, text, boolean
+) IS
+    'What each unit contributes to each metric: its sums from the first exposure on, inside the '
+    'metric''s window. A unit that did nothing of a metric has no row and counts as 0.';
+
+CREATE FUNCTION analytics._experiment_totals(
+    p_experiment text,
+    p_variants jsonb,
+    p_metrics text[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    metric text,
+    variant text,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    sum_x numeric,
+    sum_xx numeric,
+    sum_y numeric,
+    sum_yy numeric,
+    sum_xy numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH counts AS (
+        SELECT u.account_id, u.variant, count(*) AS units
+        FROM analytics._experiment_units(
+            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
+        ) AS u
+        GROUP BY u.account_id, u.variant
+    ),
+    scopes AS (
+        SELECT DISTINCT c.account_id FROM counts AS c
+        UNION
+        SELECT coalesce(p_account, '*') WHERE NOT p_by_account
+    ),
+    sums AS (
+        SELECT
+            a.account_id,
+            a.metric,
+            a.variant,
+            count(*) FILTER (WHERE a.has_converted) AS conversions,
+            sum(a.amount) AS sum_x,
+            sum(a.amount * a.amount) AS sum_xx,
+            sum(a.denominator) AS sum_y,
+            sum(a.denominator * a.denominator) AS sum_yy,
+            sum(a.amount * a.denominator) AS sum_xy
+        FROM analytics._experiment_amounts(
+            p_experiment, p_variants, p_metrics, p_from, p_to, p_account, p_by_account
+        ) AS a
+        GROUP BY a.account_id, a.metric, a.variant
+    )
+    SELECT
+        g.account_id,
+        m.metric,
+        v.variant,
+        coalesce(c.units, 0),
+        coalesce(x.units, 0),
+        coalesce(s.conversions, 0),
+        coalesce(s.sum_x, 0),
+        coalesce(s.sum_xx, 0),
+        coalesce(s.sum_y, 0),
+        coalesce(s.sum_yy, 0),
+        coalesce(s.sum_xy, 0)
+    FROM scopes AS g
+    CROSS JOIN unnest(p_metrics) AS m (metric)
+    CROSS JOIN jsonb_object_keys(p_variants) AS v (variant)
+    LEFT JOIN counts AS c ON c.account_id = g.account_id AND c.variant = v.variant
+    LEFT JOIN counts AS x ON x.account_id = g.account_id AND x.variant IS NULL
+    LEFT JOIN sums AS s
+        ON s.account_id = g.account_id AND s.metric = m.metric AND s.variant = v.variant;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_totals(
+    text, jsonb, text[], timestamptz, timestamptz, text, boolean
+) IS
+    'Units and sums of each scope, metric and planned variant: all that the statistics need, and '
+    'each of them a sum over units.';
+-- Room 71, results: what an experiment says. Totals of its units become values, intervals and tests
+-- by the mathematics of room 70. Reads the definitions and the units; read by
+-- analytics.experiment and by mv_experiment_results (30_standing.sql).
+
+CREATE FUNCTION analytics._check_confidence(p_confidence double precision)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_confidence IS NULL OR p_confidence <= 0 OR p_confidence >= 1 THEN
+        PERFORM spectrum._reject(
+            'p_confidence', p_confidence::text, 'a number between 0 and 1, such as 0.95'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_confidence(double precision) IS
+    'Raises 22023 unless the number can be a confidence.';
+
+CREATE FUNCTION analytics._experiment_arms(
+    p_experiment text,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    metric text,
+    variant text,
+    kind text,
+    is_guardrail boolean,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    mean double precision,
+    variance double precision,
+    estimate double precision,
+    estimate_variance double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH moments AS (
+        SELECT
+            t.*,
+            (t.sum_x / nullif(t.units, 0))::double precision AS mean_x,
+            (t.sum_y / nullif(t.units, 0))::double precision AS mean_y,
+            ((t.sum_xx - t.sum_x * t.sum_x / nullif(t.units, 0)) / nullif(t.units - 1, 0))
+                ::double precision AS variance_x,
+            ((t.sum_yy - t.sum_y * t.sum_y / nullif(t.units, 0)) / nullif(t.units - 1, 0))
+                ::double precision AS variance_y,
+            ((t.sum_xy - t.sum_x * t.sum_y / nullif(t.units, 0)) / nullif(t.units - 1, 0))
+                ::double precision AS covariance
+        FROM analytics.experiments AS e
+        CROSS JOIN LATERAL analytics._experiment_totals(
+            e.experiment, e.variants, e.metrics, coalesce(p_from, e.starts_at),
+            coalesce(p_to, e.ends_at), p_account, p_by_account
+        ) AS t
+        WHERE e.experiment = p_experiment
+    )
+    SELECT m.account_id, m.metric, m.variant, d.kind, d.is_guardrail, m.units, m.excluded_units,
+        m.conversions, m.mean_x, m.variance_x
+    FROM moments AS m
+    JOIN analytics.metrics AS d ON d.metric = m.metric;
+END
+$$;
 -- Room 80, refresh: brings the standing views up to the facts. A view that nothing changed is left
 -- alone, because REFRESH CONCURRENTLY costs the size of the view however little changed.
 
@@ -3764,7 +5717,9 @@ BEGIN
         ('mv_active_users', 1, false),
         ('mv_revenue_summary', 2, false),
         ('mv_conversion_funnels', 3, false),
-        ('mv_funnel_days', 4, false)
+        ('mv_funnel_days', 4, false),
+        ('mv_retention_cohorts', 5, true),
+        ('mv_experiment_results', 6, false)
     ON CONFLICT (view_name) DO NOTHING;
 END
 $$;
@@ -3775,6 +5730,7 @@ CREATE FUNCTION spectrum._pending_since()
 RETURNS timestamptz
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 AS $$
 BEGIN
@@ -3921,12 +5877,14 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_log regclass;
     v_deleted bigint := 0;
 BEGIN
-    IF to_regclass('cron.job_run_details') IS NOT NULL
-        AND has_schema_privilege('cron', 'USAGE')
-        AND has_table_privilege(to_regclass('cron.job_run_details'), 'DELETE')
-    THEN
+    -- Step by step: to look for a table in a schema that one may not use is an error.
+    IF to_regnamespace('cron') IS NOT NULL AND has_schema_privilege('cron', 'USAGE') THEN
+        v_log := to_regclass('cron.job_run_details');
+    END IF;
+    IF v_log IS NOT NULL AND has_table_privilege(v_log, 'DELETE') THEN
         EXECUTE 'DELETE FROM cron.job_run_details WHERE end_time < now() - $1 AND jobid IN ('
             'SELECT job.jobid FROM cron.job WHERE job.jobname = $2)'
             USING (SELECT config.cron_log_keep FROM spectrum.config), spectrum._job_name();
@@ -4100,7 +6058,7 @@ DECLARE
     v_home text := (SELECT setting FROM pg_settings WHERE name = 'cron.database_name');
     v_hint text;
 BEGIN
-    IF to_regproc('cron.schedule') IS NOT NULL OR to_regnamespace('cron') IS NOT NULL THEN
+    IF to_regnamespace('cron') IS NOT NULL THEN
         IF has_schema_privilege('cron', 'USAGE') THEN
             RETURN;
         END IF;
@@ -4587,6 +6545,8 @@ BEGIN
     PERFORM spectrum._create_active_users();
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
+    PERFORM spectrum._create_retention();
+    PERFORM spectrum._create_experiments();
     PERFORM spectrum._register_views();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
@@ -4596,42 +6556,139 @@ $$;
 COMMENT ON FUNCTION spectrum.setup() IS
     'Makes what is missing of Spectrum''s tables and views and gives it to the user. CREATE '
     'EXTENSION calls it; calling it again changes nothing.';
--- Room 90: privileges. Nothing is granted to PUBLIC. Roles are the user's own; these helpers give
--- one what its work needs and nothing else.
+-- Room 90: privileges. Nothing is granted to PUBLIC. Roles are the user's own; grant_* gives one
+-- what its work needs and nothing else, revoke_* takes the same away again.
 
-CREATE FUNCTION spectrum.grant_ingest(p_role regrole)
+CREATE FUNCTION spectrum._set_privilege(p_privilege text, p_role regrole, p_is_granted boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('GRANT USAGE ON SCHEMA @extschema@ TO %s', p_role);
-    EXECUTE format('GRANT INSERT (payload) ON @extschema@.raw_events TO %s', p_role);
+    IF p_role IS NULL THEN
+        PERFORM spectrum._reject('p_role', NULL, 'a role');
+    END IF;
+    EXECUTE CASE WHEN p_is_granted
+        THEN format('GRANT %s TO %s', p_privilege, p_role)
+        ELSE format('REVOKE %s FROM %s', p_privilege, p_role)
+    END;
 END
+$$;
+COMMENT ON FUNCTION spectrum._set_privilege(text, regrole, boolean) IS
+    'Grants or revokes one privilege, written as between GRANT and TO.';
+
+CREATE FUNCTION spectrum._set_ingest(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege(
+        'INSERT (payload) ON @extschema@.raw_events', p_role, p_is_granted);
+    -- The schema is the user's: what others grant there is not ours to revoke.
+    IF p_is_granted THEN
+        PERFORM spectrum._set_privilege('USAGE ON SCHEMA @extschema@', p_role, true);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_ingest(regrole, boolean) IS 'What grant_ingest covers.';
+
+CREATE FUNCTION spectrum._set_reader(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('USAGE ON SCHEMA analytics', p_role, p_is_granted);
+    PERFORM spectrum._set_privilege(
+        format('SELECT ON %s', view.oid::regclass), p_role, p_is_granted)
+    FROM pg_class AS view
+    WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
+        AND view.relname <> 'events';
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_reader(regrole, boolean) IS 'What grant_reader covers.';
+
+CREATE FUNCTION spectrum._set_analyst(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_reader(p_role, p_is_granted);
+    PERFORM spectrum._set_privilege('SELECT ON analytics.events', p_role, p_is_granted);
+    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
+    -- All questions, and what they call: mathematics, checks and the calendar are the functions
+    -- of spectrum that are safe in a parallel plan, those that work the pipeline are not.
+    PERFORM spectrum._set_privilege(
+        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
+    FROM pg_proc AS routine
+    WHERE routine.prokind = 'f' AND (
+        routine.pronamespace = 'analytics'::regnamespace
+        OR (routine.pronamespace = 'spectrum'::regnamespace AND routine.proparallel = 's')
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_analyst(regrole, boolean) IS 'What grant_analyst covers.';
+
+CREATE FUNCTION spectrum.grant_ingest(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_ingest(p_role, true)
 $$;
 COMMENT ON FUNCTION spectrum.grant_ingest(regrole) IS
     'Lets a role insert payloads into raw_events, and nothing else: it reads nothing.';
 
-CREATE FUNCTION spectrum.grant_reader(p_role regrole)
+CREATE FUNCTION spectrum.revoke_ingest(p_role regrole)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_view regclass;
-BEGIN
-    EXECUTE format('GRANT USAGE ON SCHEMA analytics TO %s', p_role);
-    FOR v_view IN
-        SELECT view.oid FROM pg_class AS view
-        WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
-            AND view.relname <> 'events'
-    LOOP
-        EXECUTE format('GRANT SELECT ON %s TO %s', v_view, p_role);
-    END LOOP;
-END
+    SELECT spectrum._set_ingest(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_ingest(regrole) IS
+    'Takes back what grant_ingest gave, but for USAGE of the schema of raw_events.';
+
+CREATE FUNCTION spectrum.grant_reader(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_reader(p_role, true)
 $$;
 COMMENT ON FUNCTION spectrum.grant_reader(regrole) IS
     'Lets a role, say a dashboard''s, read the standing views of analytics, and nothing else.';
+
+CREATE FUNCTION spectrum.revoke_reader(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_reader(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_reader(regrole) IS 'Takes back what grant_reader gave.';
+
+CREATE FUNCTION spectrum.grant_analyst(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_analyst(p_role, true)
+$$;
+COMMENT ON FUNCTION spectrum.grant_analyst(regrole) IS
+    'Lets a role read the standing views, ask any question by the functions of analytics, and read '
+    'the event view that they read.';
+
+CREATE FUNCTION spectrum.revoke_analyst(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_analyst(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_analyst(regrole) IS 'Takes back what grant_analyst gave.';
 
 REVOKE ALL ON ALL ROUTINES IN SCHEMA spectrum, warehouse, analytics FROM PUBLIC;
 -- The end of the script. A restore sets row_security to off before it creates the extension, and

@@ -211,12 +211,12 @@ def cron_db(cron_dsn: str, connect: Connect) -> psycopg.Connection:
 def _empty_cron_database(dsn: str) -> None:
     run_sql(
         dsn,
-        # pg_cron stays: made anew, it would not run its first jobs.
+        # pg_cron itself stays, outside of the schemas that go.
         "CREATE EXTENSION IF NOT EXISTS pg_cron SCHEMA pg_catalog",
         "SELECT cron.unschedule(jobid) FROM cron.job",
-        # Jobs that still run. Not pg_cron's launcher: it would not come back.
+        # A running job keeps others from starting. Not the launcher: it would not come back.
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND backend_type = 'pg_cron worker'",
+        " WHERE datname = current_database() AND backend_type = 'pg_cron'",
         "TRUNCATE cron.job_run_details",
         "DROP EXTENSION IF EXISTS spectrum CASCADE",
         "DROP SCHEMA IF EXISTS analytics, warehouse, spectrum, public CASCADE",

@@ -286,9 +286,7 @@ def welch(control: Arm, arm: Arm, confidence: float) -> dict[str, float | None]:
     }
 
 
-def normal_test(
-    difference: float, variance: float, confidence: float
-) -> dict[str, float | None]:
+def normal_test(difference: float, variance: float, confidence: float) -> dict[str, float | None]:
     if variance == 0:
         return {}
     error = math.sqrt(variance)

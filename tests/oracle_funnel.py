@@ -75,6 +75,7 @@ def fills(event: Event, step: Step) -> bool:
 
 
 def label(event: Event, breakdown: str | None) -> str | None:
+    """Its value of a breakdown as text; an empty text is none."""
     if breakdown is None:
         return None
     if breakdown == "account_id":
@@ -82,7 +83,7 @@ def label(event: Event, breakdown: str | None) -> str | None:
     if breakdown in ("country", "region", "city"):
         return event.geo.get(breakdown)
     value = event.properties.get(breakdown)
-    return value if isinstance(value, str | None) else json.dumps(value)
+    return value or None if isinstance(value, str | None) else json.dumps(value)
 
 
 def sessions(events: Sequence[Event]) -> Iterator[list[Event]]:

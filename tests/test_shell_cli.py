@@ -226,6 +226,12 @@ class TestRegress:
         assert "-   2\n+   1\n" in both.out
         assert not (checkout / "results").exists()
 
+    def test_no_test_is_no_success(self, checkout: Path, dsn: str) -> None:
+        makefile = checkout / "Makefile"
+        makefile.write_text(makefile.read_text().replace("right wrong", ""))
+        outcome = invoke("test", "--checkout", checkout, "--dsn", dsn)
+        assert outcome.code == 1 and "names no regression test" in outcome.error_line
+
     def test_no_checkout(self, tmp_path: Path) -> None:
         outcome = invoke("test", "--checkout", tmp_path)
         assert outcome.code == 2 and "there is no checkout" in outcome.error_line

@@ -211,9 +211,11 @@ def load(
     """Copy events from files into raw_events. FILE - is standard input.
 
     Newline-delimited JSON, or CSV with a header, plain or gzip. Each file is one transaction:
-    all of it or nothing. A line without an event_id gets one derived from what it says and how
-    often its file said it before, so loading a file again changes no number. CSV columns that
-    are no payload fields become properties, as text.
+    all of it or nothing. CSV columns that are no payload fields become properties, as text.
+
+    A line without an event_id gets one derived from what it says and how often its file said it
+    before, so loading a file again changes no number. Equal lines of two files are therefore the
+    same event: let lines carry a time, or ids of their own.
     """
     options = LoadOptions(form, delimiter, parse_mapping(pairs), skip_bad)
     if files.count("-") > 1:

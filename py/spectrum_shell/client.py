@@ -21,7 +21,7 @@ class Client:
 
     ``Client("host=... dbname=...")`` opens a connection of its own when the first event is sent
     (``Client()`` goes by SPECTRUM_DSN, else the PG* variables): each call is then kept as soon
-    as it returns. If that connection was lost, the call reconnects once and sends the same
+    as it returns. If that connection was lost, track() reconnects once and sends the same
     event_id again, so no event counts twice.
 
     ``Client(connection)`` uses the caller's psycopg connection. Its open transaction decides:

@@ -36,9 +36,9 @@ def read(connection: psycopg.Connection, query: str, *values: Any) -> list[dict[
 def new_table(title: str, text_columns: Iterable[str], number_columns: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for name in text_columns:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for name in number_columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     return table
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 
-from spectrum_shell.errors import SpectrumError, Usage
+from spectrum_shell.errors import Refused, SpectrumError, Usage
 
 _PRINT_RULE = "spectrum-print:;@printf '%s\\n' '$(PG_CONFIG)' '$(REGRESS)' '$(REGRESS_OPTS)'"
 
@@ -54,6 +54,9 @@ def run_regress(checkout: Path, tests: tuple[str, ...], server: Server) -> int:
     1 some failed, 2 they could not be run.
     """
     pg_config, listed, options = _ask_make(checkout)
+    chosen = tests or tuple(listed.split())
+    if not chosen:
+        raise Refused(f"the Makefile in {checkout} names no regression test (REGRESS)")
     pgxs = Path(_output([pg_config, "--pgxs"]))
     driver = pgxs.parent.parent / "test" / "regress" / "pg_regress"
     if not driver.is_file():
@@ -70,7 +73,7 @@ def run_regress(checkout: Path, tests: tuple[str, ...], server: Server) -> int:
             f"--host={server.host}",
             f"--port={server.port}",
             f"--user={server.user}",
-            *(tests or listed.split()),
+            *chosen,
         ]
         environment = {**os.environ, "PGPASSWORD": server.password}
         code = subprocess.run(command, cwd=checkout, env=environment, check=False).returncode

@@ -74,7 +74,7 @@ BEGIN
         head_seq bigint NOT NULL DEFAULT 0,
         safe_seq bigint NOT NULL DEFAULT 0,
         seen_seq bigint NOT NULL DEFAULT 0,
-        seen_xid xid8,
+        seen_writers text[],
         patrol_seq bigint NOT NULL DEFAULT 0
     );
     COMMENT ON TABLE spectrum.intake IS 'Where claims begin, one row. Hints only: no event depends '
@@ -85,9 +85,10 @@ BEGIN
     COMMENT ON COLUMN spectrum.intake.safe_seq IS
         'Nothing below is pending. Between here and head_seq lie late commits and rows of workers '
         'that were rolled back: swept when the head is drained.';
-    COMMENT ON COLUMN spectrum.intake.seen_seq IS 'head_seq when seen_xid was noted.';
-    COMMENT ON COLUMN spectrum.intake.seen_xid IS
-        'Next transaction id at that time: once no older one runs, safe_seq may move to seen_seq.';
+    COMMENT ON COLUMN spectrum.intake.seen_seq IS 'head_seq when seen_writers was noted.';
+    COMMENT ON COLUMN spectrum.intake.seen_writers IS
+        'Transactions that were writing to raw_events then, as in pg_locks: once none of them '
+        'runs, safe_seq may move to seen_seq.';
     COMMENT ON COLUMN spectrum.intake.patrol_seq IS
         'How far the slow round over all of raw_events has come.';
     INSERT INTO spectrum.intake DEFAULT VALUES;

@@ -179,9 +179,11 @@ BEGIN
                     OR txt.occurred_at ~ '^-?[0-9]{1,15}(?:\.[0-9]{1,9})?$'
                     THEN CASE
                         WHEN abs(txt.occurred_at::numeric) < 1e11
-                            THEN to_timestamp(txt.occurred_at::numeric::double precision)
+                            THEN to_timestamp(
+                                round(txt.occurred_at::numeric, 6)::double precision)
                         WHEN abs(txt.occurred_at::numeric) < 1e14
-                            THEN to_timestamp((txt.occurred_at::numeric / 1000)::double precision)
+                            THEN to_timestamp(
+                                round(txt.occurred_at::numeric / 1000, 6)::double precision)
                     END
             END AS occurred_at,
             CASE

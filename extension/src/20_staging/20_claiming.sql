@@ -10,6 +10,7 @@ CREATE FUNCTION spectrum._claim_between(
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
@@ -34,6 +35,7 @@ CREATE FUNCTION spectrum._claim_requeued(p_limit integer)
 RETURNS tid[]
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
@@ -56,7 +58,8 @@ BEGIN
 
     -- A row that another worker holds keeps its entry; one that is done needs none any more.
     WITH reachable AS MATERIALIZED (
-        SELECT raw.seq, raw.ctid AS row_id, raw.status <> 'done' AS is_open
+        SELECT raw.seq, raw.ctid AS row_id,
+            raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL AS is_open
         FROM unnest(v_seqs) AS due (seq)
         JOIN @extschema@.raw_events AS raw USING (seq)
         ORDER BY raw.seq
@@ -82,6 +85,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_rows tid[] := spectrum._claim_requeued(p_limit);
+    v_requeued integer := cardinality(v_rows);
     r_intake record;
     r_claim record;
 BEGIN
@@ -101,6 +105,10 @@ BEGIN
         );
         v_rows := v_rows || r_claim.row_ids;
         PERFORM spectrum._advance_safe();
+    END IF;
+    IF v_requeued > 0 THEN
+        -- One's own locks are not skipped: a row that was due again is met a second time.
+        v_rows := ARRAY(SELECT DISTINCT row_id FROM unnest(v_rows) AS row_id ORDER BY row_id);
     END IF;
     RETURN v_rows;
 END
@@ -132,24 +140,35 @@ CREATE FUNCTION spectrum._advance_safe()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 AS $$
 DECLARE
-    v_snapshot pg_snapshot := pg_current_snapshot();
     r_intake record;
+    v_writers text[];
 BEGIN
-    SELECT intake.head_seq, intake.safe_seq, intake.seen_seq, intake.seen_xid INTO r_intake
+    SELECT intake.head_seq, intake.safe_seq, intake.seen_seq, intake.seen_writers INTO r_intake
     FROM spectrum.intake
     FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND OR r_intake.safe_seq = r_intake.head_seq THEN
+    -- A snapshot that is older than this statement may miss what was written meanwhile.
+    IF NOT FOUND OR r_intake.safe_seq = r_intake.head_seq
+        OR current_setting('transaction_isolation') <> 'read committed'
+    THEN
         RETURN;
     END IF;
 
-    -- An id from the future was noted by the cluster that this database was restored from.
-    IF r_intake.seen_xid IS NULL OR r_intake.seen_xid > pg_snapshot_xmax(v_snapshot) THEN
-        UPDATE spectrum.intake
-        SET seen_seq = intake.head_seq, seen_xid = pg_snapshot_xmax(v_snapshot);
-    ELSIF r_intake.seen_xid <= pg_snapshot_xmin(v_snapshot) AND NOT EXISTS (
+    -- Whoever has drawn a number below the head, and cannot be seen yet, holds this lock by now.
+    -- Transaction ids would not do: they are drawn later, and not in the order of the numbers.
+    SELECT coalesce(array_agg(DISTINCT writer.virtualtransaction), '{}') INTO v_writers
+    FROM pg_locks AS writer
+    WHERE writer.locktype = 'relation' AND writer.mode = 'RowExclusiveLock'
+        AND writer.relation = '@extschema@.raw_events'::regclass
+        AND writer.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND writer.pid IS DISTINCT FROM pg_backend_pid();
+
+    IF r_intake.seen_writers IS NULL THEN
+        UPDATE spectrum.intake SET seen_seq = intake.head_seq, seen_writers = v_writers;
+    ELSIF NOT r_intake.seen_writers && v_writers AND NOT EXISTS (
         SELECT FROM @extschema@.raw_events AS raw
         WHERE raw.seq >= r_intake.safe_seq AND raw.seq < r_intake.seen_seq
             AND raw.status = 'pending'
@@ -157,18 +176,19 @@ BEGIN
         UPDATE spectrum.intake
         SET safe_seq = intake.seen_seq,
             seen_seq = intake.head_seq,
-            seen_xid = pg_snapshot_xmax(v_snapshot);
+            seen_writers = v_writers;
     END IF;
 END
 $$;
 COMMENT ON FUNCTION spectrum._advance_safe() IS
-    'Moves the mark below which nothing is pending: up to where the head stood when the oldest '
-    'transaction still running had not begun, once nothing is pending there.';
+    'Moves the mark below which nothing is pending: up to where the head stood earlier, once '
+    'nothing is pending there and all who were writing to raw_events at that time have ended.';
 
 CREATE FUNCTION spectrum._patrol(p_rows bigint DEFAULT 100000)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 AS $$
 DECLARE
@@ -198,5 +218,5 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._patrol(bigint) IS
     'Looks at the next p_rows of raw_events below the safe mark, round and round, and requeues '
-    'what is open there. It finds the one case the marks cannot see: a COPY that drew receive '
-    'numbers, then stalled before its first row was written.';
+    'what is open there. It finds what neither marks nor trigger can see: rows inserted as '
+    'processing, rows set back while triggers were off.';

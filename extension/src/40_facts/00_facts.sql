@@ -86,6 +86,7 @@ CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
 AS $$
 DECLARE
     v_name text := spectrum._month_name(p_month);

@@ -58,7 +58,16 @@ BEGIN
     COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
     COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
     COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
+
+    CREATE VIEW analytics.event_types WITH (security_barrier) AS
+    SELECT dim_event_types.event_type_key, dim_event_types.event_type
+    FROM warehouse.dim_event_types
+    WHERE dim_event_types.event_type_key <> 0;
+    COMMENT ON VIEW analytics.event_types IS
+        'The event types by their keys, by which events are found fastest.';
+    COMMENT ON COLUMN analytics.event_types.event_type_key IS 'As in analytics.events.';
+    COMMENT ON COLUMN analytics.event_types.event_type IS 'As in analytics.events.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_events() IS
-    'Room 60: makes analytics.events and analytics.settings.';
+    'Room 60: makes analytics.events, analytics.settings and analytics.event_types.';

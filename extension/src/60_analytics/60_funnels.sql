@@ -82,23 +82,6 @@ COMMENT ON FUNCTION analytics._check_funnel(
 ) IS
     'Raises 22023 unless the options describe a funnel.';
 
-CREATE FUNCTION analytics._event_type_key(p_event_type text)
-RETURNS integer
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
-AS $$
-BEGIN
-    RETURN (
-        SELECT e.event_type_key FROM analytics.events AS e
-        WHERE e.event_type = p_event_type
-        LIMIT 1
-    );
-END
-$$;
-COMMENT ON FUNCTION analytics._event_type_key(text) IS
-    'The key of an event type that has events, found by the index on it; NULL if it has none.';
-
 CREATE FUNCTION analytics._unit_histories(
     p_keys integer[],
     p_filters jsonb[],
@@ -123,41 +106,52 @@ DECLARE
     v_is_filtered boolean := cardinality(array_remove(p_filters, NULL)) > 0;
 BEGIN
     -- The arguments are constants of this plan: of each CASE over them one branch remains, and of
-    -- the event view only the columns that it reads.
+    -- the event view only the columns that it reads. The grouping is a prefix of the order, so the
+    -- arrays are built in that order; nothing may come between the two that could sort again.
     RETURN QUERY
-    SELECT h.scope, h.unit, array_agg(h.occurred_at), array_agg(h.mask),
-        CASE WHEN p_breakdown IS NOT NULL THEN array_agg(h.label) END
+    SELECT
+        coalesce(CASE WHEN p_by_account THEN o.account_id END, p_account, '*'),
+        CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END,
+        array_agg(o.occurred_at),
+        array_agg(o.mask),
+        CASE WHEN p_breakdown IS NOT NULL THEN array_agg(o.label) END
     FROM (
-        SELECT
-            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
-            CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
-            CASE WHEN p_unit = 'account' THEN e.account_key ELSE e.user_key END AS unit,
-            e.occurred_at,
-            CASE WHEN v_is_filtered THEN (
-                SELECT coalesce(bit_or(m.bit), 0)
-                FROM unnest(p_keys, p_filters, p_bits) AS m (key, filter, bit)
-                WHERE m.key = e.event_type_key
-                    AND (m.filter IS NULL OR e.properties @> m.filter)
-            ) ELSE coalesce(p_bits[array_position(p_keys, e.event_type_key)], 0) END AS mask,
-            CASE
-                WHEN p_breakdown = 'account_id' THEN e.account_id
-                WHEN p_breakdown = 'country' THEN e.country
-                WHEN p_breakdown = 'region' THEN e.region
-                WHEN p_breakdown = 'city' THEN e.city
-                WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
-            END AS label
-        FROM analytics.events AS e
-        WHERE e.user_key <> 0
-            AND (p_reads_all OR e.event_type_key = ANY (p_keys))
-            AND e.occurred_at BETWEEN p_from AND p_until
-            AND (p_account IS NULL OR e.account_id = p_account)
-            AND (NOT p_by_account AND p_unit <> 'account' OR e.account_key <> 0)
-        ORDER BY scope_key, scope, unit, e.occurred_at,
-            CASE WHEN p_breakdown IS NOT NULL THEN e.event_id END
-    ) AS h
-    WHERE p_reads_all OR h.mask <> 0
-    GROUP BY h.scope_key, h.scope, h.unit
-    HAVING bit_or(h.mask) & p_entry_bits <> 0;
+        SELECT m.account_id, m.account_key, m.user_key, m.occurred_at, m.mask, m.label
+        FROM (
+            SELECT e.account_id, e.account_key, e.user_key, e.occurred_at, e.event_id,
+                CASE WHEN v_is_filtered THEN (
+                    SELECT coalesce(bit_or(k.bit), 0)
+                    FROM unnest(p_keys, p_filters, p_bits) AS k (key, filter, bit)
+                    WHERE k.key = e.event_type_key
+                        AND (k.filter IS NULL OR e.properties @> k.filter)
+                ) ELSE coalesce(p_bits[array_position(p_keys, e.event_type_key)], 0) END AS mask,
+                CASE
+                    WHEN p_breakdown = 'account_id' THEN e.account_id
+                    WHEN p_breakdown = 'country' THEN e.country
+                    WHEN p_breakdown = 'region' THEN e.region
+                    WHEN p_breakdown = 'city' THEN e.city
+                    WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
+                END AS label
+            FROM analytics.events AS e
+            WHERE e.user_key <> 0
+                AND (p_reads_all OR e.event_type_key = ANY (p_keys))
+                AND e.occurred_at BETWEEN p_from AND p_until
+                AND (p_account IS NULL OR e.account_id = p_account)
+                AND (NOT p_by_account AND p_unit <> 'account' OR e.account_key <> 0)
+        ) AS m
+        WHERE p_reads_all OR m.mask <> 0
+        ORDER BY
+            CASE WHEN p_by_account THEN m.account_key END,
+            CASE WHEN p_by_account THEN m.account_id END,
+            CASE WHEN p_unit = 'account' THEN m.account_key ELSE m.user_key END,
+            m.occurred_at,
+            CASE WHEN p_breakdown IS NOT NULL THEN m.event_id END
+    ) AS o
+    GROUP BY
+        CASE WHEN p_by_account THEN o.account_key END,
+        CASE WHEN p_by_account THEN o.account_id END,
+        CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END
+    HAVING bit_or(o.mask) & p_entry_bits <> 0;
 END
 $$;
 COMMENT ON FUNCTION analytics._unit_histories(
@@ -198,11 +192,11 @@ DECLARE
         WHEN p_order = 'any' THEN (1 << jsonb_array_length(p_steps)) - 1 ELSE 1
     END;
 BEGIN
-    SELECT coalesce(array_agg(m.key), '{}'), coalesce(array_agg(m.filter), '{}'),
+    SELECT coalesce(array_agg(m.event_type_key), '{}'), coalesce(array_agg(m.filter), '{}'),
         coalesce(array_agg(m.bits), '{}')
     INTO v_keys, v_filters, v_bits
     FROM (
-        SELECT analytics._event_type_key(n.event_type) AS key, n.filter, bit_or(n.bit) AS bits
+        SELECT t.event_type_key, n.filter, bit_or(n.bit) AS bits
         FROM (
             SELECT s.event_type, s.filter, 1 << (s.step - 1) AS bit
             FROM analytics._read_steps('p_steps', p_steps) AS s
@@ -210,9 +204,9 @@ BEGIN
             SELECT x.event_type, x.filter, 1 << 30
             FROM analytics._read_steps('p_exclude', p_exclude) AS x
         ) AS n
-        GROUP BY n.event_type, n.filter
-    ) AS m
-    WHERE m.key IS NOT NULL;
+        JOIN analytics.event_types AS t USING (event_type)
+        GROUP BY t.event_type_key, n.filter
+    ) AS m;
 
     IF p_unit <> 'session' THEN
         RETURN QUERY

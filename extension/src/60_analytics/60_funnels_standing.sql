@@ -149,6 +149,7 @@ CREATE FUNCTION analytics._standing_funnel_days()
 RETURNS TABLE (account_id text, funnel text, day date, step integer, users bigint)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     RETURN QUERY

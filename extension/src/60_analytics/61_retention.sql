@@ -214,8 +214,14 @@ DECLARE
     v_from timestamptz := coalesce(p_from, '-infinity');
     v_to timestamptz := coalesce(p_to, 'infinity');
     v_is_first boolean := p_cohort = 'first';
-    v_start_key integer := analytics._event_type_key(p_start_event);
-    v_return_key integer := analytics._event_type_key(p_return_event);
+    v_start_key integer := (
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type = p_start_event
+    );
+    v_return_key integer := (
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type = p_return_event
+    );
     v_starts timestamptz[];
     v_none bit varying := repeat('0', p_periods + 1);
     -- Back in the first n periods, by n + 1.

@@ -188,6 +188,7 @@ DECLARE
         1, 1 / v_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
     );
     v_s double precision := -3.625;
+    v_log_growth double precision;
     v_v double precision;
     v_fall double precision;
     v_rise double precision;
@@ -197,7 +198,8 @@ DECLARE
 BEGIN
     LOOP
         v_s := v_s + c_step;
-        v_v := v_scale * exp(v_s - exp(-v_s));
+        v_log_growth := v_s - exp(-v_s);
+        v_v := v_scale * exp(v_log_growth);
         v_fall := 2 * tanh(v_v / 2) / (1 + tanh(v_v / 2));
         v_rise := v_odds * v_fall;
         v_log_rise := asinh((v_rise + v_rise / (1 + v_rise)) / 2);
@@ -209,10 +211,10 @@ BEGIN
                 + spectrum._deviance(1, v_rise, v_log_rise)
             );
         END IF;
-        EXIT WHEN v_log_value < -50 AND v_s > 0;
-        v_sum := v_sum + exp(v_log_value) * v_v * (1 + exp(-v_s));
+        EXIT WHEN v_log_value + v_log_growth < -50 AND v_s > 0;
+        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + exp(-v_s));
     END LOOP;
-    RETURN least(0, ln(v_sum * c_step) + ln(1 + v_odds)
+    RETURN least(0, ln(v_sum * c_step * v_scale) + ln(1 + v_odds)
         + spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b));
 END
 $$;
@@ -285,9 +287,10 @@ $$;
 COMMENT ON FUNCTION spectrum._beta_log_odds(
     double precision, double precision, double precision
 ) IS
-    'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so Newton''s '
-    'method comes from any start below, and from one above by way of one below. The start puts '
-    'the bounds of Laurent and Massart (2000, lemma 1) for both gamma variables of the odds.';
+    'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
+    'Newton''s method climbs to the root from any start below it, where its first step also leads '
+    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
+    'the odds are (Laurent and Massart 2000, lemma 1).';
 
 CREATE FUNCTION spectrum._beta_excess(
     p_x double precision, p_a double precision, p_b double precision

@@ -11,7 +11,9 @@ BEGIN
         ('mv_active_users', 1, false),
         ('mv_revenue_summary', 2, false),
         ('mv_conversion_funnels', 3, false),
-        ('mv_funnel_days', 4, false)
+        ('mv_funnel_days', 4, false),
+        ('mv_retention_cohorts', 5, true),
+        ('mv_experiment_results', 6, false)
     ON CONFLICT (view_name) DO NOTHING;
 END
 $$;
@@ -22,6 +24,7 @@ CREATE FUNCTION spectrum._pending_since()
 RETURNS timestamptz
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 SET enable_seqscan = off
 AS $$
 BEGIN

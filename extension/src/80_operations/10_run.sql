@@ -55,12 +55,14 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_log regclass;
     v_deleted bigint := 0;
 BEGIN
-    IF to_regclass('cron.job_run_details') IS NOT NULL
-        AND has_schema_privilege('cron', 'USAGE')
-        AND has_table_privilege(to_regclass('cron.job_run_details'), 'DELETE')
-    THEN
+    -- Step by step: to look for a table in a schema that one may not use is an error.
+    IF to_regnamespace('cron') IS NOT NULL AND has_schema_privilege('cron', 'USAGE') THEN
+        v_log := to_regclass('cron.job_run_details');
+    END IF;
+    IF v_log IS NOT NULL AND has_table_privilege(v_log, 'DELETE') THEN
         EXECUTE 'DELETE FROM cron.job_run_details WHERE end_time < now() - $1 AND jobid IN ('
             'SELECT job.jobid FROM cron.job WHERE job.jobname = $2)'
             USING (SELECT config.cron_log_keep FROM spectrum.config), spectrum._job_name();

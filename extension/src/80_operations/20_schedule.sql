@@ -20,7 +20,7 @@ DECLARE
     v_home text := (SELECT setting FROM pg_settings WHERE name = 'cron.database_name');
     v_hint text;
 BEGIN
-    IF to_regproc('cron.schedule') IS NOT NULL OR to_regnamespace('cron') IS NOT NULL THEN
+    IF to_regnamespace('cron') IS NOT NULL THEN
         IF has_schema_privilege('cron', 'USAGE') THEN
             RETURN;
         END IF;

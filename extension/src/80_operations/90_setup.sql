@@ -51,6 +51,8 @@ BEGIN
     PERFORM spectrum._create_active_users();
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
+    PERFORM spectrum._create_retention();
+    PERFORM spectrum._create_experiments();
     PERFORM spectrum._register_views();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();

@@ -1,0 +1,223 @@
+-- Room 40, the batch: claim, read, add months and dimension members, insert facts, mark. All of it
+-- in the caller's transaction, so after a crash every row is either done with its fact or pending
+-- as before.
+--
+-- Order of locks, the same in every worker: raw rows (passing over locked ones), months,
+-- dimensions in order of their names, ledger in order of event_id.
+
+CREATE FUNCTION spectrum._mark_rows()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    UPDATE @extschema@.raw_events AS raw
+    SET status = CASE WHEN batch.is_readable THEN 'done' ELSE 'failed' END,
+        processed_at = now(),
+        error_msg = batch.error_msg,
+        attempts = raw.attempts + 1,
+        next_attempt_at = CASE WHEN batch.can_pass AND raw.attempts + 1 < config.max_attempts
+            THEN now() + config.retry_delay * least(2 ^ raw.attempts, 1440)
+        END,
+        copy_of = batch.copy_of
+    FROM pg_temp.spectrum_batch AS batch
+    CROSS JOIN spectrum.config
+    WHERE raw.ctid = batch.row_id;
+
+    INSERT INTO spectrum.requeue (seq, due_at)
+    SELECT raw.seq, raw.next_attempt_at
+    FROM pg_temp.spectrum_batch AS batch
+    JOIN @extschema@.raw_events AS raw USING (seq)
+    WHERE batch.can_pass AND raw.next_attempt_at IS NOT NULL
+    ON CONFLICT (seq) DO UPDATE SET due_at = excluded.due_at;
+END
+$$;
+COMMENT ON FUNCTION spectrum._mark_rows() IS
+    'Marks the claimed rows done or failed. A failure whose cause can pass is tried again, after '
+    'a delay that doubles, up to config.max_attempts.';
+
+CREATE FUNCTION spectrum._load_rows(
+    p_rows tid[],
+    p_is_retry boolean,
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_batch record;
+BEGIN
+    PERFORM spectrum._read_batch(p_rows);
+    SELECT
+        p_is_retry OR bool_or(batch.was_read) AS has_reread,
+        bool_or(batch.is_readable AND num_nulls(
+            batch.account_key, batch.user_key, batch.geo_key, batch.event_type_key) > 0)
+            AS has_newcomers,
+        min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
+        max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
+    INTO r_batch FROM pg_temp.spectrum_batch AS batch;
+
+    PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
+    IF r_batch.has_newcomers THEN
+        PERFORM spectrum._add_members();
+    END IF;
+    PERFORM spectrum._find_firsts();
+    IF r_batch.has_reread THEN
+        PERFORM spectrum._withdraw_reread(p_is_retry);
+    END IF;
+    loaded := spectrum._insert_facts();
+    failed := (SELECT count(*) FROM pg_temp.spectrum_batch AS batch WHERE NOT batch.is_readable);
+    duplicates := 0;
+    IF loaded + failed < cardinality(p_rows) THEN
+        loaded := loaded + spectrum._take_over();
+        duplicates := spectrum._name_copies();
+    END IF;
+    IF loaded + duplicates + failed <> cardinality(p_rows) THEN
+        RAISE EXCEPTION 'the event is neither a fact nor a copy: another worker changed what it '
+            'repeats, or a trigger on warehouse.fact_events keeps it out'
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
+    PERFORM spectrum._mark_rows();
+END
+$$;
+COMMENT ON FUNCTION spectrum._load_rows(tid[], boolean) IS
+    'Takes claimed rows all the way, set by set, and counts what became of them. Raises 27000 '
+    'rather than leave one out. A retry looks for facts of all rows, whatever their attempts say.';
+
+CREATE FUNCTION spectrum._fail_row(p_row tid, p_reason text, p_can_pass boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._clear_batch();
+    BEGIN
+        PERFORM spectrum._read_batch(ARRAY[p_row]);
+    EXCEPTION
+        -- Even its reading raises.
+        WHEN data_exception OR program_limit_exceeded THEN
+            INSERT INTO pg_temp.spectrum_batch (row_id, seq, id, event_id)
+            SELECT raw.ctid, raw.seq, raw.id, ledger.event_id
+            FROM @extschema@.raw_events AS raw
+            LEFT JOIN warehouse.event_ledger AS ledger ON raw.attempts > 0 AND ledger.seq = raw.seq
+            WHERE raw.ctid = p_row;
+    END;
+    UPDATE pg_temp.spectrum_batch
+    SET is_readable = false,
+        error_msg = translate(p_reason, E'\n\r', '  '),
+        can_pass = p_can_pass;
+    PERFORM spectrum._withdraw_reread(true);
+    PERFORM spectrum._mark_rows();
+END
+$$;
+COMMENT ON FUNCTION spectrum._fail_row(tid, text, boolean) IS
+    'Marks one claimed row failed, for a reason that only the warehouse found.';
+
+CREATE FUNCTION spectrum._load_safely(
+    p_rows tid[],
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_half integer := cardinality(p_rows) / 2;
+    v_state text;
+    v_reason text;
+    v_right_seqs bigint[];
+    r_left record;
+    r_right record;
+BEGIN
+    FOR v_try IN 1 .. 3 LOOP
+        BEGIN
+            SELECT * INTO loaded, duplicates, failed
+            FROM spectrum._load_rows(p_rows, v_try > 1);
+            RETURN;
+        EXCEPTION
+            -- Another worker brought the same event_id at the same moment: look again.
+            WHEN unique_violation OR deadlock_detected OR triggered_data_change_violation THEN
+                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
+                IF v_try = 3 AND v_state = '40P01' THEN
+                    RAISE;
+                END IF;
+            -- Something that reading could not foresee, say a constraint of the user's own.
+            WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
+                OR raise_exception
+            THEN
+                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
+                EXIT;
+        END;
+    END LOOP;
+
+    IF v_half = 0 THEN
+        PERFORM spectrum._fail_row(
+            p_rows[1], format('%s (SQLSTATE %s)', v_reason, v_state), v_state ~ '^(23|27|P0)'
+        );
+        loaded := 0;
+        duplicates := 0;
+        failed := 1;
+        RETURN;
+    END IF;
+    -- The left half may touch raw rows of the right one, as copies: they then stand elsewhere.
+    v_right_seqs := ARRAY(
+        SELECT raw.seq FROM @extschema@.raw_events AS raw
+        WHERE raw.ctid = ANY (p_rows[v_half + 1:])
+    );
+    r_left := spectrum._load_safely(p_rows[:v_half]);
+    r_right := spectrum._load_safely(ARRAY(
+        SELECT raw.ctid FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = ANY (v_right_seqs)
+        ORDER BY raw.seq
+    ));
+    loaded := r_left.loaded + r_right.loaded;
+    duplicates := r_left.duplicates + r_right.duplicates;
+    failed := r_left.failed + r_right.failed;
+END
+$$;
+COMMENT ON FUNCTION spectrum._load_safely(tid[]) IS
+    'Loads claimed rows; where a row makes the warehouse refuse the set, halves it until that row '
+    'is found and fails alone. One such row costs its batch about two more passes.';
+
+CREATE FUNCTION spectrum._process_batch(
+    p_limit integer,
+    OUT claimed bigint,
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET work_mem = '64MB'
+SET enable_seqscan = off
+SET enable_memoize = off
+AS $$
+DECLARE
+    v_rows tid[];
+BEGIN
+    IF p_limit NOT BETWEEN 1 AND 1000000 THEN
+        PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
+    END IF;
+    v_rows := spectrum._claim(
+        coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
+    );
+    claimed := cardinality(v_rows);
+    IF claimed = 0 THEN
+        loaded := 0;
+        duplicates := 0;
+        failed := 0;
+    ELSE
+        SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._process_batch(integer) IS
+    'One batch: what process_batch and run share. The settings pin every statement below to index '
+    'look-ups, which are right for a batch whatever the size of the tables; statistics of tables '
+    'that fill and drain are not to be relied on.';

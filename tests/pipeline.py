@@ -1,0 +1,108 @@
+"""What the tests of the pipeline share: events in, batches, and the proof that all is well."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import psycopg
+
+
+class Counts(NamedTuple):
+    """What process_batch says it did."""
+
+    claimed: int
+    loaded: int
+    duplicates: int
+    failed: int
+
+    def __add__(self, other: Counts) -> Counts:  # type: ignore[override]
+        return Counts(*map(sum, zip(self, other, strict=True)))
+
+
+NOTHING = Counts(0, 0, 0, 0)
+
+
+def event(event_type: str = "seen", **fields: Any) -> dict[str, Any]:
+    return {"event_type": event_type, "occurred_at": "2024-02-10T12:00:00Z", **fields}
+
+
+def insert(db: psycopg.Connection, payloads: Iterable[Any]) -> None:
+    """By COPY, in order; a text is taken as the JSON that it is."""
+    with db.cursor().copy("COPY raw_events (payload) FROM STDIN") as copy:
+        for payload in payloads:
+            copy.write_row([payload if isinstance(payload, str) else json.dumps(payload)])
+
+
+def process(db: psycopg.Connection, limit: int | None = None) -> Counts:
+    row = db.execute("CALL spectrum.process_batch(%s)", (limit,)).fetchone()
+    assert row is not None
+    return Counts(*row)
+
+
+def drain(db: psycopg.Connection, limit: int | None = None) -> Counts:
+    """Batches until one finds nothing: the sum of them."""
+    total = NOTHING
+    while (batch := process(db, limit)).claimed:
+        total += batch
+    return total
+
+
+def rows(db: psycopg.Connection, query: str, *parameters: Any) -> list[tuple]:
+    return db.execute(query, parameters or None).fetchall()
+
+
+def value(db: psycopg.Connection, query: str, *parameters: Any) -> Any:
+    ((only,),) = rows(db, query, *parameters)
+    return only
+
+
+def statuses(db: psycopg.Connection) -> dict[str, int]:
+    return dict(rows(db, "SELECT status, count(*) FROM raw_events GROUP BY status"))
+
+
+def facts(db: psycopg.Connection) -> int:
+    return value(db, "SELECT count(*) FROM warehouse.fact_events")
+
+
+def prove(db: psycopg.Connection) -> None:
+    """verify() finds nothing, and what it does not look at: every copy names the row that counts,
+    and nothing is left half done."""
+    if any("mv_" in name for (name,) in rows(db, "SELECT view_name FROM spectrum.refresh_state")):
+        db.execute("CALL spectrum.refresh_analytics()")
+    wrong = rows(db, "SELECT check_name, expected, actual FROM spectrum.verify() WHERE NOT ok")
+    assert wrong == []
+    misnamed = rows(
+        db,
+        """
+        SELECT raw.seq, raw.copy_of, original.id
+        FROM raw_events AS raw
+        JOIN spectrum.readings AS reading USING (seq)
+        JOIN warehouse.event_ledger AS ledger ON ledger.event_id = reading.event_id
+        LEFT JOIN raw_events AS original ON original.seq = ledger.seq
+        WHERE raw.status = 'done'
+            AND raw.copy_of IS DISTINCT FROM nullif(coalesce(original.id, ledger.event_id), raw.id)
+        """,
+    )
+    assert misnamed == []
+    unexplained = rows(
+        db,
+        """
+        SELECT seq, status, error_msg FROM raw_events
+        WHERE (status = 'failed') <> (error_msg IS NOT NULL)
+            OR (status IN ('done', 'failed')) <> (processed_at IS NOT NULL)
+            OR status = 'done' AND next_attempt_at IS NOT NULL
+            OR error_msg ~ '[\\n\\r]'
+        """,
+    )
+    assert unexplained == []
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 20, every: float = 0.05) -> Any:
+    end = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < end, f"did not come true within {timeout} s: {condition}"
+        time.sleep(every)
+    return result
