@@ -12,6 +12,7 @@ SOURCES = $(addprefix extension/src/, \
 	30_dimensions.sql \
 	40_facts/00_facts.sql \
 	40_facts/10_batch.sql \
+	40_facts/15_load.sql \
 	40_facts/20_process.sql \
 	50_rollups.sql \
 	60_analytics/00_events.sql \
@@ -19,6 +20,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_standing.sql \
 	60_analytics/61_retention.sql \
+	60_analytics/61_retention_standing.sql \
 	60_analytics/62_active_users.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/64_revenue.sql \
@@ -28,6 +30,7 @@ SOURCES = $(addprefix extension/src/, \
 	71_experiments/00_definitions.sql \
 	71_experiments/10_units.sql \
 	71_experiments/20_results.sql \
+	71_experiments/30_standing.sql \
 	80_operations/00_refresh.sql \
 	80_operations/10_run.sql \
 	80_operations/20_schedule.sql \
@@ -100,9 +103,10 @@ bench:  ## load and processing speed
 	@scripts/bench
 
 help:  ## this list
-	@echo "make            build $(SCRIPT)"
-	@echo "make install    install it into the server of $(PG_CONFIG)"
-	@echo "make installcheck  pg_regress against the server of PGHOST, PGPORT, PGUSER"
-	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1	\2/p' Makefile | expand -t 20
+	@printf '%-18s  %s\n' make 'build $(SCRIPT)' \
+		'make install' 'install it into the server of $(PG_CONFIG)' \
+		'make installcheck' 'pg_regress against the server of PGHOST, PGPORT, PGUSER'
+	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
+		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
 .PHONY: check-built demo psql stop clean-demo test style bench help

@@ -781,8 +781,6 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 DECLARE
     v_seqs bigint[];
@@ -802,12 +800,17 @@ BEGIN
 
     -- A row that another worker holds keeps its entry; one that is done needs none any more.
     WITH reachable AS MATERIALIZED (
-        SELECT raw.seq, raw.ctid AS row_id,
-            raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL AS is_open
+        SELECT due.seq, found.row_id, found.is_open
         FROM unnest(v_seqs) AS due (seq)
-        JOIN @extschema@.raw_events AS raw USING (seq)
-        ORDER BY raw.seq
-        FOR UPDATE OF raw SKIP LOCKED
+        CROSS JOIN LATERAL (
+            SELECT
+                raw.ctid AS row_id,
+                raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL
+                    AS is_open
+            FROM @extschema@.raw_events AS raw
+            WHERE raw.seq = due.seq
+            FOR UPDATE SKIP LOCKED
+        ) AS found
     ), settled AS (
         DELETE FROM spectrum.requeue WHERE requeue.seq IN (SELECT reachable.seq FROM reachable)
     )
@@ -1079,8 +1082,6 @@ CREATE FUNCTION spectrum._add_members()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 BEGIN
     INSERT INTO warehouse.dim_accounts (account_id)
@@ -1091,12 +1092,14 @@ BEGIN
     ON CONFLICT (account_id) DO NOTHING;
 
     INSERT INTO warehouse.dim_users (user_id, account_key)
-    SELECT newcomers.user_id, accounts.account_key
+    SELECT newcomers.user_id, (
+            SELECT accounts.account_key FROM warehouse.dim_accounts AS accounts
+            WHERE accounts.account_id = newcomers.account_id
+        )
     FROM (SELECT DISTINCT ON (batch.user_id) batch.user_id, batch.account_id
         FROM pg_temp.spectrum_batch AS batch
         WHERE batch.is_readable AND batch.user_key IS NULL
         ORDER BY batch.user_id, batch.seq) AS newcomers
-    JOIN warehouse.dim_accounts AS accounts USING (account_id)
     ORDER BY newcomers.user_id
     ON CONFLICT (user_id) DO NOTHING;
 
@@ -1402,6 +1405,7 @@ CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = off
 SET enable_mergejoin = off
 AS $$
@@ -1502,17 +1506,16 @@ CREATE FUNCTION spectrum._withdraw_reread(p_is_retry boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 DECLARE
     v_event_ids uuid[];
 BEGIN
-    SELECT array_agg(ledger.event_id ORDER BY ledger.event_id) INTO v_event_ids
+    SELECT array_agg(batch.event_id ORDER BY batch.event_id) INTO v_event_ids
     FROM pg_temp.spectrum_batch AS batch
-    JOIN warehouse.event_ledger AS ledger
-        ON ledger.event_id = batch.event_id AND ledger.seq = batch.seq
-    WHERE batch.was_read OR p_is_retry;
+    WHERE (batch.was_read OR p_is_retry) AND batch.seq = (
+        SELECT ledger.seq FROM warehouse.event_ledger AS ledger
+        WHERE ledger.event_id = batch.event_id
+    );
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
@@ -1520,10 +1523,11 @@ BEGIN
 
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
-    FROM pg_temp.spectrum_batch AS batch
-    WHERE NOT batch.is_readable
-        AND batch.event_id = ANY (v_event_ids) AND raw.copy_of = batch.id
-        AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
+    WHERE raw.copy_of = ANY (ARRAY(
+            SELECT batch.id FROM pg_temp.spectrum_batch AS batch
+            WHERE NOT batch.is_readable AND batch.event_id = ANY (v_event_ids)
+        ))
+        AND raw.seq <> ALL (ARRAY(SELECT own.seq FROM pg_temp.spectrum_batch AS own));
 END
 $$;
 COMMENT ON FUNCTION spectrum._withdraw_reread(boolean) IS
@@ -1548,9 +1552,12 @@ BEGIN
         array_agg(ledger.seq ORDER BY batch.event_id)
     INTO v_event_ids, v_first_ids, v_later_seqs
     FROM pg_temp.spectrum_batch AS batch
-    JOIN warehouse.event_ledger AS ledger
-        ON ledger.event_id = batch.event_id AND ledger.seq > batch.seq
-    WHERE batch.is_readable AND batch.is_first;
+    CROSS JOIN LATERAL (
+        SELECT known.seq FROM warehouse.event_ledger AS known
+        WHERE known.event_id = batch.event_id
+        OFFSET 0
+    ) AS ledger
+    WHERE batch.is_readable AND batch.is_first AND ledger.seq > batch.seq;
     IF v_event_ids IS NULL THEN
         RETURN 0;
     END IF;
@@ -1576,27 +1583,30 @@ CREATE FUNCTION spectrum._name_copies()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 DECLARE
     v_copies bigint;
 BEGIN
-    -- What they repeat must stay: until commit no other worker takes it back.
-    PERFORM FROM pg_temp.spectrum_batch AS batch
-    JOIN warehouse.event_ledger AS ledger USING (event_id)
-    WHERE batch.is_readable AND ledger.seq < batch.seq
-    ORDER BY ledger.event_id
-    FOR KEY SHARE OF ledger;
-
+    -- What a copy repeats must stay: until commit no other worker takes it back.
     UPDATE pg_temp.spectrum_batch AS batch
     SET copy_of = coalesce(
-        (SELECT raw.id FROM @extschema@.raw_events AS raw WHERE raw.seq = ledger.seq),
-        ledger.event_id
+        (SELECT raw.id FROM @extschema@.raw_events AS raw WHERE raw.seq = copies.first_seq),
+        batch.event_id
     )
-    FROM warehouse.event_ledger AS ledger
-    WHERE batch.is_readable
-        AND ledger.event_id = batch.event_id AND ledger.seq < batch.seq;
+    FROM (
+        SELECT events.seq, ledger.seq AS first_seq
+        FROM (
+            SELECT readable.event_id, readable.seq FROM pg_temp.spectrum_batch AS readable
+            WHERE readable.is_readable
+            ORDER BY readable.event_id
+        ) AS events
+        CROSS JOIN LATERAL (
+            SELECT known.seq FROM warehouse.event_ledger AS known
+            WHERE known.event_id = events.event_id AND known.seq < events.seq
+            FOR KEY SHARE
+        ) AS ledger
+    ) AS copies
+    WHERE batch.seq = copies.seq;
     GET DIAGNOSTICS v_copies = ROW_COUNT;
     RETURN v_copies;
 END
@@ -1604,6 +1614,233 @@ $$;
 COMMENT ON FUNCTION spectrum._name_copies() IS
     'Notes for each copy in the batch which row it repeats (the event_id where that row was '
     'purged), and returns how many there are.';
+-- Room 40, the batch: claim, read, add months and dimension members, insert facts, mark. All of it
+-- in the caller's transaction, so after a crash every row is either done with its fact or pending
+-- as before.
+--
+-- Order of locks, the same in every worker: raw rows (passing over locked ones), months,
+-- dimensions in order of their names, ledger in order of event_id.
+
+CREATE FUNCTION spectrum._mark_rows()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    UPDATE @extschema@.raw_events AS raw
+    SET status = CASE WHEN batch.is_readable THEN 'done' ELSE 'failed' END,
+        processed_at = now(),
+        error_msg = batch.error_msg,
+        attempts = raw.attempts + 1,
+        next_attempt_at = CASE WHEN batch.can_pass AND raw.attempts + 1 < config.max_attempts
+            THEN now() + config.retry_delay * least(2 ^ raw.attempts, 1440)
+        END,
+        copy_of = batch.copy_of
+    FROM pg_temp.spectrum_batch AS batch
+    CROSS JOIN spectrum.config
+    WHERE raw.ctid = batch.row_id;
+
+    INSERT INTO spectrum.requeue (seq, due_at)
+    SELECT batch.seq, marked.next_attempt_at
+    FROM pg_temp.spectrum_batch AS batch
+    CROSS JOIN LATERAL (
+        SELECT raw.next_attempt_at FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = batch.seq
+        OFFSET 0
+    ) AS marked
+    WHERE batch.can_pass AND marked.next_attempt_at IS NOT NULL
+    ON CONFLICT (seq) DO UPDATE SET due_at = excluded.due_at;
+END
+$$;
+COMMENT ON FUNCTION spectrum._mark_rows() IS
+    'Marks the claimed rows done or failed. A failure whose cause can pass is tried again, after '
+    'a delay that doubles, up to config.max_attempts.';
+
+CREATE FUNCTION spectrum._load_rows(
+    p_rows tid[],
+    p_is_retry boolean,
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_batch record;
+BEGIN
+    PERFORM spectrum._read_batch(p_rows);
+    SELECT
+        p_is_retry OR bool_or(batch.was_read) AS has_reread,
+        bool_or(batch.is_readable AND num_nulls(
+            batch.account_key, batch.user_key, batch.geo_key, batch.event_type_key) > 0)
+            AS has_newcomers,
+        min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
+        max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
+    INTO r_batch FROM pg_temp.spectrum_batch AS batch;
+
+    PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
+    IF r_batch.has_newcomers THEN
+        PERFORM spectrum._add_members();
+    END IF;
+    PERFORM spectrum._find_firsts();
+    IF r_batch.has_reread THEN
+        PERFORM spectrum._withdraw_reread(p_is_retry);
+    END IF;
+    loaded := spectrum._insert_facts();
+    failed := (SELECT count(*) FROM pg_temp.spectrum_batch AS batch WHERE NOT batch.is_readable);
+    duplicates := 0;
+    IF loaded + failed < cardinality(p_rows) THEN
+        loaded := loaded + spectrum._take_over();
+        duplicates := spectrum._name_copies();
+    END IF;
+    IF loaded + duplicates + failed <> cardinality(p_rows) THEN
+        RAISE EXCEPTION 'the event is neither a fact nor a copy: another worker changed what it '
+            'repeats, or a trigger on warehouse.fact_events keeps it out'
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
+    PERFORM spectrum._mark_rows();
+END
+$$;
+COMMENT ON FUNCTION spectrum._load_rows(tid[], boolean) IS
+    'Takes claimed rows all the way, set by set, and counts what became of them. Raises 27000 '
+    'rather than leave one out. A retry looks for facts of all rows, whatever their attempts say.';
+
+CREATE FUNCTION spectrum._fail_row(p_row tid, p_reason text, p_can_pass boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._clear_batch();
+    BEGIN
+        PERFORM spectrum._read_batch(ARRAY[p_row]);
+    EXCEPTION
+        -- Even its reading raises.
+        WHEN data_exception OR program_limit_exceeded THEN
+            INSERT INTO pg_temp.spectrum_batch (row_id, seq, id, event_id)
+            SELECT raw.ctid, raw.seq, raw.id, ledger.event_id
+            FROM @extschema@.raw_events AS raw
+            LEFT JOIN warehouse.event_ledger AS ledger ON raw.attempts > 0 AND ledger.seq = raw.seq
+            WHERE raw.ctid = p_row;
+    END;
+    UPDATE pg_temp.spectrum_batch
+    SET is_readable = false,
+        error_msg = translate(p_reason, E'\n\r', '  '),
+        can_pass = p_can_pass;
+    PERFORM spectrum._withdraw_reread(true);
+    PERFORM spectrum._mark_rows();
+END
+$$;
+COMMENT ON FUNCTION spectrum._fail_row(tid, text, boolean) IS
+    'Marks one claimed row failed, for a reason that only the warehouse found.';
+
+CREATE FUNCTION spectrum._load_safely(
+    p_rows tid[],
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_half integer := cardinality(p_rows) / 2;
+    v_state text;
+    v_reason text;
+    v_right_seqs bigint[];
+    r_left record;
+    r_right record;
+BEGIN
+    FOR v_try IN 1 .. 3 LOOP
+        BEGIN
+            SELECT * INTO loaded, duplicates, failed
+            FROM spectrum._load_rows(p_rows, v_try > 1);
+            RETURN;
+        EXCEPTION
+            -- Another worker brought the same event_id at the same moment: look again.
+            WHEN unique_violation OR deadlock_detected OR triggered_data_change_violation THEN
+                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
+                IF v_try = 3 AND v_state = '40P01' THEN
+                    RAISE;
+                END IF;
+            -- Something that reading could not foresee, say a constraint of the user's own.
+            WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
+                OR raise_exception
+            THEN
+                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
+                EXIT;
+        END;
+    END LOOP;
+
+    IF v_half = 0 THEN
+        PERFORM spectrum._fail_row(
+            p_rows[1], format('%s (SQLSTATE %s)', v_reason, v_state), v_state ~ '^(23|27|P0)'
+        );
+        loaded := 0;
+        duplicates := 0;
+        failed := 1;
+        RETURN;
+    END IF;
+    -- The left half may touch raw rows of the right one, as copies: they then stand elsewhere.
+    v_right_seqs := ARRAY(
+        SELECT raw.seq FROM @extschema@.raw_events AS raw
+        WHERE raw.ctid = ANY (p_rows[v_half + 1:])
+    );
+    r_left := spectrum._load_safely(p_rows[:v_half]);
+    r_right := spectrum._load_safely(ARRAY(
+        SELECT raw.ctid FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = ANY (v_right_seqs)
+        ORDER BY raw.seq
+    ));
+    loaded := r_left.loaded + r_right.loaded;
+    duplicates := r_left.duplicates + r_right.duplicates;
+    failed := r_left.failed + r_right.failed;
+END
+$$;
+COMMENT ON FUNCTION spectrum._load_safely(tid[]) IS
+    'Loads claimed rows; where a row makes the warehouse refuse the set, halves it until that row '
+    'is found and fails alone. One such row costs its batch about two more passes.';
+
+CREATE FUNCTION spectrum._process_batch(
+    p_limit integer,
+    OUT claimed bigint,
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET work_mem = '64MB'
+SET enable_seqscan = off
+SET enable_memoize = off
+AS $$
+DECLARE
+    v_rows tid[];
+BEGIN
+    IF p_limit NOT BETWEEN 1 AND 1000000 THEN
+        PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
+    END IF;
+    v_rows := spectrum._claim(
+        coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
+    );
+    claimed := cardinality(v_rows);
+    IF claimed = 0 THEN
+        loaded := 0;
+        duplicates := 0;
+        failed := 0;
+    ELSE
+        SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._process_batch(integer) IS
+    'One batch: what process_batch and run share. The settings, and subqueries that name the row '
+    'they look up, pin every statement below to index look-ups: right for a batch whatever the '
+    'size of the tables, while statistics of tables that fill and drain mislead.';
 -- Room 40, the doors: process_batch for anyone who owns the tables, reprocess for rows to read
 -- again.
 
@@ -1936,7 +2173,9 @@ DECLARE
     v_count integer := cardinality(p_times);
     -- Where the search for each step stands: entries ascend, so it never has to go back.
     v_next integer[] := array_fill(1, ARRAY[p_steps]);
-    v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
+    -- The step behind which there is nothing left, for this entry and so for all later ones.
+    v_possible integer := p_steps;
+    v_exclusion integer := 1;
     v_deadline timestamptz;
     v_chain integer[];
     v_best integer[];
@@ -1957,7 +2196,11 @@ BEGIN
                 v_found := v_found + 1;
             END LOOP;
             v_next[v_step] := v_found;
-            EXIT WHEN v_found > v_count OR p_times[v_found] > v_deadline;
+            IF v_found > v_count THEN
+                v_possible := v_step - 1;
+                EXIT;
+            END IF;
+            EXIT WHEN p_times[v_found] > v_deadline;
             IF p_is_strict THEN
                 -- Events at the time of either step do not stand between them.
                 LOOP
@@ -1970,18 +2213,21 @@ BEGIN
             v_at := v_found;
         END LOOP;
 
-        WHILE v_exclusion <= v_count AND (
-            p_masks[v_exclusion] & (1 << 30) = 0 OR p_times[v_exclusion] <= p_times[v_entry]
-        ) LOOP
-            v_exclusion := v_exclusion + 1;
-        END LOOP;
-        IF p_times[v_exclusion] < p_times[v_chain[cardinality(v_chain)]] THEN
-            v_chain := NULL;
+        IF p_has_exclusions AND cardinality(v_chain) > 1 THEN
+            WHILE v_exclusion <= v_count AND (
+                p_masks[v_exclusion] & (1 << 30) = 0
+                OR p_times[v_exclusion] <= p_times[v_entry]
+            ) LOOP
+                v_exclusion := v_exclusion + 1;
+            END LOOP;
+            IF p_times[v_exclusion] < p_times[v_chain[cardinality(v_chain)]] THEN
+                v_chain := NULL;
+            END IF;
         END IF;
         IF v_best IS NULL OR cardinality(v_chain) > cardinality(v_best) THEN
             v_best := v_chain;
         END IF;
-        EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps;
+        EXIT WHEN p_first_entry OR cardinality(v_best) >= v_possible;
     END LOOP;
     RETURN v_best;
 END
@@ -2126,7 +2372,9 @@ BEGIN
                     v_best := v_chain;
                 END IF;
             END IF;
-            EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps;
+            -- Once the window reaches the end of the history, it only loses events.
+            EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps
+                OR (v_last = v_count AND v_most <= cardinality(v_best));
         END IF;
 
         v_kind := array_position(v_kinds, p_masks[v_entry] & v_step_bits);
@@ -2253,7 +2501,7 @@ BEGIN
     -- arrays are built in that order; nothing may come between the two that could sort again.
     RETURN QUERY
     SELECT
-        coalesce(CASE WHEN p_by_account THEN o.account_id END, p_account, '*'),
+        CASE WHEN p_by_account THEN min(o.account_id) ELSE coalesce(p_account, '*') END,
         CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END,
         array_agg(o.occurred_at),
         array_agg(o.mask),
@@ -2285,14 +2533,12 @@ BEGIN
         WHERE p_reads_all OR m.mask <> 0
         ORDER BY
             CASE WHEN p_by_account THEN m.account_key END,
-            CASE WHEN p_by_account THEN m.account_id END,
             CASE WHEN p_unit = 'account' THEN m.account_key ELSE m.user_key END,
             m.occurred_at,
             CASE WHEN p_breakdown IS NOT NULL THEN m.event_id END
     ) AS o
     GROUP BY
         CASE WHEN p_by_account THEN o.account_key END,
-        CASE WHEN p_by_account THEN o.account_id END,
         CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END
     HAVING bit_or(o.mask) & p_entry_bits <> 0;
 END
@@ -2842,90 +3088,6 @@ COMMENT ON FUNCTION spectrum.drop_funnel(text) IS
 -- in which he returned), in one pass over the events. A cohort's row is a slice of them, so users
 -- of the same pattern are counted together.
 
-CREATE FUNCTION spectrum._create_retention()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.retentions') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.retentions (
-        retention text NOT NULL CONSTRAINT retentions_pkey PRIMARY KEY,
-        start_event text,
-        return_event text,
-        period_kind text NOT NULL
-            CONSTRAINT retentions_period_kind_is_known
-            CHECK (period_kind IN ('day', 'week', 'month')),
-        periods integer NOT NULL
-            CONSTRAINT retentions_periods_range CHECK (periods BETWEEN 0 AND 1000),
-        cohort_kind text NOT NULL
-            CONSTRAINT retentions_cohort_kind_is_known
-            CHECK (cohort_kind IN ('first', 'recurring')),
-        mode text NOT NULL
-            CONSTRAINT retentions_mode_is_known CHECK (mode IN ('on', 'on_or_after')),
-        properties_filter jsonb,
-        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
-    );
-    COMMENT ON TABLE spectrum.retentions IS
-        'The retentions that analytics.retention_cohorts shows. Define one with '
-        'spectrum.define_retention().';
-    COMMENT ON COLUMN spectrum.retentions.retention IS 'Name.';
-    COMMENT ON COLUMN spectrum.retentions.start_event IS
-        'Event that puts a user in a cohort; NULL any.';
-    COMMENT ON COLUMN spectrum.retentions.return_event IS
-        'Event that counts as coming back; NULL any.';
-    COMMENT ON COLUMN spectrum.retentions.period_kind IS 'day, week or month.';
-    COMMENT ON COLUMN spectrum.retentions.periods IS 'Last period; the cohort''s own is 0.';
-    COMMENT ON COLUMN spectrum.retentions.cohort_kind IS
-        'first: by the user''s first start ever; recurring: by each period with a start.';
-    COMMENT ON COLUMN spectrum.retentions.mode IS
-        'on: back in the period; on_or_after: back in it or later.';
-    COMMENT ON COLUMN spectrum.retentions.properties_filter IS
-        'Only events whose properties contain this.';
-    COMMENT ON COLUMN spectrum.retentions.changed_at IS 'When it was last defined.';
-    INSERT INTO spectrum.retentions (retention, period_kind, periods, cohort_kind, mode)
-    VALUES ('default', 'week', 12, 'first', 'on');
-
-    CREATE MATERIALIZED VIEW analytics.mv_retention_cohorts AS
-    SELECT
-        account_id, retention, period_kind, cohort, period, cohort_size, users, rate, is_complete
-    FROM analytics._standing_retentions();
-    CREATE UNIQUE INDEX mv_retention_cohorts_key
-    ON analytics.mv_retention_cohorts (retention, account_id, cohort, period);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_retention_cohorts IS
-        'Cohorts of each defined retention, for all accounts together (account_id *) and for each '
-        'account. Read it through analytics.retention_cohorts.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.retention IS 'Name of the definition.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_kind IS 'day, week or month.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort IS
-        'First day of the period in which the users started.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.period IS
-        'Periods since then; 0 is the cohort''s own. One that has not begun is no row.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS 'Those of them who came back.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.rate IS 'users / cohort_size.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.is_complete IS
-        'Whether the period has ended; never in mode on_or_after.';
-
-    CREATE VIEW analytics.retention_cohorts AS
-    SELECT
-        v.account_id, v.retention, v.period_kind, v.cohort, v.period, v.cohort_size, v.users,
-        v.rate, v.is_complete, s.as_of
-    FROM analytics.mv_retention_cohorts AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_retention_cohorts';
-    COMMENT ON VIEW analytics.retention_cohorts IS
-        'How many users of each cohort come back, by period (account_id *: all accounts).';
-    COMMENT ON COLUMN analytics.retention_cohorts.as_of IS 'Events up to here are counted.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_retention() IS
-    'Room 60: makes spectrum.retentions with the retention default, mv_retention_cohorts and its '
-    'plain view.';
-
 CREATE FUNCTION analytics._check_retention(
     p_period text, p_periods integer, p_cohort text, p_mode text, p_where jsonb
 )
@@ -2946,12 +3108,61 @@ $$;
 COMMENT ON FUNCTION analytics._check_retention(text, integer, text, text, jsonb) IS
     'Raises 22023 unless the options describe a retention.';
 
+CREATE FUNCTION analytics._event_months(OUT first_at timestamptz, OUT end_at timestamptz)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_months timestamptz[] := ARRAY(
+        SELECT generate_series('1900-01-01'::timestamptz, '2200-01-01', interval '1 month')
+    );
+    v_low integer := 1;
+    v_high integer := cardinality(v_months);
+    v_middle integer;
+BEGIN
+    WHILE v_low < v_high LOOP
+        v_middle := (v_low + v_high) / 2;
+        IF EXISTS (
+            SELECT FROM analytics.events AS e WHERE e.occurred_at < v_months[v_middle + 1]
+        ) THEN
+            v_high := v_middle;
+        ELSE
+            v_low := v_middle + 1;
+        END IF;
+    END LOOP;
+    IF v_low = cardinality(v_months) THEN
+        RETURN;
+    END IF;
+    first_at := v_months[v_low];
+
+    v_high := cardinality(v_months);
+    WHILE v_low < v_high LOOP
+        v_middle := (v_low + v_high) / 2;
+        IF EXISTS (
+            SELECT FROM analytics.events AS e WHERE e.occurred_at >= v_months[v_middle + 1]
+        ) THEN
+            v_low := v_middle + 1;
+        ELSE
+            v_high := v_middle;
+        END IF;
+    END LOOP;
+    end_at := v_months[v_low + 1];
+END
+$$;
+COMMENT ON FUNCTION analytics._event_months() IS
+    'The months, in UTC, that hold all events: bisected, since each look at one side of a month '
+    'ends with the first event found, where the exact bounds would take a look at all. NULL where '
+    'there are none.';
+
 CREATE FUNCTION analytics._retention_users(
     p_start_key integer,
     p_return_key integer,
     p_starts timestamptz[],
-    p_start_from timestamptz,
-    p_start_to timestamptz,
+    p_is_recurring boolean,
+    p_from timestamptz,
+    p_to timestamptz,
     p_account text,
     p_where jsonb,
     p_by_account boolean
@@ -2962,8 +3173,7 @@ RETURNS TABLE (
     first_start timestamptz,
     started bit varying,
     returned bit varying,
-    returned_after bit varying,
-    last_number integer
+    returned_after bit varying
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -2971,35 +3181,43 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_none bit varying := repeat('0', cardinality(p_starts) - 1);
-    -- Where each start is a return itself, there is a return at or after it in each period.
+    -- Where each start is a return itself, there is a return at or after it in its period.
     v_start_returns boolean := p_return_key IS NULL OR coalesce(p_return_key = p_start_key, false);
 BEGIN
-    -- The arguments are constants of this plan, see _unit_histories.
+    -- The arguments are constants of this plan, see _unit_histories. Starts need a bit each, and
+    -- the periods to be told apart, only in some retentions.
     RETURN QUERY
-    SELECT f.scope, f.user_key, min(f.first_start),
-        coalesce(bit_or(f.started), v_none)::bit varying,
+    SELECT min(f.scope), f.user_key, min(f.first_start),
+        CASE WHEN p_is_recurring THEN bit_or(f.started)::bit varying END,
         coalesce(bit_or(f.returned), v_none)::bit varying,
         coalesce(
             bit_or(f.returned) FILTER (WHERE v_start_returns OR f.last_return >= f.first_start),
             v_none
-        )::bit varying,
-        max(f.last_number)
+        )::bit varying
     FROM (
-        SELECT e.scope_key, e.scope, e.user_key,
+        SELECT e.scope_key, e.user_key,
+            CASE WHEN p_by_account THEN min(e.account_id) ELSE coalesce(p_account, '*') END
+                AS scope,
             min(e.occurred_at) FILTER (WHERE e.is_start) AS first_start,
-            max(e.occurred_at) FILTER (WHERE e.is_return) AS last_return,
-            max(e.number) FILTER (WHERE e.is_return) AS last_number,
-            bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_start) AS started,
+            CASE WHEN NOT v_start_returns THEN
+                max(e.occurred_at) FILTER (WHERE e.is_return)
+            END AS last_return,
+            CASE WHEN p_is_recurring THEN
+                bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_start)
+            END AS started,
             bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_return) AS returned
         FROM (
             SELECT
                 CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
-                CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+                e.account_id,
                 e.user_key,
                 e.occurred_at,
                 width_bucket(e.occurred_at, p_starts) AS number,
-                (p_start_key IS NULL OR e.event_type_key = p_start_key)
-                    AND e.occurred_at >= p_start_from AND e.occurred_at < p_start_to AS is_start,
+                (p_start_key IS NULL OR e.event_type_key = p_start_key) AND (
+                    NOT p_is_recurring
+                    OR ((p_from IS NULL OR e.occurred_at >= p_from)
+                        AND (p_to IS NULL OR e.occurred_at < p_to))
+                ) AS is_start,
                 p_return_key IS NULL OR e.event_type_key = p_return_key AS is_return
             FROM analytics.events AS e
             WHERE e.user_key <> 0
@@ -3013,18 +3231,17 @@ BEGIN
                 AND (p_account IS NULL OR e.account_id = p_account)
                 AND (NOT p_by_account OR e.account_key <> 0)
         ) AS e
-        GROUP BY e.scope_key, e.scope, e.user_key,
-            CASE WHEN NOT v_start_returns THEN e.number END
+        GROUP BY e.scope_key, e.user_key, CASE WHEN NOT v_start_returns THEN e.number END
     ) AS f
-    GROUP BY f.scope_key, f.scope, f.user_key
+    GROUP BY f.scope_key, f.user_key
     HAVING min(f.first_start) IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION analytics._retention_users(
-    integer, integer, timestamptz[], timestamptz, timestamptz, text, jsonb, boolean
+    integer, integer, timestamptz[], boolean, timestamptz, timestamptz, text, jsonb, boolean
 ) IS
-    'Each user''s starts and returns, one bit a period of p_starts; returned_after: with a return '
-    'at or after the first start in the period. last_number: the last period with a return. A NULL '
+    'Each user''s first start and, one bit a period of p_starts: started (if p_is_recurring: in '
+    '[p_from, p_to)), returned, and returned at or after the first start of that period. A NULL '
     'key stands for any event.';
 
 CREATE FUNCTION analytics._retention_cohorts(
@@ -3047,9 +3264,6 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_from timestamptz := coalesce(p_from, '-infinity');
-    v_to timestamptz := coalesce(p_to, 'infinity');
-    v_is_first boolean := p_cohort = 'first';
     v_start_key integer := (
         SELECT t.event_type_key FROM analytics.event_types AS t
         WHERE t.event_type = p_start_event
@@ -3058,7 +3272,10 @@ DECLARE
         SELECT t.event_type_key FROM analytics.event_types AS t
         WHERE t.event_type = p_return_event
     );
-    v_starts timestamptz[];
+    v_starts timestamptz[] := (
+        SELECT spectrum.period_starts(p_period, m.first_at, m.end_at)
+        FROM analytics._event_months() AS m
+    );
     v_none bit varying := repeat('0', p_periods + 1);
     -- Back in the first n periods, by n + 1.
     v_until bit varying[] := ARRAY(
@@ -3066,13 +3283,11 @@ DECLARE
         FROM generate_series(0, p_periods + 1) AS n (number)
     );
 BEGIN
-    IF p_start_event IS NOT NULL AND v_start_key IS NULL THEN
+    IF v_starts = '{}' OR (p_start_event IS NOT NULL AND v_start_key IS NULL) THEN
         RETURN;
     ELSIF p_return_event IS NOT NULL THEN
         v_return_key := coalesce(v_return_key, -1);
     END IF;
-    SELECT spectrum.period_starts(p_period, b.first_at, b.last_at + interval '1 us') INTO v_starts
-    FROM analytics._event_bounds(NULL) AS b;
 
     RETURN QUERY
     SELECT u.account_id, u.user_key, v_starts[c.number],
@@ -3081,22 +3296,22 @@ BEGIN
                 substring(u.returned || v_none FROM c.number FOR p_periods + 1),
                 0, get_bit(u.returned_after, c.number - 1)
             )::bit varying
-            WHEN u.last_number > c.number THEN
-                v_until[least(u.last_number - c.number, p_periods) + 2]
+            WHEN l.number > c.number THEN v_until[least(l.number - c.number, p_periods) + 2]
             ELSE v_until[get_bit(u.returned_after, c.number - 1) + 1]
         END
     FROM analytics._retention_users(
-        v_start_key, v_return_key, v_starts,
-        CASE WHEN v_is_first THEN '-infinity' ELSE v_from END,
-        CASE WHEN v_is_first THEN 'infinity' ELSE v_to END,
-        p_account, p_where, p_by_account
+        v_start_key, v_return_key, v_starts, p_cohort = 'recurring', p_from, p_to, p_account,
+        p_where, p_by_account
     ) AS u
+    CROSS JOIN LATERAL (SELECT length(rtrim(u.returned::text, '0')) AS number) AS l
     CROSS JOIN LATERAL (
         SELECT width_bucket(u.first_start, v_starts) AS number
-        WHERE v_is_first AND u.first_start >= v_from AND u.first_start < v_to
+        WHERE p_cohort = 'first'
+            AND (p_from IS NULL OR u.first_start >= p_from)
+            AND (p_to IS NULL OR u.first_start < p_to)
         UNION ALL
         SELECT n.number FROM generate_series(1, length(u.started)) AS n (number)
-        WHERE NOT v_is_first AND get_bit(u.started, n.number - 1) = 1
+        WHERE p_cohort = 'recurring' AND get_bit(u.started, n.number - 1) = 1
     ) AS c;
 END
 $$;
@@ -3215,6 +3430,92 @@ COMMENT ON FUNCTION analytics.retention(
     'period with a start). p_mode: on (back in the period) or on_or_after (in it or later). '
     '[p_from, p_to) limits the starts, p_where the events: JSON containment in their properties. '
     'Period 0 asks for a return at or after the start.';
+-- Room 60, standing retentions: the user's own definitions, and the view that shows them. Read by
+-- dashboards. The numbers are those of analytics.retention: the same cohorts, counted the same way.
+
+CREATE FUNCTION spectrum._create_retention()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.retentions') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.retentions (
+        retention text NOT NULL CONSTRAINT retentions_pkey PRIMARY KEY,
+        start_event text,
+        return_event text,
+        period_kind text NOT NULL
+            CONSTRAINT retentions_period_kind_is_known
+            CHECK (period_kind IN ('day', 'week', 'month')),
+        periods integer NOT NULL
+            CONSTRAINT retentions_periods_range CHECK (periods BETWEEN 0 AND 1000),
+        cohort_kind text NOT NULL
+            CONSTRAINT retentions_cohort_kind_is_known
+            CHECK (cohort_kind IN ('first', 'recurring')),
+        mode text NOT NULL
+            CONSTRAINT retentions_mode_is_known CHECK (mode IN ('on', 'on_or_after')),
+        properties_filter jsonb,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.retentions IS
+        'The retentions that analytics.retention_cohorts shows. Define one with '
+        'spectrum.define_retention().';
+    COMMENT ON COLUMN spectrum.retentions.retention IS 'Name.';
+    COMMENT ON COLUMN spectrum.retentions.start_event IS
+        'Event that puts a user in a cohort; NULL any.';
+    COMMENT ON COLUMN spectrum.retentions.return_event IS
+        'Event that counts as coming back; NULL any.';
+    COMMENT ON COLUMN spectrum.retentions.period_kind IS 'day, week or month.';
+    COMMENT ON COLUMN spectrum.retentions.periods IS 'Last period; the cohort''s own is 0.';
+    COMMENT ON COLUMN spectrum.retentions.cohort_kind IS
+        'first: by the user''s first start ever; recurring: by each period with a start.';
+    COMMENT ON COLUMN spectrum.retentions.mode IS
+        'on: back in the period; on_or_after: back in it or later.';
+    COMMENT ON COLUMN spectrum.retentions.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN spectrum.retentions.changed_at IS 'When it was last defined.';
+    INSERT INTO spectrum.retentions (retention, period_kind, periods, cohort_kind, mode)
+    VALUES ('default', 'week', 12, 'first', 'on');
+
+    CREATE MATERIALIZED VIEW analytics.mv_retention_cohorts AS
+    SELECT
+        account_id, retention, period_kind, cohort, period, cohort_size, users, rate, is_complete
+    FROM analytics._standing_retentions();
+    CREATE UNIQUE INDEX mv_retention_cohorts_key
+    ON analytics.mv_retention_cohorts (retention, account_id, cohort, period);
+    COMMENT ON MATERIALIZED VIEW analytics.mv_retention_cohorts IS
+        'Cohorts of each defined retention, for all accounts together (account_id *) and for each '
+        'account. Read it through analytics.retention_cohorts.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.retention IS 'Name of the definition.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_kind IS 'day, week or month.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort IS
+        'First day of the period in which the users started.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.period IS
+        'Periods since then; 0 is the cohort''s own. One that has not begun is no row.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS 'Those of them who came back.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.rate IS 'users / cohort_size.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.is_complete IS
+        'Whether the period has ended; never in mode on_or_after.';
+
+    CREATE VIEW analytics.retention_cohorts AS
+    SELECT
+        v.account_id, v.retention, v.period_kind, v.cohort, v.period, v.cohort_size, v.users,
+        v.rate, v.is_complete, s.as_of
+    FROM analytics.mv_retention_cohorts AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_retention_cohorts';
+    COMMENT ON VIEW analytics.retention_cohorts IS
+        'How many users of each cohort come back, by period (account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.retention_cohorts.as_of IS 'Events up to here are counted.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_retention() IS
+    'Room 60: makes spectrum.retentions with the retention default, mv_retention_cohorts and its '
+    'plain view.';
 
 CREATE FUNCTION analytics._standing_retentions()
 RETURNS TABLE (
@@ -3772,7 +4073,9 @@ DECLARE
     v_starts timestamptz[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
-    PERFORM spectrum._check_choice('p_measure', p_measure, '{events, users, sum, avg, p50, p95, p99}');
+    PERFORM spectrum._check_choice(
+        'p_measure', p_measure, '{events, users, sum, avg, p50, p95, p99}'
+    );
     PERFORM analytics._check_range(p_from, p_to);
     IF p_property IS NULL AND p_measure NOT IN ('events', 'users') THEN
         PERFORM spectrum._reject(
@@ -4107,7 +4410,7 @@ BEGIN
     PERFORM spectrum._check_positive('p_a', p_a);
     PERFORM spectrum._check_positive('p_b', p_b);
     IF 'NaN' IN (p_x, p_a, p_b) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_x <= 0 OR p_x >= 1 THEN
         RETURN CASE WHEN (p_x >= 1) = p_is_upper THEN 0 ELSE 1 END;
     END IF;
@@ -4151,12 +4454,13 @@ AS $$
 DECLARE
     v_a double precision := greatest(p_df, 2e-100) / 2;
     v_b double precision;
+    v_x double precision;
     v_log_odds double precision;
-    v_excess double precision := greatest(least(p_x, 1e40), 1e-200) / 2 - v_a;
+    v_excess double precision;
 BEGIN
     PERFORM spectrum._check_positive('p_df', p_df);
     IF 'NaN' IN (p_x, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_x <= 0 THEN
         RETURN CASE WHEN p_is_upper THEN 1 ELSE 0 END;
     ELSIF p_df > 1e32 THEN
@@ -4164,8 +4468,11 @@ BEGIN
         RETURN CASE WHEN p_x = p_df THEN 0.5 WHEN (p_x > p_df) = p_is_upper THEN 0 ELSE 1 END;
     END IF;
 
+    -- from 100 (df + 100) on the upper tail is 0, and x must stay far below B
+    v_x := least(p_x, 100 * (p_df + 100));
     v_b := spectrum._chi_square_limit(p_df);
-    v_log_odds := ln(least(p_x, 1e40)) - ln(2 * v_b);
+    v_log_odds := ln(v_x) - ln(2 * v_b);
+    v_excess := greatest(v_x, 1e-200) / 2 - v_a;
     RETURN spectrum._exponential(CASE
         WHEN p_is_upper THEN spectrum._log_beta_cdf(-v_log_odds, -v_excess, v_b, v_a)
         ELSE spectrum._log_beta_cdf(v_log_odds, v_excess, v_a, v_b)
@@ -4221,7 +4528,7 @@ BEGIN
     PERFORM spectrum._check_positive('p_a', p_a);
     PERFORM spectrum._check_positive('p_b', p_b);
     IF 'NaN' IN (p_p, p_a, p_b) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_p IN (0, 1) THEN
         RETURN p_p;
     END IF;
@@ -4276,7 +4583,7 @@ BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
     PERFORM spectrum._check_positive('p_df', p_df);
     IF 'NaN' IN (p_p, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_p IN (0, 1) THEN
         RETURN CASE WHEN p_p = 0 THEN 0 ELSE double precision 'Infinity' END;
     ELSIF p_df > 1e32 THEN
@@ -4307,7 +4614,7 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
     IF 'NaN' IN (p_t, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_t = 0 THEN
         RETURN 0.5;
     ELSIF abs(p_t) = 'Infinity' THEN
@@ -4351,7 +4658,7 @@ BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
     PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
     IF 'NaN' IN (p_p, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_p IN (0, 0.5, 1) THEN
         RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
     END IF;
@@ -4595,6 +4902,7 @@ DECLARE
         1, 1 / v_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
     );
     v_s double precision := -3.625;
+    v_start double precision;
     v_log_growth double precision;
     v_v double precision;
     v_fall double precision;
@@ -4605,8 +4913,9 @@ DECLARE
 BEGIN
     LOOP
         v_s := v_s + c_step;
-        v_log_growth := v_s - exp(-v_s);
-        v_v := v_scale * exp(v_log_growth);
+        v_start := exp(-least(v_s, 700));
+        v_log_growth := v_s - v_start;
+        v_v := v_scale * exp(v_log_growth / 2) * exp(v_log_growth / 2);
         v_fall := 2 * tanh(v_v / 2) / (1 + tanh(v_v / 2));
         v_rise := v_odds * v_fall;
         v_log_rise := asinh((v_rise + v_rise / (1 + v_rise)) / 2);
@@ -4619,7 +4928,7 @@ BEGIN
             );
         END IF;
         EXIT WHEN v_log_value + v_log_growth < -50 AND v_s > 0;
-        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + exp(-v_s));
+        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + v_start);
     END LOOP;
     RETURN least(0, ln(v_sum * c_step * v_scale) + ln(1 + v_odds)
         + spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b));
@@ -4686,7 +4995,10 @@ BEGIN
         v_log_width := v_log_cdf - spectrum._log_beta_density(v_w, v_excess, p_a, p_b);
         v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
         v_w := v_w + v_step;
-        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8 OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1);
+        -- one more step squares the error; still climbing past e^2000, any quantile is at its end
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
+            OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
+            OR (v_w > 2000 AND v_step > 0);
     END LOOP;
     RETURN v_w;
 END
@@ -5077,7 +5389,7 @@ BEGIN
         adjusted_values AS (
             SELECT place, p, CASE p_method
                 WHEN 'holm' THEN max(p * (family - rank + 1)) OVER (ORDER BY rank)
-                ELSE min(p * (family / rank::double precision)) OVER (ORDER BY rank DESC)
+                ELSE min(p * family / rank) OVER (ORDER BY rank DESC)
             END AS adjusted
             FROM ranked_values
         )
@@ -5539,9 +5851,9 @@ BEGIN
         a.variant,
         a.metric,
         bool_or(a.is_upper),
-        -- Rounded, so that no power of them leaves the range of double precision.
-        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 30)),
-        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 30))
+        -- Rounded, so that no product of them leaves the range of double precision.
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 15)),
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 15))
     FROM amounts AS a
     WHERE abs(a.amount) < 1e15
     GROUP BY a.account_id, a.user_key, a.variant, a.metric;
@@ -5634,9 +5946,9 @@ COMMENT ON FUNCTION analytics._experiment_totals(
 ) IS
     'Units and sums of each scope, metric and planned variant: all that the statistics need, and '
     'each of them a sum over units.';
--- Room 71, results: what an experiment says. Totals of its units become values, intervals and tests
--- by the mathematics of room 70. Reads the definitions and the units; read by
--- analytics.experiment and by mv_experiment_results (30_standing.sql).
+-- Room 71, results: what an experiment says. Sums over its units become values, intervals and tests
+-- by the mathematics of room 70. Reads the definitions and the units; read by analytics.experiment
+-- and by mv_experiment_results (30_standing.sql).
 
 CREATE FUNCTION analytics._check_confidence(p_confidence double precision)
 RETURNS void
@@ -5654,56 +5966,498 @@ $$;
 COMMENT ON FUNCTION analytics._check_confidence(double precision) IS
     'Raises 22023 unless the number can be a confidence.';
 
+CREATE FUNCTION analytics._covariance(
+    p_n numeric, p_sum_a numeric, p_sum_b numeric, p_sum_ab numeric
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_n > 1 THEN
+        RETURN (p_n * p_sum_ab - p_sum_a * p_sum_b) / (p_n * (p_n - 1));
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._covariance(numeric, numeric, numeric, numeric) IS
+    'Sample covariance from sums, in numeric: exact up to its last step. NULL below two units.';
+
+CREATE FUNCTION analytics._experiment_estimate(
+    p_kind text,
+    p_confidence double precision,
+    p_units bigint,
+    p_conversions bigint,
+    p_sum_x numeric,
+    p_sum_xx numeric,
+    p_sum_y numeric,
+    p_sum_yy numeric,
+    p_sum_xy numeric,
+    OUT value double precision,
+    OUT variance double precision,
+    OUT low double precision,
+    OUT high double precision
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_margin double precision;
+BEGIN
+    IF p_units = 0 THEN
+        RETURN;
+    ELSIF p_kind = 'proportion' THEN
+        value := p_conversions / p_units::double precision;
+        variance := value * (1 - value);
+        SELECT w.low, w.high INTO low, high
+        FROM spectrum.wilson_interval(p_conversions, p_units, p_confidence) AS w;
+        RETURN;
+    ELSIF p_kind = 'mean' THEN
+        value := p_sum_x / p_units;
+        variance := analytics._covariance(p_units, p_sum_x, p_sum_x, p_sum_xx);
+    ELSE
+        value := p_sum_x / nullif(p_sum_y, 0);
+        -- Of a unit's amounts only its residual x - value * y matters: its variance is made here,
+        -- in numeric, where nothing cancels.
+        SELECT r.variance * p_units INTO variance
+        FROM spectrum.ratio_variance(
+            p_units,
+            p_sum_x / p_units,
+            analytics._covariance(p_units, 0, 0, (
+                p_sum_xx * p_sum_y * p_sum_y - 2 * p_sum_xy * p_sum_x * p_sum_y
+                + p_sum_yy * p_sum_x * p_sum_x
+            ) / nullif(p_sum_y * p_sum_y, 0)),
+            p_sum_y / p_units,
+            0,
+            0
+        ) AS r;
+    END IF;
+    IF variance > 0 THEN
+        v_margin := sqrt(variance / p_units)
+            * spectrum.student_t_quantile((1 + p_confidence) / 2, p_units - 1);
+        low := value - v_margin;
+        high := value + v_margin;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_estimate(
+    text, double precision, bigint, bigint, numeric, numeric, numeric, numeric, numeric
+) IS
+    'Value of a metric in one arm, its variance per unit, and its interval: Wilson for a '
+    'proportion, Student t for a mean and a ratio; NULL where the units do not vary.';
+
+CREATE FUNCTION analytics._experiment_comparison(
+    p_kind text,
+    p_confidence double precision,
+    p_units bigint,
+    p_conversions bigint,
+    p_estimate double precision,
+    p_variance double precision,
+    p_control_units bigint,
+    p_control_conversions bigint,
+    p_control_estimate double precision,
+    p_control_variance double precision,
+    OUT difference double precision,
+    OUT difference_low double precision,
+    OUT difference_high double precision,
+    OUT lift double precision,
+    OUT lift_low double precision,
+    OUT lift_high double precision,
+    OUT p_value double precision
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    difference := p_estimate - p_control_estimate;
+    lift := difference / nullif(p_control_estimate, 0);
+    IF p_kind = 'proportion' THEN
+        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
+        FROM spectrum.two_proportion_test(
+            p_conversions, p_units, p_control_conversions, p_control_units, p_confidence
+        ) AS t;
+    ELSE
+        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
+        FROM spectrum.welch_t_test(
+            p_units, p_estimate, p_variance,
+            p_control_units, p_control_estimate, p_control_variance,
+            p_confidence
+        ) AS t;
+    END IF;
+    SELECT l.low, l.high INTO lift_low, lift_high
+    FROM spectrum.lift_interval(
+        p_units, p_estimate, p_variance,
+            p_control_units, p_control_estimate, p_control_variance,
+        p_confidence
+    ) AS l;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_comparison(
+    text, double precision, bigint, bigint, double precision, double precision, bigint, bigint,
+    double precision, double precision
+) IS
+    'An arm against control: pooled z-test and Newcombe''s interval for a proportion, Welch''s t '
+    'for a mean and a ratio, delta-method lift for all.';
+
 CREATE FUNCTION analytics._experiment_arms(
     p_experiment text,
+    p_account text,
     p_from timestamptz,
     p_to timestamptz,
-    p_account text,
+    p_confidence double precision,
     p_by_account boolean
 )
 RETURNS TABLE (
     account_id text,
     metric text,
-    variant text,
     kind text,
     is_guardrail boolean,
+    variant text,
+    is_control boolean,
     units bigint,
     excluded_units bigint,
     conversions bigint,
-    mean double precision,
+    value double precision,
     variance double precision,
-    estimate double precision,
-    estimate_variance double precision
+    low double precision,
+    high double precision,
+    is_enough boolean
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY
-    WITH moments AS (
-        SELECT
-            t.*,
-            (t.sum_x / nullif(t.units, 0))::double precision AS mean_x,
-            (t.sum_y / nullif(t.units, 0))::double precision AS mean_y,
-            ((t.sum_xx - t.sum_x * t.sum_x / nullif(t.units, 0)) / nullif(t.units - 1, 0))
-                ::double precision AS variance_x,
-            ((t.sum_yy - t.sum_y * t.sum_y / nullif(t.units, 0)) / nullif(t.units - 1, 0))
-                ::double precision AS variance_y,
-            ((t.sum_xy - t.sum_x * t.sum_y / nullif(t.units, 0)) / nullif(t.units - 1, 0))
-                ::double precision AS covariance
-        FROM analytics.experiments AS e
-        CROSS JOIN LATERAL analytics._experiment_totals(
-            e.experiment, e.variants, e.metrics, coalesce(p_from, e.starts_at),
-            coalesce(p_to, e.ends_at), p_account, p_by_account
-        ) AS t
-        WHERE e.experiment = p_experiment
-    )
-    SELECT m.account_id, m.metric, m.variant, d.kind, d.is_guardrail, m.units, m.excluded_units,
-        m.conversions, m.mean_x, m.variance_x
-    FROM moments AS m
-    JOIN analytics.metrics AS d ON d.metric = m.metric;
+    SELECT
+        t.account_id, t.metric, m.kind, m.is_guardrail, t.variant, t.variant = e.control,
+        t.units, t.excluded_units, t.conversions, s.value, s.variance, s.low, s.high,
+        -- A mean does not need units that did nothing, a proportion does.
+        t.units >= 50 AND t.conversions >= 5
+            AND (m.kind <> 'proportion' OR t.units - t.conversions >= 5)
+    FROM analytics.experiments AS e
+    CROSS JOIN LATERAL analytics._experiment_totals(
+        e.experiment, e.variants, e.metrics, coalesce(p_from, e.starts_at),
+        coalesce(p_to, e.ends_at), p_account, p_by_account
+    ) AS t
+    JOIN analytics.metrics AS m ON m.metric = t.metric
+    CROSS JOIN LATERAL analytics._experiment_estimate(
+        m.kind, coalesce(p_confidence, e.confidence), t.units, t.conversions,
+        t.sum_x, t.sum_xx, t.sum_y, t.sum_yy, t.sum_xy
+    ) AS s
+    WHERE e.experiment = p_experiment;
 END
 $$;
+COMMENT ON FUNCTION analytics._experiment_arms(
+    text, text, timestamptz, timestamptz, double precision, boolean
+) IS
+    'Each metric of an experiment in each variant and scope: units, value, interval, and whether '
+    'there is enough of it to rely on. NULL arguments: as the experiment is defined.';
+
+CREATE FUNCTION analytics._experiment_results(
+    p_experiment text,
+    p_account text,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_confidence double precision,
+    p_correction text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    experiment text,
+    metric text,
+    variant text,
+    is_control boolean,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    value double precision,
+    ci_low double precision,
+    ci_high double precision,
+    difference double precision,
+    difference_low double precision,
+    difference_high double precision,
+    lift double precision,
+    lift_low double precision,
+    lift_high double precision,
+    p_value double precision,
+    p_adjusted double precision,
+    srm_p_value double precision,
+    is_reliable boolean,
+    kind text,
+    is_guardrail boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_plan record;
+BEGIN
+    SELECT e.variants, e.metrics, coalesce(p_confidence, e.confidence) AS confidence,
+        coalesce(p_correction, e.correction) AS correction
+    INTO r_plan FROM analytics.experiments AS e WHERE e.experiment = p_experiment;
+    RETURN QUERY
+    WITH arms AS MATERIALIZED (
+        SELECT * FROM analytics._experiment_arms(
+            p_experiment, p_account, p_from, p_to, p_confidence, p_by_account
+        )
+    ),
+    splits AS (
+        SELECT a.account_id, (spectrum.sample_ratio_mismatch(
+            array_agg(a.units ORDER BY a.variant),
+            array_agg((r_plan.variants ->> a.variant)::double precision ORDER BY a.variant)
+        )).p_value
+        FROM arms AS a WHERE a.metric = r_plan.metrics[1] GROUP BY a.account_id
+    ),
+    comparisons AS MATERIALIZED (
+        SELECT a.*, t.*, a.is_enough AND c.is_enough AS are_enough
+        FROM arms AS a
+        JOIN arms AS c ON c.account_id = a.account_id AND c.metric = a.metric AND c.is_control
+        LEFT JOIN LATERAL analytics._experiment_comparison(
+            a.kind, r_plan.confidence, a.units, a.conversions, a.value, a.variance,
+            c.units, c.conversions, c.value, c.variance
+        ) AS t ON NOT a.is_control
+    ),
+    families AS (
+        SELECT c.account_id,
+            array_agg(c.metric ORDER BY c.metric, c.variant) AS metrics,
+            array_agg(c.variant ORDER BY c.metric, c.variant) AS variants,
+            spectrum.adjust_p_values(
+                array_agg(c.p_value ORDER BY c.metric, c.variant), r_plan.correction
+            ) AS p_values
+        FROM comparisons AS c WHERE NOT c.is_control AND NOT c.is_guardrail GROUP BY c.account_id
+    ),
+    adjustments AS (
+        SELECT f.account_id, a.* FROM families AS f
+        CROSS JOIN unnest(f.metrics, f.variants, f.p_values) AS a (metric, variant, p_value)
+    )
+    SELECT c.account_id, p_experiment, c.metric, c.variant, c.is_control, c.units,
+        c.excluded_units, c.conversions, c.value, c.low, c.high, c.difference, c.difference_low,
+        c.difference_high, c.lift, c.lift_low, c.lift_high, c.p_value, a.p_value, s.p_value,
+        c.are_enough AND coalesce(s.p_value >= 0.001, false), c.kind, c.is_guardrail
+    FROM comparisons AS c
+    JOIN splits AS s ON s.account_id = c.account_id
+    LEFT JOIN adjustments AS a
+        ON a.account_id = c.account_id AND a.metric = c.metric AND a.variant = c.variant;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_results(
+    text, text, timestamptz, timestamptz, double precision, text, boolean
+) IS
+    'The results of an experiment in each scope: arms, their comparison with control, the split '
+    'against the plan, and p-values adjusted over all metrics and variants but guardrails.';
+-- Room 71, the answers: analytics.experiment for any question at once, mv_experiment_results for
+-- dashboards. Both show what _experiment_results says.
+
+CREATE FUNCTION spectrum._create_experiment_views()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.metrics AS
+    SELECT
+        metric, kind, event_type, property, properties_filter, time_window,
+        denominator_event_type, denominator_property, denominator_filter, is_guardrail, changed_at
+    FROM spectrum.metrics;
+    COMMENT ON VIEW analytics.metrics IS 'The defined metrics, for all who may ask questions.';
+
+    CREATE VIEW analytics.experiments AS
+    SELECT
+        experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
+        changed_at
+    FROM spectrum.experiments;
+    COMMENT ON VIEW analytics.experiments IS
+        'The defined experiments, for all who may ask questions.';
+
+    CREATE MATERIALIZED VIEW analytics.mv_experiment_results AS
+    SELECT
+        account_id, experiment, metric, variant, is_control, units, excluded_units, conversions,
+        value, ci_low, ci_high, difference, difference_low, difference_high, lift, lift_low,
+        lift_high, p_value, p_adjusted, srm_p_value, is_reliable, kind, is_guardrail
+    FROM analytics._standing_experiment_results();
+    CREATE UNIQUE INDEX mv_experiment_results_key
+    ON analytics.mv_experiment_results (experiment, account_id, metric, variant);
+    PERFORM spectrum._comment_experiment_results();
+
+    CREATE VIEW analytics.experiment_results AS
+    SELECT
+        v.account_id, v.experiment, v.metric, v.variant, v.is_control, v.units, v.excluded_units,
+        v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
+        v.difference_high, v.lift, v.lift_low, v.lift_high, v.p_value, v.p_adjusted,
+        v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail, s.as_of
+    FROM analytics.mv_experiment_results AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_experiment_results';
+    COMMENT ON VIEW analytics.experiment_results IS
+        'Each metric of each defined experiment in each variant, compared with control '
+        '(account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_experiment_views() IS
+    'Room 71: makes the views of the definitions, mv_experiment_results and its plain view.';
+
+CREATE FUNCTION spectrum._comment_experiment_results()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    COMMENT ON MATERIALIZED VIEW analytics.mv_experiment_results IS
+        'Results of the defined experiments, for all accounts together (account_id *) and for each '
+        'account with a unit. Read it through analytics.experiment_results.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.experiment IS 'Name of the experiment.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.metric IS 'Name of the metric.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.variant IS 'Planned variant.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_control IS
+        'Whether the others are compared with it.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.units IS
+        'Users who saw this variant and no other.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.excluded_units IS
+        'Users of the experiment left out: they saw two variants, or one that is not planned.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.conversions IS
+        'Units with an event of the metric.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.value IS
+        'Share of units, mean per unit, or ratio; NULL without units.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.ci_low IS 'Lower end of its interval.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.ci_high IS 'Upper end of its interval.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.difference IS 'value - value of control.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.difference_low IS 'Lower end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.difference_high IS 'Upper end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.lift IS 'difference / value of control.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.lift_low IS 'Lower end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.lift_high IS 'Upper end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.p_value IS
+        'Two-sided, of no difference from control.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.p_adjusted IS
+        'The same, adjusted over all metrics and variants of the experiment but guardrails.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.srm_p_value IS
+        'Of units that follow the planned split; below 0.001 the split is broken.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_reliable IS
+        'Whether this arm and control have 50 units and 5 conversions (for a proportion also 5 '
+        'without) and the split holds.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.kind IS 'proportion, mean or ratio.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_guardrail IS
+        'Watched only: not in the family of adjusted p-values.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._comment_experiment_results() IS
+    'Room 71: says what each column of mv_experiment_results means.';
+
+CREATE FUNCTION analytics._standing_experiment_results()
+RETURNS TABLE (
+    account_id text,
+    experiment text,
+    metric text,
+    variant text,
+    is_control boolean,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    value double precision,
+    ci_low double precision,
+    ci_high double precision,
+    difference double precision,
+    difference_low double precision,
+    difference_high double precision,
+    lift double precision,
+    lift_low double precision,
+    lift_high double precision,
+    p_value double precision,
+    p_adjusted double precision,
+    srm_p_value double precision,
+    is_reliable boolean,
+    kind text,
+    is_guardrail boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r.*
+    FROM spectrum.experiments AS e
+    CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_results(
+        e.experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
+    ) AS r;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_experiment_results() IS
+    'The rows of mv_experiment_results: each experiment for all accounts together and for each.';
+
+CREATE FUNCTION analytics.experiment(
+    p_experiment text,
+    p_account text DEFAULT NULL,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_confidence double precision DEFAULT NULL,
+    p_correction text DEFAULT NULL
+)
+RETURNS TABLE (
+    account_id text,
+    experiment text,
+    metric text,
+    variant text,
+    is_control boolean,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    value double precision,
+    ci_low double precision,
+    ci_high double precision,
+    difference double precision,
+    difference_low double precision,
+    difference_high double precision,
+    lift double precision,
+    lift_low double precision,
+    lift_high double precision,
+    p_value double precision,
+    p_adjusted double precision,
+    srm_p_value double precision,
+    is_reliable boolean,
+    kind text,
+    is_guardrail boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_metrics text[] := (
+        SELECT e.metrics FROM analytics.experiments AS e WHERE e.experiment = p_experiment
+    );
+BEGIN
+    IF v_metrics IS NULL THEN
+        PERFORM spectrum._reject(
+            'p_experiment', p_experiment, 'the name of an experiment in analytics.experiments'
+        );
+    END IF;
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_confidence IS NOT NULL THEN
+        PERFORM analytics._check_confidence(p_confidence);
+    END IF;
+    IF p_correction IS NOT NULL THEN
+        PERFORM spectrum._check_choice(
+            'p_correction', p_correction, '{holm, benjamini_hochberg}'
+        );
+    END IF;
+
+    RETURN QUERY
+    SELECT r.*
+    FROM analytics._experiment_results(
+        p_experiment, p_account, p_from, p_to, p_confidence, p_correction, false
+    ) AS r
+    ORDER BY array_position(v_metrics, r.metric), r.is_control DESC, r.variant;
+END
+$$;
+COMMENT ON FUNCTION analytics.experiment(
+    text, text, timestamptz, timestamptz, double precision, text
+) IS
+    'Results of a defined experiment, one row a metric and variant, exact over the events: units, '
+    'value and interval, difference and lift against control, p-value, p-value adjusted for their '
+    'number, p-value of the split. NULL arguments: as the experiment is defined, all accounts. '
+    '[p_from, p_to) limits the exposures, and the events of metrics without a window.';
 -- Room 80, refresh: brings the standing views up to the facts. A view that nothing changed is left
 -- alone, because REFRESH CONCURRENTLY costs the size of the view however little changed.
 

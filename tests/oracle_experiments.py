@@ -1,4 +1,4 @@
-"""Experiments: units and their sums from the events, the statistics from SciPy and NumPy."""
+"""Experiments: units and their sums from the events, the statistics from SciPy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
+from statistics import mean, variance
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,11 +49,11 @@ class Unit(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """One variant by one metric: each unit's sum, and below it for a ratio."""
+    """One variant by one metric: each unit's sum, and for a ratio the one below it."""
 
     conversions: int
-    upper: np.ndarray
-    lower: np.ndarray
+    upper: list[Fraction]
+    lower: list[Fraction]
 
 
 def exposure(event: Event, experiment: str) -> str | None:
@@ -126,8 +128,8 @@ def arm_of(units: Sequence[Unit], experiment: Experiment, metric: Metric) -> Arm
     ]
     return Arm(
         sum(1 for amounts in upper if amounts),
-        np.array([float(sum(amounts)) for amounts in upper]),
-        np.array([float(sum(amounts)) for amounts in lower]),
+        [sum(map(Fraction, amounts), Fraction(0)) for amounts in upper],
+        [sum(map(Fraction, amounts), Fraction(0)) for amounts in lower],
     )
 
 
@@ -185,25 +187,41 @@ def is_reliable(metric: Metric, arms: Sequence[Arm], srm: float | None) -> bool:
     )
 
 
-def estimate(metric: Metric, arm: Arm, confidence: float) -> dict[str, float | None]:
-    """Value of one arm with its interval."""
-    n = len(arm.upper)
-    nothing = {"value": None, "ci_low": None, "ci_high": None}
-    if n == 0:
-        return nothing
+def moments(metric: Metric, arm: Arm) -> tuple[Fraction | None, Fraction | None]:
+    """The value of one arm, and the variance of a unit around it."""
+    if not arm.upper:
+        return None, None
     if metric.kind == "proportion":
+        rate = Fraction(arm.conversions, len(arm.upper))
+        return rate, rate * (1 - rate)
+    if metric.kind == "mean":
+        around = arm.upper
+        value = mean(around)
+    else:
+        if not sum(arm.lower):
+            return None, None
+        # The delta method: what a unit has beyond the ratio, in units of the mean below.
+        value = sum(arm.upper) / sum(arm.lower)
+        below = mean(arm.lower)
+        around = [
+            (upper - value * lower) / below
+            for upper, lower in zip(arm.upper, arm.lower, strict=True)
+        ]
+    return value, variance(around) if len(around) > 1 else None
+
+
+def estimate(metric: Metric, arm: Arm, confidence: float) -> dict[str, float | None]:
+    """The value of one arm with its interval."""
+    n = len(arm.upper)
+    value, spread = moments(metric, arm)
+    answer = {"value": None if value is None else float(value)}
+    if metric.kind == "proportion" and n:
         low, high = wilson(arm.conversions, n, confidence)
-        return {"value": arm.conversions / n, "ci_low": low, "ci_high": high}
-    value, variance = value_and_variance(metric, arm)
-    if value is None or variance is None:
-        return nothing | {"value": value}
-    quantile = (
-        stats.t.ppf((1 + confidence) / 2, n - 1)
-        if metric.kind == "mean"
-        else stats.norm.ppf((1 + confidence) / 2)
-    )
-    margin = quantile * math.sqrt(variance)
-    return {"value": value, "ci_low": value - margin, "ci_high": value + margin}
+        return answer | {"ci_low": low, "ci_high": high}
+    if value is None or not spread:
+        return answer
+    interval = stats.t.interval(confidence, n - 1, float(value), math.sqrt(spread / n))
+    return answer | {"ci_low": float(interval[0]), "ci_high": float(interval[1])}
 
 
 def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
@@ -211,60 +229,41 @@ def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def value_and_variance(metric: Metric, arm: Arm) -> tuple[float | None, float | None]:
-    """The value of one arm and the variance of that estimate."""
-    n = len(arm.upper)
-    if n == 0:
-        return None, None
-    if metric.kind == "proportion":
-        rate = arm.conversions / n
-        return rate, rate * (1 - rate) / n
-    if metric.kind == "mean":
-        mean = float(np.mean(arm.upper))
-        return mean, float(np.var(arm.upper, ddof=1)) / n if n > 1 else None
-    below = float(np.mean(arm.lower))
-    if below == 0:
-        return None, None
-    ratio = float(np.mean(arm.upper)) / below
-    if n < 2:
-        return ratio, None
-    # The delta method: the variance of each unit's residual, over the mean below.
-    residuals = arm.upper - ratio * arm.lower
-    return ratio, float(np.var(residuals, ddof=1)) / n / below**2
-
-
 def comparison(
     metric: Metric, control: Arm, arm: Arm, confidence: float
 ) -> dict[str, float | None]:
-    value, variance = value_and_variance(metric, arm)
-    base, base_variance = value_and_variance(metric, control)
-    answer: dict[str, float | None] = dict.fromkeys(
-        ("difference", "difference_low", "difference_high", "p_value",
-         "lift", "lift_low", "lift_high")
-    )  # fmt: skip
+    value, spread = moments(metric, arm)
+    base, base_spread = moments(metric, control)
     if value is None or base is None:
-        return answer
-    answer["difference"] = value - base
-    answer["lift"] = value / base - 1 if base else None
-    if variance is None or base_variance is None:
-        return answer
-    if metric.kind == "proportion":
-        test = pooled_z_test(control, arm, confidence)
-    elif metric.kind == "mean":
-        test = welch(control, arm, confidence)
-    else:
-        test = normal_test(value - base, variance + base_variance, confidence)
-    answer |= test
+        return {}
+    answer: dict[str, float | None] = {"difference": float(value - base)}
     if base:
-        answer |= lift_interval(value, variance, base, base_variance, confidence)
+        answer["lift"] = float(value / base - 1)
+    if metric.kind == "proportion":
+        answer |= pooled_z_test(control, arm, confidence)
+    if spread is None or base_spread is None or not spread + base_spread:
+        return answer
+    error, base_error = spread / len(arm.upper), base_spread / len(control.upper)
+    if metric.kind != "proportion":
+        answer |= welch(
+            float(value - base), float(error), len(arm.upper), float(base_error),
+            len(control.upper), confidence,
+        )  # fmt: skip
+    if base:
+        lift = stats.norm.interval(
+            confidence,
+            float(value / base - 1),
+            math.sqrt(error / base**2 + value**2 * base_error / base**4),
+        )
+        answer |= {"lift_low": float(lift[0]), "lift_high": float(lift[1])}
     return answer
 
 
 def pooled_z_test(control: Arm, arm: Arm, confidence: float) -> dict[str, float | None]:
     n1, n2 = len(control.upper), len(arm.upper)
     p1, p2 = control.conversions / n1, arm.conversions / n2
-    pooled = (control.conversions + arm.conversions) / (n1 + n2)
-    error = math.sqrt(pooled * (1 - pooled) * (1 / n1 + 1 / n2))
+    pooled = Fraction(control.conversions + arm.conversions, n1 + n2)
+    error = math.sqrt(pooled * (1 - pooled) * (Fraction(1, n1) + Fraction(1, n2)))
     low1, high1 = wilson(control.conversions, n1, confidence)
     low2, high2 = wilson(arm.conversions, n2, confidence)
     return {
@@ -274,37 +273,18 @@ def pooled_z_test(control: Arm, arm: Arm, confidence: float) -> dict[str, float 
     }
 
 
-def welch(control: Arm, arm: Arm, confidence: float) -> dict[str, float | None]:
-    if np.var(control.upper) == 0 and np.var(arm.upper) == 0:
-        return {}
-    test = stats.ttest_ind(arm.upper, control.upper, equal_var=False)
-    interval = test.confidence_interval(confidence)
-    return {
-        "p_value": float(test.pvalue),
-        "difference_low": float(interval.low),
-        "difference_high": float(interval.high),
-    }
-
-
-def normal_test(difference: float, variance: float, confidence: float) -> dict[str, float | None]:
-    if variance == 0:
-        return {}
-    error = math.sqrt(variance)
-    margin = float(stats.norm.ppf((1 + confidence) / 2)) * error
-    return {
-        "p_value": 2 * float(stats.norm.sf(abs(difference) / error)),
-        "difference_low": difference - margin,
-        "difference_high": difference + margin,
-    }
-
-
-def lift_interval(
-    value: float, variance: float, base: float, base_variance: float, confidence: float
+def welch(
+    difference: float, error1: float, n1: int, error2: float, n2: int, confidence: float
 ) -> dict[str, float | None]:
-    lift = value / base - 1
-    error = math.sqrt(variance / base**2 + value**2 * base_variance / base**4)
-    margin = float(stats.norm.ppf((1 + confidence) / 2)) * error
-    return {"lift": lift, "lift_low": lift - margin, "lift_high": lift + margin}
+    """Welch's t, from the squared errors of both values."""
+    error = math.sqrt(error1 + error2)
+    df = (error1 + error2) ** 2 / (error1**2 / (n1 - 1) + error2**2 / (n2 - 1))
+    interval = stats.t.interval(confidence, df, difference, error)
+    return {
+        "p_value": 2 * float(stats.t.sf(abs(difference) / error, df)),
+        "difference_low": float(interval[0]),
+        "difference_high": float(interval[1]),
+    }
 
 
 def adjust(rows: dict[tuple[str, str], dict[str, Any]], experiment: Experiment) -> None:

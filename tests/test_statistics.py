@@ -142,7 +142,7 @@ def of_upper(tails: Callable[..., Tails]) -> Callable[..., mpf]:
 # --- grids ---------------------------------------------------------------------------------------
 
 NORMAL = [
-    (x,)
+    (float(x),)
     for x in [*np.linspace(-38, 38, 153), *(s * 10.0**-k for s in (-1, 1) for k in range(1, 20, 3))]
 ]
 STUDENT = [
@@ -166,7 +166,22 @@ BETA = [
     if abs(w := math.log(a / b) + z * math.sqrt(1 / a + 1 / b)) < 36
 ]
 PROBABILITIES = sorted(
-    {1e-300, 1e-200, 1e-100, 1e-40, 1e-16, 1e-8, 0.001, 0.025, 0.2, 0.25, 0.4, 0.5, 0.5 + 1e-9, 0.75}
+    {
+        1e-300,
+        1e-200,
+        1e-100,
+        1e-40,
+        1e-16,
+        1e-8,
+        0.001,
+        0.025,
+        0.2,
+        0.25,
+        0.4,
+        0.5,
+        0.5 + 1e-9,
+        0.75,
+    }
     | {0.95, 0.999, 1 - 1e-9}
 )
 
@@ -244,9 +259,7 @@ def test_quantiles(db: psycopg.Connection) -> None:
     check(
         "chi_square",
         chi_square_tails,
-        lambda x, df: mp.exp(
-            (df / 2 - 1) * mp.log(x / 2) - x / 2 - mp.loggamma(df / 2)
-        ) / 2,
+        lambda x, df: mp.exp((df / 2 - 1) * mp.log(x / 2) - x / 2 - mp.loggamma(df / 2)) / 2,
         [(df,) for df in (0.1, 1, 2, 7, 50, 1e3, 1e5)],
     )
     check(
@@ -266,7 +279,7 @@ def test_quantiles(db: psycopg.Connection) -> None:
 def test_scipy(db: psycopg.Connection) -> None:
     """A wide grid where SciPy is exact itself: moderate shapes, no extreme tail."""
     rng = np.random.default_rng(20240501)
-    size = 1500
+    size = 500
     df = 10 ** rng.uniform(-0.5, 3, size)
     a, b = 10 ** rng.uniform(-0.5, 3, (2, size))
     t, x = rng.standard_t(3, size), rng.beta(a, b)
@@ -308,7 +321,7 @@ def test_values_at_the_ends(db: psycopg.Connection) -> None:
 
 def test_no_argument_breaks_them(db: psycopg.Connection) -> None:
     """Whatever the doubles are, the answer is a probability: never an underflow, never an error."""
-    positive = [5e-324, 1e-300, 1e-120, 1e-30, 1e-9, 0.3, 1, 7, 1e9, 1e33, 1e120, 1.7e308]
+    positive = [5e-324, 1e-120, 1e-30, 1e-9, 0.3, 7, 1e9, 1e33, 1.7e308]
     numbers = [-1.7e308, -3.5, *positive, 1 - 2**-53, INFINITY]
     for function, points in (
         ("normal_cdf", [(x,) for x in numbers]),
@@ -319,11 +332,11 @@ def test_no_argument_breaks_them(db: psycopg.Connection) -> None:
         ("beta_sf", list(itertools.product(numbers, positive, positive))),
     ):
         assert all(0 <= value <= 1 for value in evaluate(db, function, points)), function
-    probabilities = [5e-324, 1e-20, 0.3, 1 - 2**-53]
-    points = list(itertools.product(probabilities, [1e-12, 1e-3, 1, 1e9, 1e33, 1.7e308]))
+    shapes = [1e-12, 1e-3, 1, 1e9, 1.7e308]
+    points = list(itertools.product([5e-324, 0.3, 1 - 2**-53], shapes))
     assert not any(map(math.isnan, evaluate(db, "student_t_quantile", points)))
     assert all(value >= 0 for value in evaluate(db, "chi_square_quantile", points))
-    points = [(p, a, b) for (p, a), (_, b) in itertools.product(points, points[:6])]
+    points = [(*point, b) for point, b in itertools.product(points, shapes)]
     assert all(0 <= value <= 1 for value in evaluate(db, "beta_quantile", points))
 
 
@@ -522,9 +535,7 @@ def test_adjusted_p_values(db: psycopg.Connection) -> None:
             stats.false_discovery_control(p, method="bh")
         )
         # Holm: the largest of (family - rank + 1) * p up to one's own rank
-        holm = [
-            min(1, max((p >= other).sum() * other for other in p[p <= own])) for own in p
-        ]
+        holm = [min(1, max((p >= other).sum() * other for other in p[p <= own])) for own in p]
         assert adjust(p.tolist()) == pytest.approx(holm)
     with_gaps = adjust([0.04, None, 0.01, NAN, 0.03])
     assert with_gaps[:3] == pytest.approx([0.06, None, 0.03])

@@ -113,8 +113,6 @@ CREATE FUNCTION spectrum._add_members()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 BEGIN
     INSERT INTO warehouse.dim_accounts (account_id)
@@ -125,12 +123,14 @@ BEGIN
     ON CONFLICT (account_id) DO NOTHING;
 
     INSERT INTO warehouse.dim_users (user_id, account_key)
-    SELECT newcomers.user_id, accounts.account_key
+    SELECT newcomers.user_id, (
+            SELECT accounts.account_key FROM warehouse.dim_accounts AS accounts
+            WHERE accounts.account_id = newcomers.account_id
+        )
     FROM (SELECT DISTINCT ON (batch.user_id) batch.user_id, batch.account_id
         FROM pg_temp.spectrum_batch AS batch
         WHERE batch.is_readable AND batch.user_key IS NULL
         ORDER BY batch.user_id, batch.seq) AS newcomers
-    JOIN warehouse.dim_accounts AS accounts USING (account_id)
     ORDER BY newcomers.user_id
     ON CONFLICT (user_id) DO NOTHING;
 

@@ -23,7 +23,7 @@ FROM (VALUES
     ('2003-04-02T13:00:00Z', 'bob', 'second'),
     ('2003-04-12T12:00:00Z', 'ann', 'first')
 ) AS visits (at, who, account);
-CALL spectrum.process_batch();
+CALL spectrum.process_batch() \gset
 
 SELECT * FROM analytics.active_users('2003-03-29 00:00+01', '2003-04-14 00:00+02');
 

@@ -20,7 +20,7 @@ FROM (VALUES
     ('2003-05-04T00:00:00Z', 'bob', 'US', '[1]', NULL),
     ('2003-05-05T00:00:00Z', 'bob', NULL, '1e400', 'pro')
 ) AS requests (at, who, country, ms, plan);
-CALL spectrum.process_batch();
+CALL spectrum.process_batch() \gset
 
 -- Every day is there; a sum of nothing is 0, an average of nothing is NULL.
 SELECT * FROM analytics.trend('request', 'day', '2003-05-01', '2003-05-06');

@@ -23,7 +23,7 @@ FROM (VALUES
     ('visit', '2003-06-02T15:00:00Z', 'dan', 'shop', '{}'),
     ('chargeback', '2003-06-03T15:00:00Z', 'eve', 'other', '{"revenue": 7}')
 ) AS events (kind, at, who, account, properties);
-CALL spectrum.process_batch();
+CALL spectrum.process_batch() \gset
 
 \set range '\'2003-06-01\', \'2003-07-01\''
 SELECT day, currency, orders, gross, refunds, net, paying_users, active_users,

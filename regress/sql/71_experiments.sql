@@ -52,7 +52,7 @@ FROM (VALUES ('green', 200, 4), ('red', 100, 3), ('blue', 80, 2)) AS arms (varia
     ) AS deeds (event_type, after, one_in),
     generate_series(1, users) AS n
 WHERE n % coalesce(nullif(one_in, 0), every) = 0;
-CALL spectrum.process_batch();
+CALL spectrum.process_batch() \gset
 
 SELECT metric, variant, is_control, units, excluded_units, conversions, round(value::numeric, 6)
     AS value, round(ci_low::numeric, 6) AS ci_low, round(ci_high::numeric, 6) AS ci_high,

@@ -37,8 +37,6 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 DECLARE
     v_seqs bigint[];
@@ -58,12 +56,17 @@ BEGIN
 
     -- A row that another worker holds keeps its entry; one that is done needs none any more.
     WITH reachable AS MATERIALIZED (
-        SELECT raw.seq, raw.ctid AS row_id,
-            raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL AS is_open
+        SELECT due.seq, found.row_id, found.is_open
         FROM unnest(v_seqs) AS due (seq)
-        JOIN @extschema@.raw_events AS raw USING (seq)
-        ORDER BY raw.seq
-        FOR UPDATE OF raw SKIP LOCKED
+        CROSS JOIN LATERAL (
+            SELECT
+                raw.ctid AS row_id,
+                raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL
+                    AS is_open
+            FROM @extschema@.raw_events AS raw
+            WHERE raw.seq = due.seq
+            FOR UPDATE SKIP LOCKED
+        ) AS found
     ), settled AS (
         DELETE FROM spectrum.requeue WHERE requeue.seq IN (SELECT reachable.seq FROM reachable)
     )

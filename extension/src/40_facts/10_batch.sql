@@ -137,6 +137,7 @@ CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = off
 SET enable_mergejoin = off
 AS $$
@@ -237,17 +238,16 @@ CREATE FUNCTION spectrum._withdraw_reread(p_is_retry boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 DECLARE
     v_event_ids uuid[];
 BEGIN
-    SELECT array_agg(ledger.event_id ORDER BY ledger.event_id) INTO v_event_ids
+    SELECT array_agg(batch.event_id ORDER BY batch.event_id) INTO v_event_ids
     FROM pg_temp.spectrum_batch AS batch
-    JOIN warehouse.event_ledger AS ledger
-        ON ledger.event_id = batch.event_id AND ledger.seq = batch.seq
-    WHERE batch.was_read OR p_is_retry;
+    WHERE (batch.was_read OR p_is_retry) AND batch.seq = (
+        SELECT ledger.seq FROM warehouse.event_ledger AS ledger
+        WHERE ledger.event_id = batch.event_id
+    );
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
@@ -255,10 +255,11 @@ BEGIN
 
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
-    FROM pg_temp.spectrum_batch AS batch
-    WHERE NOT batch.is_readable
-        AND batch.event_id = ANY (v_event_ids) AND raw.copy_of = batch.id
-        AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
+    WHERE raw.copy_of = ANY (ARRAY(
+            SELECT batch.id FROM pg_temp.spectrum_batch AS batch
+            WHERE NOT batch.is_readable AND batch.event_id = ANY (v_event_ids)
+        ))
+        AND raw.seq <> ALL (ARRAY(SELECT own.seq FROM pg_temp.spectrum_batch AS own));
 END
 $$;
 COMMENT ON FUNCTION spectrum._withdraw_reread(boolean) IS
@@ -283,9 +284,12 @@ BEGIN
         array_agg(ledger.seq ORDER BY batch.event_id)
     INTO v_event_ids, v_first_ids, v_later_seqs
     FROM pg_temp.spectrum_batch AS batch
-    JOIN warehouse.event_ledger AS ledger
-        ON ledger.event_id = batch.event_id AND ledger.seq > batch.seq
-    WHERE batch.is_readable AND batch.is_first;
+    CROSS JOIN LATERAL (
+        SELECT known.seq FROM warehouse.event_ledger AS known
+        WHERE known.event_id = batch.event_id
+        OFFSET 0
+    ) AS ledger
+    WHERE batch.is_readable AND batch.is_first AND ledger.seq > batch.seq;
     IF v_event_ids IS NULL THEN
         RETURN 0;
     END IF;
@@ -311,27 +315,30 @@ CREATE FUNCTION spectrum._name_copies()
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 AS $$
 DECLARE
     v_copies bigint;
 BEGIN
-    -- What they repeat must stay: until commit no other worker takes it back.
-    PERFORM FROM pg_temp.spectrum_batch AS batch
-    JOIN warehouse.event_ledger AS ledger USING (event_id)
-    WHERE batch.is_readable AND ledger.seq < batch.seq
-    ORDER BY ledger.event_id
-    FOR KEY SHARE OF ledger;
-
+    -- What a copy repeats must stay: until commit no other worker takes it back.
     UPDATE pg_temp.spectrum_batch AS batch
     SET copy_of = coalesce(
-        (SELECT raw.id FROM @extschema@.raw_events AS raw WHERE raw.seq = ledger.seq),
-        ledger.event_id
+        (SELECT raw.id FROM @extschema@.raw_events AS raw WHERE raw.seq = copies.first_seq),
+        batch.event_id
     )
-    FROM warehouse.event_ledger AS ledger
-    WHERE batch.is_readable
-        AND ledger.event_id = batch.event_id AND ledger.seq < batch.seq;
+    FROM (
+        SELECT events.seq, ledger.seq AS first_seq
+        FROM (
+            SELECT readable.event_id, readable.seq FROM pg_temp.spectrum_batch AS readable
+            WHERE readable.is_readable
+            ORDER BY readable.event_id
+        ) AS events
+        CROSS JOIN LATERAL (
+            SELECT known.seq FROM warehouse.event_ledger AS known
+            WHERE known.event_id = events.event_id AND known.seq < events.seq
+            FOR KEY SHARE
+        ) AS ledger
+    ) AS copies
+    WHERE batch.seq = copies.seq;
     GET DIAGNOSTICS v_copies = ROW_COUNT;
     RETURN v_copies;
 END

@@ -27,10 +27,14 @@ BEGIN
     WHERE raw.ctid = batch.row_id;
 
     INSERT INTO spectrum.requeue (seq, due_at)
-    SELECT raw.seq, raw.next_attempt_at
+    SELECT batch.seq, marked.next_attempt_at
     FROM pg_temp.spectrum_batch AS batch
-    JOIN @extschema@.raw_events AS raw USING (seq)
-    WHERE batch.can_pass AND raw.next_attempt_at IS NOT NULL
+    CROSS JOIN LATERAL (
+        SELECT raw.next_attempt_at FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = batch.seq
+        OFFSET 0
+    ) AS marked
+    WHERE batch.can_pass AND marked.next_attempt_at IS NOT NULL
     ON CONFLICT (seq) DO UPDATE SET due_at = excluded.due_at;
 END
 $$;
@@ -218,6 +222,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._process_batch(integer) IS
-    'One batch: what process_batch and run share. The settings pin every statement below to index '
-    'look-ups, which are right for a batch whatever the size of the tables; statistics of tables '
-    'that fill and drain are not to be relied on.';
+    'One batch: what process_batch and run share. The settings, and subqueries that name the row '
+    'they look up, pin every statement below to index look-ups: right for a batch whatever the '
+    'size of the tables, while statistics of tables that fill and drain mislead.';

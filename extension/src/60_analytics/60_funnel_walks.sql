@@ -53,7 +53,9 @@ DECLARE
     v_count integer := cardinality(p_times);
     -- Where the search for each step stands: entries ascend, so it never has to go back.
     v_next integer[] := array_fill(1, ARRAY[p_steps]);
-    v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
+    -- The step behind which there is nothing left, for this entry and so for all later ones.
+    v_possible integer := p_steps;
+    v_exclusion integer := 1;
     v_deadline timestamptz;
     v_chain integer[];
     v_best integer[];
@@ -74,7 +76,11 @@ BEGIN
                 v_found := v_found + 1;
             END LOOP;
             v_next[v_step] := v_found;
-            EXIT WHEN v_found > v_count OR p_times[v_found] > v_deadline;
+            IF v_found > v_count THEN
+                v_possible := v_step - 1;
+                EXIT;
+            END IF;
+            EXIT WHEN p_times[v_found] > v_deadline;
             IF p_is_strict THEN
                 -- Events at the time of either step do not stand between them.
                 LOOP
@@ -87,18 +93,21 @@ BEGIN
             v_at := v_found;
         END LOOP;
 
-        WHILE v_exclusion <= v_count AND (
-            p_masks[v_exclusion] & (1 << 30) = 0 OR p_times[v_exclusion] <= p_times[v_entry]
-        ) LOOP
-            v_exclusion := v_exclusion + 1;
-        END LOOP;
-        IF p_times[v_exclusion] < p_times[v_chain[cardinality(v_chain)]] THEN
-            v_chain := NULL;
+        IF p_has_exclusions AND cardinality(v_chain) > 1 THEN
+            WHILE v_exclusion <= v_count AND (
+                p_masks[v_exclusion] & (1 << 30) = 0
+                OR p_times[v_exclusion] <= p_times[v_entry]
+            ) LOOP
+                v_exclusion := v_exclusion + 1;
+            END LOOP;
+            IF p_times[v_exclusion] < p_times[v_chain[cardinality(v_chain)]] THEN
+                v_chain := NULL;
+            END IF;
         END IF;
         IF v_best IS NULL OR cardinality(v_chain) > cardinality(v_best) THEN
             v_best := v_chain;
         END IF;
-        EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps;
+        EXIT WHEN p_first_entry OR cardinality(v_best) >= v_possible;
     END LOOP;
     RETURN v_best;
 END
@@ -243,7 +252,9 @@ BEGIN
                     v_best := v_chain;
                 END IF;
             END IF;
-            EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps;
+            -- Once the window reaches the end of the history, it only loses events.
+            EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps
+                OR (v_last = v_count AND v_most <= cardinality(v_best));
         END IF;
 
         v_kind := array_position(v_kinds, p_masks[v_entry] & v_step_bits);

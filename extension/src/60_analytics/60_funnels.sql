@@ -110,7 +110,7 @@ BEGIN
     -- arrays are built in that order; nothing may come between the two that could sort again.
     RETURN QUERY
     SELECT
-        coalesce(CASE WHEN p_by_account THEN o.account_id END, p_account, '*'),
+        CASE WHEN p_by_account THEN min(o.account_id) ELSE coalesce(p_account, '*') END,
         CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END,
         array_agg(o.occurred_at),
         array_agg(o.mask),
@@ -142,14 +142,12 @@ BEGIN
         WHERE p_reads_all OR m.mask <> 0
         ORDER BY
             CASE WHEN p_by_account THEN m.account_key END,
-            CASE WHEN p_by_account THEN m.account_id END,
             CASE WHEN p_unit = 'account' THEN m.account_key ELSE m.user_key END,
             m.occurred_at,
             CASE WHEN p_breakdown IS NOT NULL THEN m.event_id END
     ) AS o
     GROUP BY
         CASE WHEN p_by_account THEN o.account_key END,
-        CASE WHEN p_by_account THEN o.account_id END,
         CASE WHEN p_unit = 'account' THEN o.account_key ELSE o.user_key END
     HAVING bit_or(o.mask) & p_entry_bits <> 0;
 END

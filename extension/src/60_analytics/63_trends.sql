@@ -160,7 +160,9 @@ DECLARE
     v_starts timestamptz[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
-    PERFORM spectrum._check_choice('p_measure', p_measure, '{events, users, sum, avg, p50, p95, p99}');
+    PERFORM spectrum._check_choice(
+        'p_measure', p_measure, '{events, users, sum, avg, p50, p95, p99}'
+    );
     PERFORM analytics._check_range(p_from, p_to);
     IF p_property IS NULL AND p_measure NOT IN ('events', 'users') THEN
         PERFORM spectrum._reject(

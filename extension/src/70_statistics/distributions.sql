@@ -31,7 +31,7 @@ BEGIN
     PERFORM spectrum._check_positive('p_a', p_a);
     PERFORM spectrum._check_positive('p_b', p_b);
     IF 'NaN' IN (p_x, p_a, p_b) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_x <= 0 OR p_x >= 1 THEN
         RETURN CASE WHEN (p_x >= 1) = p_is_upper THEN 0 ELSE 1 END;
     END IF;
@@ -75,12 +75,13 @@ AS $$
 DECLARE
     v_a double precision := greatest(p_df, 2e-100) / 2;
     v_b double precision;
+    v_x double precision;
     v_log_odds double precision;
-    v_excess double precision := greatest(least(p_x, 1e40), 1e-200) / 2 - v_a;
+    v_excess double precision;
 BEGIN
     PERFORM spectrum._check_positive('p_df', p_df);
     IF 'NaN' IN (p_x, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_x <= 0 THEN
         RETURN CASE WHEN p_is_upper THEN 1 ELSE 0 END;
     ELSIF p_df > 1e32 THEN
@@ -88,8 +89,11 @@ BEGIN
         RETURN CASE WHEN p_x = p_df THEN 0.5 WHEN (p_x > p_df) = p_is_upper THEN 0 ELSE 1 END;
     END IF;
 
+    -- from 100 (df + 100) on the upper tail is 0, and x must stay far below B
+    v_x := least(p_x, 100 * (p_df + 100));
     v_b := spectrum._chi_square_limit(p_df);
-    v_log_odds := ln(least(p_x, 1e40)) - ln(2 * v_b);
+    v_log_odds := ln(v_x) - ln(2 * v_b);
+    v_excess := greatest(v_x, 1e-200) / 2 - v_a;
     RETURN spectrum._exponential(CASE
         WHEN p_is_upper THEN spectrum._log_beta_cdf(-v_log_odds, -v_excess, v_b, v_a)
         ELSE spectrum._log_beta_cdf(v_log_odds, v_excess, v_a, v_b)
@@ -145,7 +149,7 @@ BEGIN
     PERFORM spectrum._check_positive('p_a', p_a);
     PERFORM spectrum._check_positive('p_b', p_b);
     IF 'NaN' IN (p_p, p_a, p_b) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_p IN (0, 1) THEN
         RETURN p_p;
     END IF;
@@ -200,7 +204,7 @@ BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
     PERFORM spectrum._check_positive('p_df', p_df);
     IF 'NaN' IN (p_p, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_p IN (0, 1) THEN
         RETURN CASE WHEN p_p = 0 THEN 0 ELSE double precision 'Infinity' END;
     ELSIF p_df > 1e32 THEN
@@ -231,7 +235,7 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
     IF 'NaN' IN (p_t, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_t = 0 THEN
         RETURN 0.5;
     ELSIF abs(p_t) = 'Infinity' THEN
@@ -275,7 +279,7 @@ BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
     PERFORM spectrum._check_number('p_df', p_df, p_df > 0, 'a positive number, or Infinity');
     IF 'NaN' IN (p_p, p_df) THEN
-        RETURN 'NaN';
+        RETURN double precision 'NaN';
     ELSIF p_p IN (0, 0.5, 1) THEN
         RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
     END IF;

@@ -188,6 +188,7 @@ DECLARE
         1, 1 / v_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
     );
     v_s double precision := -3.625;
+    v_start double precision;
     v_log_growth double precision;
     v_v double precision;
     v_fall double precision;
@@ -198,8 +199,9 @@ DECLARE
 BEGIN
     LOOP
         v_s := v_s + c_step;
-        v_log_growth := v_s - exp(-v_s);
-        v_v := v_scale * exp(v_log_growth);
+        v_start := exp(-least(v_s, 700));
+        v_log_growth := v_s - v_start;
+        v_v := v_scale * exp(v_log_growth / 2) * exp(v_log_growth / 2);
         v_fall := 2 * tanh(v_v / 2) / (1 + tanh(v_v / 2));
         v_rise := v_odds * v_fall;
         v_log_rise := asinh((v_rise + v_rise / (1 + v_rise)) / 2);
@@ -212,7 +214,7 @@ BEGIN
             );
         END IF;
         EXIT WHEN v_log_value + v_log_growth < -50 AND v_s > 0;
-        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + exp(-v_s));
+        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + v_start);
     END LOOP;
     RETURN least(0, ln(v_sum * c_step * v_scale) + ln(1 + v_odds)
         + spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b));
@@ -279,7 +281,10 @@ BEGIN
         v_log_width := v_log_cdf - spectrum._log_beta_density(v_w, v_excess, p_a, p_b);
         v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
         v_w := v_w + v_step;
-        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8 OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1);
+        -- one more step squares the error; still climbing past e^2000, any quantile is at its end
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
+            OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
+            OR (v_w > 2000 AND v_step > 0);
     END LOOP;
     RETURN v_w;
 END

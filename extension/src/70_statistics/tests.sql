@@ -342,7 +342,7 @@ BEGIN
         adjusted_values AS (
             SELECT place, p, CASE p_method
                 WHEN 'holm' THEN max(p * (family - rank + 1)) OVER (ORDER BY rank)
-                ELSE min(p * (family / rank::double precision)) OVER (ORDER BY rank DESC)
+                ELSE min(p * family / rank) OVER (ORDER BY rank DESC)
             END AS adjusted
             FROM ranked_values
         )

@@ -127,9 +127,9 @@ BEGIN
         a.variant,
         a.metric,
         bool_or(a.is_upper),
-        -- Rounded, so that no power of them leaves the range of double precision.
-        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 30)),
-        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 30))
+        -- Rounded, so that no product of them leaves the range of double precision.
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 15)),
+        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 15))
     FROM amounts AS a
     WHERE abs(a.amount) < 1e15
     GROUP BY a.account_id, a.user_key, a.variant, a.metric;

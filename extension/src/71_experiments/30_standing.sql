@@ -1,0 +1,212 @@
+-- Room 71, the answers: analytics.experiment for any question at once, mv_experiment_results for
+-- dashboards. Both show what _experiment_results says.
+
+CREATE FUNCTION spectrum._create_experiment_views()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.metrics AS
+    SELECT
+        metric, kind, event_type, property, properties_filter, time_window,
+        denominator_event_type, denominator_property, denominator_filter, is_guardrail, changed_at
+    FROM spectrum.metrics;
+    COMMENT ON VIEW analytics.metrics IS 'The defined metrics, for all who may ask questions.';
+
+    CREATE VIEW analytics.experiments AS
+    SELECT
+        experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
+        changed_at
+    FROM spectrum.experiments;
+    COMMENT ON VIEW analytics.experiments IS
+        'The defined experiments, for all who may ask questions.';
+
+    CREATE MATERIALIZED VIEW analytics.mv_experiment_results AS
+    SELECT
+        account_id, experiment, metric, variant, is_control, units, excluded_units, conversions,
+        value, ci_low, ci_high, difference, difference_low, difference_high, lift, lift_low,
+        lift_high, p_value, p_adjusted, srm_p_value, is_reliable, kind, is_guardrail
+    FROM analytics._standing_experiment_results();
+    CREATE UNIQUE INDEX mv_experiment_results_key
+    ON analytics.mv_experiment_results (experiment, account_id, metric, variant);
+    PERFORM spectrum._comment_experiment_results();
+
+    CREATE VIEW analytics.experiment_results AS
+    SELECT
+        v.account_id, v.experiment, v.metric, v.variant, v.is_control, v.units, v.excluded_units,
+        v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
+        v.difference_high, v.lift, v.lift_low, v.lift_high, v.p_value, v.p_adjusted,
+        v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail, s.as_of
+    FROM analytics.mv_experiment_results AS v
+    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_experiment_results';
+    COMMENT ON VIEW analytics.experiment_results IS
+        'Each metric of each defined experiment in each variant, compared with control '
+        '(account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_experiment_views() IS
+    'Room 71: makes the views of the definitions, mv_experiment_results and its plain view.';
+
+CREATE FUNCTION spectrum._comment_experiment_results()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    COMMENT ON MATERIALIZED VIEW analytics.mv_experiment_results IS
+        'Results of the defined experiments, for all accounts together (account_id *) and for each '
+        'account with a unit. Read it through analytics.experiment_results.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.account_id IS 'Account; * is all accounts.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.experiment IS 'Name of the experiment.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.metric IS 'Name of the metric.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.variant IS 'Planned variant.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_control IS
+        'Whether the others are compared with it.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.units IS
+        'Users who saw this variant and no other.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.excluded_units IS
+        'Users of the experiment left out: they saw two variants, or one that is not planned.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.conversions IS
+        'Units with an event of the metric.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.value IS
+        'Share of units, mean per unit, or ratio; NULL without units.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.ci_low IS 'Lower end of its interval.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.ci_high IS 'Upper end of its interval.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.difference IS 'value - value of control.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.difference_low IS 'Lower end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.difference_high IS 'Upper end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.lift IS 'difference / value of control.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.lift_low IS 'Lower end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.lift_high IS 'Upper end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.p_value IS
+        'Two-sided, of no difference from control.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.p_adjusted IS
+        'The same, adjusted over all metrics and variants of the experiment but guardrails.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.srm_p_value IS
+        'Of units that follow the planned split; below 0.001 the split is broken.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_reliable IS
+        'Whether this arm and control have 50 units and 5 conversions (for a proportion also 5 '
+        'without) and the split holds.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.kind IS 'proportion, mean or ratio.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_guardrail IS
+        'Watched only: not in the family of adjusted p-values.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._comment_experiment_results() IS
+    'Room 71: says what each column of mv_experiment_results means.';
+
+CREATE FUNCTION analytics._standing_experiment_results()
+RETURNS TABLE (
+    account_id text,
+    experiment text,
+    metric text,
+    variant text,
+    is_control boolean,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    value double precision,
+    ci_low double precision,
+    ci_high double precision,
+    difference double precision,
+    difference_low double precision,
+    difference_high double precision,
+    lift double precision,
+    lift_low double precision,
+    lift_high double precision,
+    p_value double precision,
+    p_adjusted double precision,
+    srm_p_value double precision,
+    is_reliable boolean,
+    kind text,
+    is_guardrail boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT r.*
+    FROM spectrum.experiments AS e
+    CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_results(
+        e.experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
+    ) AS r;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_experiment_results() IS
+    'The rows of mv_experiment_results: each experiment for all accounts together and for each.';
+
+CREATE FUNCTION analytics.experiment(
+    p_experiment text,
+    p_account text DEFAULT NULL,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_confidence double precision DEFAULT NULL,
+    p_correction text DEFAULT NULL
+)
+RETURNS TABLE (
+    account_id text,
+    experiment text,
+    metric text,
+    variant text,
+    is_control boolean,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    value double precision,
+    ci_low double precision,
+    ci_high double precision,
+    difference double precision,
+    difference_low double precision,
+    difference_high double precision,
+    lift double precision,
+    lift_low double precision,
+    lift_high double precision,
+    p_value double precision,
+    p_adjusted double precision,
+    srm_p_value double precision,
+    is_reliable boolean,
+    kind text,
+    is_guardrail boolean
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_metrics text[] := (
+        SELECT e.metrics FROM analytics.experiments AS e WHERE e.experiment = p_experiment
+    );
+BEGIN
+    IF v_metrics IS NULL THEN
+        PERFORM spectrum._reject(
+            'p_experiment', p_experiment, 'the name of an experiment in analytics.experiments'
+        );
+    END IF;
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_confidence IS NOT NULL THEN
+        PERFORM analytics._check_confidence(p_confidence);
+    END IF;
+    IF p_correction IS NOT NULL THEN
+        PERFORM spectrum._check_choice(
+            'p_correction', p_correction, '{holm, benjamini_hochberg}'
+        );
+    END IF;
+
+    RETURN QUERY
+    SELECT r.*
+    FROM analytics._experiment_results(
+        p_experiment, p_account, p_from, p_to, p_confidence, p_correction, false
+    ) AS r
+    ORDER BY array_position(v_metrics, r.metric), r.is_control DESC, r.variant;
+END
+$$;
+COMMENT ON FUNCTION analytics.experiment(
+    text, text, timestamptz, timestamptz, double precision, text
+) IS
+    'Results of a defined experiment, one row a metric and variant, exact over the events: units, '
+    'value and interval, difference and lift against control, p-value, p-value adjusted for their '
+    'number, p-value of the split. NULL arguments: as the experiment is defined, all accounts. '
+    '[p_from, p_to) limits the exposures, and the events of metrics without a window.';

@@ -1,0 +1,149 @@
+"""What README.md and docs/*.md show is what happens. Each file runs from top to bottom, in a
+database of its own that holds Spectrum (but for the README's):
+
+    ```sql      goes to psql as it stands, a session a block. A ```text block right after it is
+                what psql prints; without one the block has to run without an error.
+    ```console  lines that begin with "$ " go to a shell, in one empty directory a file; the
+                lines below each are what it prints, standard error included.
+
+`...` in an output stands for what differs from run to run; on a line of its own for any lines.
+`<!-- not run: why -->` before a block leaves it out. Other blocks (```sh, ```python) are not run.
+
+After a change of what is printed, `scripts/cluster run test .venv/bin/python tests/test_docs.py
+DATABASE FILE...` writes the outputs anew, from an existing database: read the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from conftest import MakeDb, dsn_of, run_sql
+from psycopg.conninfo import conninfo_to_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+
+BLOCK = re.compile(
+    r"(?P<before>[^\n]*)\n+(?P<indent> *)```(?P<kind>sql|console)\n(?P<body>.*?\n)(?P=indent)```\n"
+    r"(?:\n(?P=indent)```text\n(?P<shown>.*?)(?P=indent)```\n)?",
+    re.DOTALL,
+)
+COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<shown>(?:(?!\$ ).*\n)*)", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?://)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]*))?\)")
+ROLE = re.compile(r"CREATE ROLE (\w+)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One SQL block or one command, and the output that the file shows for it, if any."""
+
+    line: int
+    command: str | None
+    sql: str | None
+    shown: str | None
+    span: tuple[int, int]
+
+
+def read_steps(text: str) -> Iterator[Step]:
+    for block in BLOCK.finditer(text):
+        if block["before"].startswith("<!-- not run:"):
+            continue
+        line = text.count("\n", 0, block.start("body")) + 1
+        if block["kind"] == "sql":
+            yield Step(line, None, block["body"], block["shown"], block.span("shown"))
+            continue
+        for command in COMMAND.finditer(text, block.start("body"), block.end("body")):
+            line = text.count("\n", 0, command.start()) + 1
+            yield Step(line, command["command"], None, command["shown"], command.span("shown"))
+
+
+def run_step(step: Step, dsn: str, directory: str) -> str:
+    """What the step prints, without blanks at the ends of lines and empty lines at the end."""
+    settings = {f"PG{name.upper()}": str(value) for name, value in conninfo_to_dict(dsn).items()}
+    settings["PGDATABASE"] = settings.pop("PGDBNAME")
+    environment = os.environ | settings | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PGTZ": "UTC", "LC_ALL": "C.UTF-8", "COLUMNS": "100", "NO_COLOR": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["psql", "-X"] if step.command is None else ["bash", "-c", step.command],
+        input=step.sql, cwd=directory, env=environment, text=True, check=False, timeout=60,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def matches(printed: str, shown: str) -> bool:
+    lines = [
+        r"(?:.*\n)*" if line.strip() == "..." else re.escape(line).replace(r"\.\.\.", ".*") + r"\n"
+        for line in map(str.rstrip, shown.rstrip().splitlines())
+    ]
+    return re.fullmatch("".join(lines), printed) is not None
+
+
+@pytest.fixture
+def no_roles(tidy_server: None) -> Iterator[None]:
+    """Roles belong to the server: those that the files make go before and after."""
+    roles = {role for path in FILES for role in ROLE.findall(path.read_text())}
+    statements = [f"DROP ROLE IF EXISTS {role}" for role in sorted(roles)]
+    run_sql(dsn_of("postgres"), *statements)
+    yield
+    run_sql(dsn_of("postgres"), *statements)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs(name: str, no_roles: None, make_db: MakeDb, tmp_path: Path) -> None:
+    # The README begins with CREATE EXTENSION.
+    dsn = make_db("docs", template="" if name == "README.md" else "spectrum")
+    for step in read_steps((ROOT / name).read_text()):
+        printed = run_step(step, dsn, str(tmp_path))
+        what = f"{name}:{step.line}\n{step.command or step.sql}"
+        if step.shown is None:
+            assert "ERROR:" not in printed, f"{what}\n{printed}"
+        elif not matches(printed, step.shown):
+            assert printed == step.shown, what
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links(name: str) -> None:
+    for link in LINK.finditer((ROOT / name).read_text()):
+        target = (ROOT / name).parent / link["path"] if link["path"] else ROOT / name
+        assert target.exists(), f"{name}: {link.group()}"
+        assert not link["anchor"] or link["anchor"] in anchors(target), f"{name}: {link.group()}"
+
+
+def test_there_is_something_to_run() -> None:
+    counts = {name: len(list(read_steps((ROOT / name).read_text()))) for name in NAMES}
+    assert counts["README.md"] >= 3 and counts["docs/numbers.md"] >= 20
+
+
+def rewrite(path: Path, dsn: str) -> None:
+    """Writes the outputs of a file anew, where they do not match."""
+    text = path.read_text()
+    with tempfile.TemporaryDirectory() as directory:
+        printed = [(step, run_step(step, dsn, directory)) for step in read_steps(text)]
+    for step, output in reversed(printed):
+        if step.shown is not None and not matches(output, step.shown):
+            text = text[: step.span[0]] + output + text[step.span[1] :]
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[2:]:
+        rewrite(Path(argument), psycopg.conninfo.make_conninfo(dbname=sys.argv[1]))

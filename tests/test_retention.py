@@ -1,0 +1,250 @@
+"""Retention: against an oracle over random histories, and the edges by hand."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from histories import (
+    epochs,
+    exploring,
+    instants,
+    load,
+    loaded,
+    payloads,
+    properties,
+    ranges,
+    timezones,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle_events import Calendar, read_events
+from oracle_retention import Options, retention, standing_retention
+
+ASK = """
+    SELECT * FROM analytics.retention(
+        %(start_event)s, %(return_event)s, %(period)s, %(periods)s, %(start)s, %(end)s,
+        p_cohort => %(cohort)s, p_mode => %(mode)s, p_account => %(account)s, p_where => %(where)s
+    )
+"""
+DEFINE = """
+    SELECT spectrum.define_retention(
+        'r', %(start_event)s, %(return_event)s, %(period)s, %(periods)s, p_cohort => %(cohort)s,
+        p_mode => %(mode)s, p_where => %(where)s
+    )
+"""
+STANDING = """
+    SELECT account_id, cohort, period, cohort_size, users, rate, is_complete
+    FROM analytics.retention_cohorts WHERE retention = 'r'
+    ORDER BY account_id COLLATE "C", cohort, period
+"""
+
+event_types = st.sampled_from([None, None, "start", "back", "no such"])
+option_sets = st.builds(
+    Options,
+    start_event=event_types,
+    return_event=event_types,
+    period=st.sampled_from(["day", "day", "week", "month"]),
+    periods=st.integers(0, 6),
+    cohort=st.sampled_from(["first", "recurring"]),
+    mode=st.sampled_from(["on", "on_or_after"]),
+    where=st.sampled_from([None, None, {}, {"plan": "pro"}]),
+)
+histories = payloads(
+    datetime(2024, 3, 10, tzinfo=UTC),
+    ["start", "back", "other"],
+    properties(plan=st.sampled_from(["pro", "free"])),
+    max_size=60,
+)
+
+
+def arguments(options: Options, account: str | None = None) -> dict[str, object]:
+    where = None if options.where is None else json.dumps(options.where)
+    return vars(options) | {"where": where, "account": account}
+
+
+@exploring
+@given(
+    data=st.data(), timezone=timezones, epoch=epochs, history=histories,
+    week_start=st.sampled_from([1, 1, 3, 7]),
+)  # fmt: skip
+def test_any_retention_of_any_history(
+    db: psycopg.Connection,
+    data: st.DataObject,
+    timezone: str,
+    epoch: datetime,
+    history: list[dict[str, Any]],
+    week_start: int,
+) -> None:
+    moved = epoch - datetime(2024, 3, 10, tzinfo=UTC)
+    for payload in history:
+        at = datetime.fromisoformat(payload["occurred_at"]) + moved
+        payload["occurred_at"] = at.isoformat()
+    events, calendar = read_events(history), Calendar(timezone, week_start)
+    now = datetime.now(UTC)
+    with loaded(db, history, timezone):
+        db.execute("SELECT spectrum.configure('week_start', %s)", (str(week_start),))
+        for _ in range(3):
+            options = data.draw(option_sets)
+            account = data.draw(st.sampled_from([None, None, "a1", "nobody"]))
+            start, end = data.draw(ranges(epoch))
+            asked = Options(**vars(options) | {"start": start, "end": end})
+            found = db.execute(ASK, arguments(asked, account)).fetchall()
+            assert found == retention(events, asked, calendar, now, account)
+        db.execute(DEFINE, arguments(options))
+        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_retention_cohorts")
+        standing = db.execute(STANDING).fetchall()
+        assert standing == standing_retention(events, options, calendar, now)
+
+
+@exploring
+@given(data=st.data(), timezone=timezones, options=option_sets)
+def test_periods_that_have_not_begun(
+    db: psycopg.Connection, data: st.DataObject, timezone: str, options: Options
+) -> None:
+    now = datetime.now(UTC)
+    past = instants(now - timedelta(days=40)).filter(lambda at: at <= now)
+    times = data.draw(st.lists(past, max_size=12))
+    history = [
+        {"event_type": "start", "user_id": f"u{number % 4}", "occurred_at": at.isoformat()}
+        for number, at in enumerate(times)
+    ]
+    with loaded(db, history, timezone):
+        found = db.execute(ASK, arguments(options)).fetchall()
+        assert found == retention(read_events(history), options, Calendar(timezone), now)
+
+
+def event(event_type: str, at: str, user: str = "u1", **rest: object) -> dict[str, object]:
+    at = f"2024-{at}" if "T" in at else f"2024-{at}T12:00:00"
+    return {"event_type": event_type, "user_id": user, "occurred_at": f"{at}Z"} | rest
+
+
+def ask(db: psycopg.Connection, **options: object) -> list[Any]:
+    named = ", ".join(f"p_{name} => %({name})s" for name in options)
+    return db.execute(f"SELECT * FROM analytics.retention({named})", options).fetchall()
+
+
+def users(db: psycopg.Connection, **options: object) -> dict[str, list[int]]:
+    """By cohort, its size and its users by period."""
+    found: dict[str, list[int]] = {}
+    for cohort, _, size, count, *_ in ask(db, **options):
+        found.setdefault(f"{cohort:%m-%d}", [size]).append(count)
+    return found
+
+
+def test_first_cohorts_look_before_the_range(db: psycopg.Connection) -> None:
+    load(db, [event("a", "05-06"), event("a", "05-13"), event("a", "05-13", "u2"),
+              event("a", "05-27", "u2")])  # fmt: skip
+    assert users(db, periods=2) == {"05-06": [1, 1, 1, 0], "05-13": [1, 1, 0, 1]}
+    asked = {"periods": 2, "from": "2024-05-13"}
+    assert users(db, **asked) == {"05-13": [1, 1, 0, 1]}
+    assert users(db, **asked, cohort="recurring") == {
+        "05-13": [2, 2, 0, 1], "05-27": [1, 1, 0, 0]
+    }  # fmt: skip
+
+
+def test_period_0_asks_for_a_return_after_the_start(db: psycopg.Connection) -> None:
+    load(db, [
+        event("b", "05-06"), event("a", "05-07"),
+        event("a", "05-07", "u2"), event("b", "05-07", "u2"),
+        event("a", "05-07", "u3"), event("b", "05-15", "u3"),
+    ])  # fmt: skip
+    asked = {"start_event": "a", "return_event": "b", "periods": 1}
+    assert users(db, **asked) == {"05-06": [3, 1, 1]}
+    assert users(db, **asked, mode="on_or_after") == {"05-06": [3, 2, 1]}
+    assert users(db, start_event="a", return_event="a", periods=0) == {"05-06": [3, 3]}
+    assert users(db, start_event="a", periods=0) == {"05-06": [3, 3]}
+
+
+def test_on_or_after_counts_what_comes_later(db: psycopg.Connection) -> None:
+    load(db, [event("a", "05-06"), event("a", "07-01")])
+    assert users(db, periods=9) == {"05-06": [1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0]}
+    assert users(db, periods=9, mode="on_or_after") == {"05-06": [1] * 10 + [0]}
+    assert not any(row[5] for row in ask(db, mode="on_or_after"))
+    assert all(row[5] for row in ask(db))
+
+
+def test_weeks_begin_where_they_are_said_to(db: psycopg.Connection) -> None:
+    load(db, [event("a", "05-05"), event("a", "05-06")])
+    assert users(db, periods=1) == {"04-29": [1, 1, 1]}
+    db.execute("SELECT spectrum.configure('week_start', '7')")
+    assert users(db, periods=1) == {"05-05": [1, 1, 0]}
+    db.execute("SELECT spectrum.configure('timezone', 'America/New_York')")
+    load(db, [event("a", "05-12T03:59:59"), event("a", "05-12T04:00:00", "u2")])
+    assert users(db, periods=1) == {"05-05": [1, 1, 0], "05-12": [1, 1, 0]}
+
+
+def test_filters_unknown_users_and_accounts(db: psycopg.Connection) -> None:
+    load(db, [
+        event("a", "05-06", account_id="x"), event("a", "05-13", account_id="y"),
+        event("a", "05-13", properties={"plan": "pro"}),
+        {key: value for key, value in event("a", "05-06").items() if key != "user_id"},
+    ])  # fmt: skip
+    assert users(db, periods=1) == {"05-06": [1, 1, 1]}
+    assert users(db, periods=1, account="y") == {"05-13": [1, 1, 0]}
+    assert users(db, periods=1, where='{"plan": "pro"}') == {"05-13": [1, 1, 0]}
+    assert users(db, periods=1, start_event="no such") == {}
+    assert users(db, periods=1, return_event="no such") == {"05-06": [1, 0, 0]}
+    db.execute("REFRESH MATERIALIZED VIEW analytics.mv_retention_cohorts")
+    standing = "SELECT account_id, cohort, cohort_size FROM analytics.retention_cohorts"
+    assert set(db.execute(f"{standing} WHERE retention = 'default' AND period = 0")) == {
+        ("*", date(2024, 5, 6), 1), ("x", date(2024, 5, 6), 1), ("y", date(2024, 5, 13), 1)
+    }  # fmt: skip
+
+
+def test_years_of_days(db: psycopg.Connection) -> None:
+    """More periods than fit in a number, and events in the oldest and the newest month there is."""
+    this_month = datetime.now(UTC).replace(day=1)
+    load(db, [event("a", "05-06"), event("a", "05-06") | {"occurred_at": "2000-01-01T00:00:00Z"},
+              event("a", "05-06") | {"occurred_at": this_month.isoformat()}])  # fmt: skip
+    rows = ask(db, period="day", periods=1000)
+    assert len(rows) == 1001
+    assert [row[3] for row in rows] == [1] + [0] * 1000
+    assert {row[0] for row in rows} == {date(2000, 1, 1)}
+    assert [row[3] for row in ask(db, period="month", periods=300) if row[3]] == [1, 1]
+
+
+REFUSED: list[tuple[str, dict[str, object]]] = [
+    ("p_period", {"period": "year"}),
+    ("p_period", {"period": None}),
+    ("p_periods", {"periods": -1}),
+    ("p_periods", {"periods": 1001}),
+    ("p_periods", {"periods": None}),
+    ("p_cohort", {"cohort": "last"}),
+    ("p_mode", {"mode": None}),
+    ("p_where", {"where": '"pro"'}),
+]
+
+
+def test_invalid_options(db: psycopg.Connection) -> None:
+    for argument, options in REFUSED:
+        named = ", ".join(f"p_{name} => %({name})s" for name in options)
+        for call in ("analytics.retention(", "spectrum.define_retention('r', "):
+            with pytest.raises(psycopg.errors.InvalidParameterValue) as refusal:
+                db.execute(f"SELECT {call}{named})", options)
+            assert f"argument {argument}:" in str(refusal.value)
+            assert str(refusal.value.diag.message_hint).startswith("Expected ")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="p_to"):
+        ask(db, **{"from": "2024-05-02", "to": "2024-05-01"})
+
+
+def test_definitions(db: psycopg.Connection) -> None:
+    known = "SELECT retention, start_event, period_kind FROM spectrum.retentions ORDER BY 1"
+    assert db.execute(known).fetchall() == [("default", None, "week")]
+    db.execute("SELECT spectrum.define_retention('default', 'a', p_period => 'day')")
+    assert db.execute(known).fetchall() == [("default", "a", "day")]
+    load(db, [event("a", "05-06")])
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert db.execute("SELECT DISTINCT period_kind FROM analytics.retention_cohorts").fetchall() == [
+        ("day",)
+    ]
+    db.execute("SELECT spectrum.drop_retention('default')")
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert db.execute("SELECT count(*) FROM analytics.retention_cohorts").fetchone() == (0,)
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="p_name"):
+        db.execute("SELECT spectrum.drop_retention('default')")
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="p_name"):
+        db.execute("SELECT spectrum.define_retention(NULL)")
