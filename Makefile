@@ -24,8 +24,8 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/62_active_users.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/64_revenue.sql \
-	70_statistics/distributions.sql \
 	70_statistics/incomplete_beta.sql \
+	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
 	71_experiments/00_definitions.sql \
 	71_experiments/10_units.sql \
@@ -42,7 +42,15 @@ SOURCES = $(addprefix extension/src/, \
 )
 
 # The regression tests, in the order of the rooms, and the two-session specs.
-REGRESS =
+REGRESS = \
+	15_calendar \
+	60_funnels \
+	61_retention \
+	62_active_users \
+	63_trends \
+	64_revenue \
+	70_statistics \
+	71_experiments
 ISOLATION =
 
 SCRIPT = extension/spectrum--1.0.sql

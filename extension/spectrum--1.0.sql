@@ -349,10 +349,10 @@ BEGIN
     ELSIF NOT isfinite(p_to) THEN
         PERFORM spectrum._reject('p_to', p_to::text, 'a finite time');
     ELSIF p_from IS NULL OR p_to IS NULL OR p_from >= p_to THEN
-        RETURN '{}';
+        RETURN '{}'::timestamptz[];
     END IF;
     SELECT s.timezone, s.week_start INTO v_timezone, v_week_start FROM analytics.settings AS s;
-    v_step := '1 ' || p_period;
+    v_step := ('1 ' || p_period)::interval;
 
     -- One period more on both sides: around a change of the clock the local date of an instant and
     -- the day that holds it can differ.
@@ -1527,7 +1527,7 @@ BEGIN
             SELECT batch.id FROM pg_temp.spectrum_batch AS batch
             WHERE NOT batch.is_readable AND batch.event_id = ANY (v_event_ids)
         ))
-        AND raw.seq <> ALL (ARRAY(SELECT own.seq FROM pg_temp.spectrum_batch AS own));
+        AND raw.status = 'done';
 END
 $$;
 COMMENT ON FUNCTION spectrum._withdraw_reread(boolean) IS
@@ -1563,15 +1563,14 @@ BEGIN
     END IF;
     PERFORM spectrum._withdraw(v_event_ids);
 
-    -- That row and its copies are copies of ours from now on.
+    -- That row and its copies are copies of ours from now on; what is not done will find out.
     UPDATE @extschema@.raw_events AS raw SET copy_of = later.first_id
     FROM (
         SELECT owner.id, unnested.first_id
         FROM unnest(v_later_seqs, v_first_ids) AS unnested (seq, first_id)
         JOIN @extschema@.raw_events AS owner USING (seq)
     ) AS later
-    WHERE (raw.id = later.id OR raw.copy_of = later.id)
-        AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
+    WHERE (raw.id = later.id OR raw.copy_of = later.id) AND raw.status = 'done';
     RETURN spectrum._insert_facts();
 END
 $$;
@@ -1750,7 +1749,6 @@ DECLARE
     v_half integer := cardinality(p_rows) / 2;
     v_state text;
     v_reason text;
-    v_right_seqs bigint[];
     r_left record;
     r_right record;
 BEGIN
@@ -1784,17 +1782,8 @@ BEGIN
         failed := 1;
         RETURN;
     END IF;
-    -- The left half may touch raw rows of the right one, as copies: they then stand elsewhere.
-    v_right_seqs := ARRAY(
-        SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.ctid = ANY (p_rows[v_half + 1:])
-    );
     r_left := spectrum._load_safely(p_rows[:v_half]);
-    r_right := spectrum._load_safely(ARRAY(
-        SELECT raw.ctid FROM @extschema@.raw_events AS raw
-        WHERE raw.seq = ANY (v_right_seqs)
-        ORDER BY raw.seq
-    ));
+    r_right := spectrum._load_safely(p_rows[v_half + 1:]);
     loaded := r_left.loaded + r_right.loaded;
     duplicates := r_left.duplicates + r_right.duplicates;
     failed := r_left.failed + r_right.failed;
@@ -2246,7 +2235,7 @@ AS $$
 DECLARE
     v_filled integer[] := p_filled;
     v_mask integer := p_mask;
-    v_queue integer[] := '{}';
+    v_queue integer[] := '{}'::integer[];
     -- By step: the step whose event would move here; 0 the new event; NULL not reached.
     v_from integer[] := array_fill(NULL::integer, ARRAY[cardinality(p_filled)]);
     v_at integer := 0;
@@ -2294,7 +2283,7 @@ AS $$
 DECLARE
     v_filled integer[] := array_fill(0, ARRAY[p_steps]);
     v_fuller integer[];
-    v_chain integer[] := '{}';
+    v_chain integer[] := '{}'::integer[];
 BEGIN
     FOR v_at IN p_first .. p_last LOOP
         v_fuller := analytics._fill_step(v_filled, p_masks[v_at]);
@@ -2330,15 +2319,15 @@ DECLARE
     -- The window slides over the events: of each kind (mask), how many steps it has room in and
     -- how many events the window holds. v_most: how many steps these could fill at most; only
     -- where that is more than has been found are they tried out.
-    v_kinds integer[] := '{}';
-    v_room integer[] := '{}';
-    v_held integer[] := '{}';
+    v_kinds integer[] := '{}'::integer[];
+    v_room integer[] := '{}'::integer[];
+    v_held integer[] := '{}'::integer[];
     v_kind integer;
     v_most integer := 0;
     v_last integer := 0;
     v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
     v_chain integer[];
-    v_best integer[] := '{}';
+    v_best integer[] := '{}'::integer[];
 BEGIN
     FOR v_entry IN 1 .. v_count LOOP
         WHILE v_last < v_count AND p_times[v_last + 1] <= p_times[v_entry] + p_window LOOP
@@ -3180,7 +3169,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_none bit varying := repeat('0', cardinality(p_starts) - 1);
+    v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
     -- Where each start is a return itself, there is a return at or after it in its period.
     v_start_returns boolean := p_return_key IS NULL OR coalesce(p_return_key = p_start_key, false);
 BEGIN
@@ -3276,7 +3265,7 @@ DECLARE
         SELECT spectrum.period_starts(p_period, m.first_at, m.end_at)
         FROM analytics._event_months() AS m
     );
-    v_none bit varying := repeat('0', p_periods + 1);
+    v_none bit varying := repeat('0', p_periods + 1)::bit varying;
     -- Back in the first n periods, by n + 1.
     v_until bit varying[] := ARRAY(
         SELECT rpad(repeat('1', n.number), p_periods + 1, '0')::bit varying
@@ -4377,6 +4366,339 @@ COMMENT ON FUNCTION analytics.revenue(timestamptz, timestamptz, text, text) IS
     'Orders, gross, refunds (positive), net, paying and active users, net per active user (arpu) '
     'and per paying user (arppu), by day and currency, over the events of [p_from, p_to); days and '
     'currencies without money are no rows. NULL: all time, all accounts, each currency.';
+-- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
+-- read by distributions.sql alone.
+--
+-- A point x of (0, 1) is given by the logarithm of its odds, w = ln(x / y) with y = 1 - x, and by
+-- its excess over the mean, d = b x - a y = (a + b) x - a. The excess follows from w, but the
+-- caller knows it without the rounding error that decides the tails of large shapes. Over w every
+-- beta density is log-concave with its peak at the mean x = a / (a + b). No formula takes the
+-- difference of nearly equal numbers, and none can leave the range of a float8.
+
+CREATE FUNCTION spectrum._check_number(
+    p_argument text, p_value double precision, p_is_possible boolean, p_expected text
+)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT p_is_possible AND p_value <> 'NaN' THEN
+        PERFORM spectrum._reject(p_argument, p_value::text, p_expected);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_number(text, double precision, boolean, text) IS
+    'Raises 22023 unless the number is possible; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._check_positive(p_argument text, p_value double precision)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_number(
+        p_argument, p_value, p_value > 0 AND p_value < 'Infinity', 'a positive finite number'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_positive(text, double precision) IS
+    'Raises 22023 unless the number is positive and finite; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._check_probability(p_argument text, p_value double precision)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_number(
+        p_argument, p_value, p_value BETWEEN 0 AND 1, 'a probability, from 0 to 1'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_probability(text, double precision) IS
+    'Raises 22023 unless the number is a probability; NaN and NULL pass.';
+
+CREATE FUNCTION spectrum._exponential(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE
+        WHEN p_x < -707 THEN 0
+        WHEN p_x > 709.78 AND p_x <> 'NaN' THEN 'Infinity'
+        ELSE exp(p_x)
+    END;
+END
+$$;
+COMMENT ON FUNCTION spectrum._exponential(double precision) IS
+    'exp(x), with 0 and Infinity where exp raises underflow and overflow.';
+
+CREATE FUNCTION spectrum._log_one_plus(p_x double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN asinh((p_x + p_x / (1 + p_x)) / 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_one_plus(double precision) IS
+    'ln(1 + x) for x > -1, exact for small x too: sinh of it is (1 + x - 1 / (1 + x)) / 2.';
+
+CREATE FUNCTION spectrum._stirling_error(p_a double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_a double precision := p_a;
+    v_steps double precision := 0;
+    v_inverse double precision;
+    v_square double precision;
+BEGIN
+    IF p_a > 1e8 THEN
+        RETURN 1 / p_a / 12;
+    END IF;
+    WHILE v_a < 10 LOOP
+        v_steps := v_steps + (v_a + 0.5) * (ln(v_a + 1) - ln(v_a)) - 1;
+        v_a := v_a + 1;
+    END LOOP;
+    v_inverse := 1 / v_a;
+    v_square := v_inverse * v_inverse;
+    RETURN v_steps + v_inverse * (1.0 / 12 - v_square * (1.0 / 360 - v_square * (
+        1.0 / 1260 - v_square * (1.0 / 1680 - v_square * (1.0 / 1188 - v_square * (
+            691.0 / 360360 - v_square / 156))))));
+END
+$$;
+COMMENT ON FUNCTION spectrum._stirling_error(double precision) IS
+    'ln Gamma(a) - ((a - 1/2) ln a - a + ln(2 pi) / 2) for a > 0: what Stirling''s formula leaves. '
+    'Its series (DLMF 5.11.1) from a = 10 on, reached by Gamma(a + 1) = a Gamma(a).';
+
+CREATE FUNCTION spectrum._deviance(
+    p_a double precision, p_d double precision, p_log_ratio double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_s double precision;
+    v_square double precision;
+    v_sum double precision := 0;
+BEGIN
+    IF abs(p_d) < p_a * 1e-60 THEN
+        RETURN 0;
+    ELSIF p_d < p_a * -0.9 OR p_d > p_a * 10 THEN
+        RETURN p_d - p_a * p_log_ratio;
+    ELSIF abs(p_d) > p_a * 0.4 THEN
+        RETURN p_d - p_a * ln(1 + p_d / p_a);
+    END IF;
+    -- u - ln(1 + u) = s u - 2 (s^3 / 3 + s^5 / 5 + ...) with s = u / (2 + u)
+    v_s := p_d / (2 * p_a + p_d);
+    v_square := v_s * v_s;
+    FOR v_odd IN REVERSE 25..3 BY 2 LOOP
+        v_sum := v_sum * v_square + 1.0 / v_odd;
+    END LOOP;
+    RETURN p_d * v_s - 2 * p_a * v_square * v_s * v_sum;
+END
+$$;
+COMMENT ON FUNCTION spectrum._deviance(double precision, double precision, double precision) IS
+    'd - a ln(1 + d / a), never negative, without cancellation (Loader 2000, Fast and accurate '
+    'computation of binomial probabilities, bd0). p_log_ratio is ln(1 + d / a), used far from 0.';
+
+CREATE FUNCTION spectrum._log_beta_density(
+    p_log_odds double precision,
+    p_excess double precision,
+    p_a double precision,
+    p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_n double precision := p_a + p_b;
+    v_rest double precision := spectrum._log_one_plus(exp(greatest(-abs(p_log_odds), -700)));
+    v_log_nx double precision := ln(v_n) + least(p_log_odds, 0) - v_rest;
+    v_log_ny double precision := ln(v_n) + least(-p_log_odds, 0) - v_rest;
+BEGIN
+    RETURN (ln(p_a) + ln(p_b) - ln(v_n) - ln(2 * pi())) / 2
+        + spectrum._stirling_error(v_n)
+        - spectrum._stirling_error(p_a) - spectrum._stirling_error(p_b)
+        - spectrum._deviance(p_a, p_excess, v_log_nx - ln(p_a))
+        - spectrum._deviance(p_b, -p_excess, v_log_ny - ln(p_b));
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_beta_density(
+    double precision, double precision, double precision, double precision
+) IS
+    'ln(x^a y^b / B(a, b)): the log density of the log odds of a beta variable. Saddle-point form '
+    '(Loader 2000), with no difference of large logarithms of gamma functions.';
+
+CREATE FUNCTION spectrum._log_beta_integral(
+    p_log_odds double precision,
+    p_excess double precision,
+    p_a double precision,
+    p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    c_step CONSTANT double precision := 0.125;
+    v_odds double precision := exp(greatest(least(p_log_odds, 650), -350));
+    v_slope double precision := least(v_odds - p_excess * (1 + v_odds), 1e140);
+    v_curvature double precision := greatest(p_b - 1, 0) * v_odds * (1 + v_odds);
+    v_scale double precision := least(
+        1, 1 / v_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
+    );
+    v_s double precision := -3.625;
+    v_start double precision;
+    v_log_growth double precision;
+    v_v double precision;
+    v_fall double precision;
+    v_rise double precision;
+    v_log_rise double precision;
+    v_log_value double precision;
+    v_sum double precision := 0;
+BEGIN
+    LOOP
+        v_s := v_s + c_step;
+        v_start := exp(-least(v_s, 700));
+        v_log_growth := v_s - v_start;
+        v_v := v_scale * exp(v_log_growth / 2) * exp(v_log_growth / 2);
+        v_fall := 2 * tanh(v_v / 2) / (1 + tanh(v_v / 2));
+        v_rise := v_odds * v_fall;
+        v_log_rise := asinh((v_rise + v_rise / (1 + v_rise)) / 2);
+        IF least(p_a, p_b) < 1000 THEN
+            v_log_value := (p_b - 1) * v_log_rise - p_a * greatest(v_v, 1e-200);
+        ELSE
+            v_log_value := -v_slope * v_v - (p_b - 1) * (
+                v_odds * spectrum._deviance(1, -v_fall, -v_v)
+                + spectrum._deviance(1, v_rise, v_log_rise)
+            );
+        END IF;
+        EXIT WHEN v_log_value + v_log_growth < -50 AND v_s > 0;
+        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + v_start);
+    END LOOP;
+    RETURN least(0, ln(v_sum * c_step * v_scale) + ln(1 + v_odds)
+        + spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b));
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_beta_integral(
+    double precision, double precision, double precision, double precision
+) IS
+    'ln I_x(a, b) by quadrature, for x not far above the mean. With t = x e^-v in DLMF 8.17.1, '
+    'I_x(a, b) = x^a y^(b - 1) / B(a, b) * integral over v > 0 of e^(-a v) (1 + odds * fall)'
+    '^(b - 1), fall = 1 - e^-v: smooth for all a and b, and done to full precision by some 65 '
+    'points of the trapezoidal rule after v = scale * exp(s - exp(-s)) (Takahasi and Mori 1974). '
+    'For large shapes the logarithms of both factors, which nearly cancel, are taken relative to '
+    'their common slope at v = 0.';
+
+CREATE FUNCTION spectrum._log_beta_cdf(
+    p_log_odds double precision,
+    p_excess double precision,
+    p_a double precision,
+    p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_log_upper double precision;
+BEGIN
+    IF p_excess > 0 THEN
+        v_log_upper := spectrum._log_beta_integral(-p_log_odds, -p_excess, p_b, p_a);
+        IF v_log_upper < ln(0.99) THEN
+            RETURN spectrum._log_one_plus(-spectrum._exponential(v_log_upper));
+        END IF;
+    END IF;
+    RETURN spectrum._log_beta_integral(p_log_odds, p_excess, p_a, p_b);
+END
+$$;
+COMMENT ON FUNCTION spectrum._log_beta_cdf(
+    double precision, double precision, double precision, double precision
+) IS
+    'ln I_x(a, b), above the mean by I_x(a, b) = 1 - I_y(b, a) (DLMF 8.17.4), unless that would '
+    'leave next to nothing.';
+
+CREATE FUNCTION spectrum._beta_log_odds(
+    p_log_p double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_w double precision := ln(p_a) - sqrt(-2 * p_log_p / p_a)
+        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p);
+    v_odds double precision;
+    v_excess double precision;
+    v_log_cdf double precision;
+    v_log_width double precision;
+    v_step double precision;
+BEGIN
+    FOR v_try IN 1..200 LOOP
+        v_odds := exp(greatest(least(v_w, 400), -400));
+        v_excess := p_b / (1 + 1 / v_odds) - p_a / (1 + v_odds);
+        v_log_cdf := spectrum._log_beta_cdf(v_w, v_excess, p_a, p_b);
+        v_log_width := v_log_cdf - spectrum._log_beta_density(v_w, v_excess, p_a, p_b);
+        v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
+        v_w := v_w + v_step;
+        -- one more step squares the error; still climbing past e^2000, any quantile is at its end
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
+            OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
+            OR (v_w > 2000 AND v_step > 0);
+    END LOOP;
+    RETURN v_w;
+END
+$$;
+COMMENT ON FUNCTION spectrum._beta_log_odds(
+    double precision, double precision, double precision
+) IS
+    'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
+    'Newton''s method climbs to the root from any start below it, where its first step also leads '
+    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
+    'the odds are (Laurent and Massart 2000, lemma 1).';
+
+CREATE FUNCTION spectrum._beta_excess(
+    p_x double precision, p_a double precision, p_b double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_n double precision := p_a + p_b;
+    v_n_rest double precision;
+    v_n_high double precision;
+    v_x_high double precision;
+    v_nx double precision;
+    v_nx_rest double precision;
+BEGIN
+    IF p_x < 1e-200 THEN
+        RETURN -p_a;
+    END IF;
+    v_nx := v_n * p_x;
+    IF v_nx < p_a / 2 OR v_nx > p_a * 2 THEN
+        RETURN v_nx - p_a;
+    END IF;
+    -- what rounding took from a + b, and from n x (its factors split into halves of 26 bits)
+    v_n_rest := least(p_a, p_b) - (v_n - greatest(p_a, p_b));
+    v_n_high := v_n * 134217729 - (v_n * 134217729 - v_n);
+    v_x_high := p_x * 134217729 - (p_x * 134217729 - p_x);
+    v_nx_rest := v_n_high * v_x_high - v_nx
+        + v_n_high * (p_x - v_x_high) + (v_n - v_n_high) * v_x_high
+        + (v_n - v_n_high) * (p_x - v_x_high);
+    RETURN v_nx - p_a + (v_nx_rest + v_n_rest * p_x);
+END
+$$;
+COMMENT ON FUNCTION spectrum._beta_excess(double precision, double precision, double precision) IS
+    '(a + b) x - a, rounded once: the sum and the product are kept exact (Dekker 1971).';
 -- Room 70, distributions: normal, Student t, chi-square and beta, each as cdf, sf (upper tail,
 -- 1 - cdf) and quantile. No data; read by tests.sql, by the experiments and by anyone.
 --
@@ -4712,339 +5034,6 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.normal_quantile(double precision) IS
     'The x with normal_cdf(x) = p, for p in [0, 1]; -Infinity for 0, Infinity for 1.';
--- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
--- read by distributions.sql alone.
---
--- A point x of (0, 1) is given by the logarithm of its odds, w = ln(x / y) with y = 1 - x, and by
--- its excess over the mean, d = b x - a y = (a + b) x - a. The excess follows from w, but the
--- caller knows it without the rounding error that decides the tails of large shapes. Over w every
--- beta density is log-concave with its peak at the mean x = a / (a + b). No formula takes the
--- difference of nearly equal numbers, and none can leave the range of a float8.
-
-CREATE FUNCTION spectrum._check_number(
-    p_argument text, p_value double precision, p_is_possible boolean, p_expected text
-)
-RETURNS void
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT p_is_possible AND p_value <> 'NaN' THEN
-        PERFORM spectrum._reject(p_argument, p_value::text, p_expected);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_number(text, double precision, boolean, text) IS
-    'Raises 22023 unless the number is possible; NaN and NULL pass.';
-
-CREATE FUNCTION spectrum._check_positive(p_argument text, p_value double precision)
-RETURNS void
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._check_number(
-        p_argument, p_value, p_value > 0 AND p_value < 'Infinity', 'a positive finite number'
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_positive(text, double precision) IS
-    'Raises 22023 unless the number is positive and finite; NaN and NULL pass.';
-
-CREATE FUNCTION spectrum._check_probability(p_argument text, p_value double precision)
-RETURNS void
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._check_number(
-        p_argument, p_value, p_value BETWEEN 0 AND 1, 'a probability, from 0 to 1'
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_probability(text, double precision) IS
-    'Raises 22023 unless the number is a probability; NaN and NULL pass.';
-
-CREATE FUNCTION spectrum._exponential(p_x double precision)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN CASE
-        WHEN p_x < -707 THEN 0
-        WHEN p_x > 709.78 AND p_x <> 'NaN' THEN 'Infinity'
-        ELSE exp(p_x)
-    END;
-END
-$$;
-COMMENT ON FUNCTION spectrum._exponential(double precision) IS
-    'exp(x), with 0 and Infinity where exp raises underflow and overflow.';
-
-CREATE FUNCTION spectrum._log_one_plus(p_x double precision)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN asinh((p_x + p_x / (1 + p_x)) / 2);
-END
-$$;
-COMMENT ON FUNCTION spectrum._log_one_plus(double precision) IS
-    'ln(1 + x) for x > -1, exact for small x too: sinh of it is (1 + x - 1 / (1 + x)) / 2.';
-
-CREATE FUNCTION spectrum._stirling_error(p_a double precision)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_a double precision := p_a;
-    v_steps double precision := 0;
-    v_inverse double precision;
-    v_square double precision;
-BEGIN
-    IF p_a > 1e8 THEN
-        RETURN 1 / p_a / 12;
-    END IF;
-    WHILE v_a < 10 LOOP
-        v_steps := v_steps + (v_a + 0.5) * (ln(v_a + 1) - ln(v_a)) - 1;
-        v_a := v_a + 1;
-    END LOOP;
-    v_inverse := 1 / v_a;
-    v_square := v_inverse * v_inverse;
-    RETURN v_steps + v_inverse * (1.0 / 12 - v_square * (1.0 / 360 - v_square * (
-        1.0 / 1260 - v_square * (1.0 / 1680 - v_square * (1.0 / 1188 - v_square * (
-            691.0 / 360360 - v_square / 156))))));
-END
-$$;
-COMMENT ON FUNCTION spectrum._stirling_error(double precision) IS
-    'ln Gamma(a) - ((a - 1/2) ln a - a + ln(2 pi) / 2) for a > 0: what Stirling''s formula leaves. '
-    'Its series (DLMF 5.11.1) from a = 10 on, reached by Gamma(a + 1) = a Gamma(a).';
-
-CREATE FUNCTION spectrum._deviance(
-    p_a double precision, p_d double precision, p_log_ratio double precision
-)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_s double precision;
-    v_square double precision;
-    v_sum double precision := 0;
-BEGIN
-    IF abs(p_d) < p_a * 1e-60 THEN
-        RETURN 0;
-    ELSIF p_d < p_a * -0.9 OR p_d > p_a * 10 THEN
-        RETURN p_d - p_a * p_log_ratio;
-    ELSIF abs(p_d) > p_a * 0.4 THEN
-        RETURN p_d - p_a * ln(1 + p_d / p_a);
-    END IF;
-    -- u - ln(1 + u) = s u - 2 (s^3 / 3 + s^5 / 5 + ...) with s = u / (2 + u)
-    v_s := p_d / (2 * p_a + p_d);
-    v_square := v_s * v_s;
-    FOR v_odd IN REVERSE 25..3 BY 2 LOOP
-        v_sum := v_sum * v_square + 1.0 / v_odd;
-    END LOOP;
-    RETURN p_d * v_s - 2 * p_a * v_square * v_s * v_sum;
-END
-$$;
-COMMENT ON FUNCTION spectrum._deviance(double precision, double precision, double precision) IS
-    'd - a ln(1 + d / a), never negative, without cancellation (Loader 2000, Fast and accurate '
-    'computation of binomial probabilities, bd0). p_log_ratio is ln(1 + d / a), used far from 0.';
-
-CREATE FUNCTION spectrum._log_beta_density(
-    p_log_odds double precision,
-    p_excess double precision,
-    p_a double precision,
-    p_b double precision
-)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_n double precision := p_a + p_b;
-    v_rest double precision := spectrum._log_one_plus(exp(greatest(-abs(p_log_odds), -700)));
-    v_log_nx double precision := ln(v_n) + least(p_log_odds, 0) - v_rest;
-    v_log_ny double precision := ln(v_n) + least(-p_log_odds, 0) - v_rest;
-BEGIN
-    RETURN (ln(p_a) + ln(p_b) - ln(v_n) - ln(2 * pi())) / 2
-        + spectrum._stirling_error(v_n)
-        - spectrum._stirling_error(p_a) - spectrum._stirling_error(p_b)
-        - spectrum._deviance(p_a, p_excess, v_log_nx - ln(p_a))
-        - spectrum._deviance(p_b, -p_excess, v_log_ny - ln(p_b));
-END
-$$;
-COMMENT ON FUNCTION spectrum._log_beta_density(
-    double precision, double precision, double precision, double precision
-) IS
-    'ln(x^a y^b / B(a, b)): the log density of the log odds of a beta variable. Saddle-point form '
-    '(Loader 2000), with no difference of large logarithms of gamma functions.';
-
-CREATE FUNCTION spectrum._log_beta_integral(
-    p_log_odds double precision,
-    p_excess double precision,
-    p_a double precision,
-    p_b double precision
-)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    c_step CONSTANT double precision := 0.125;
-    v_odds double precision := exp(greatest(least(p_log_odds, 650), -350));
-    v_slope double precision := least(v_odds - p_excess * (1 + v_odds), 1e140);
-    v_curvature double precision := greatest(p_b - 1, 0) * v_odds * (1 + v_odds);
-    v_scale double precision := least(
-        1, 1 / v_odds, 2 / (v_slope + sqrt(v_slope * v_slope + 2 * v_curvature))
-    );
-    v_s double precision := -3.625;
-    v_start double precision;
-    v_log_growth double precision;
-    v_v double precision;
-    v_fall double precision;
-    v_rise double precision;
-    v_log_rise double precision;
-    v_log_value double precision;
-    v_sum double precision := 0;
-BEGIN
-    LOOP
-        v_s := v_s + c_step;
-        v_start := exp(-least(v_s, 700));
-        v_log_growth := v_s - v_start;
-        v_v := v_scale * exp(v_log_growth / 2) * exp(v_log_growth / 2);
-        v_fall := 2 * tanh(v_v / 2) / (1 + tanh(v_v / 2));
-        v_rise := v_odds * v_fall;
-        v_log_rise := asinh((v_rise + v_rise / (1 + v_rise)) / 2);
-        IF least(p_a, p_b) < 1000 THEN
-            v_log_value := (p_b - 1) * v_log_rise - p_a * greatest(v_v, 1e-200);
-        ELSE
-            v_log_value := -v_slope * v_v - (p_b - 1) * (
-                v_odds * spectrum._deviance(1, -v_fall, -v_v)
-                + spectrum._deviance(1, v_rise, v_log_rise)
-            );
-        END IF;
-        EXIT WHEN v_log_value + v_log_growth < -50 AND v_s > 0;
-        v_sum := v_sum + exp(v_log_value + v_log_growth) * (1 + v_start);
-    END LOOP;
-    RETURN least(0, ln(v_sum * c_step * v_scale) + ln(1 + v_odds)
-        + spectrum._log_beta_density(p_log_odds, p_excess, p_a, p_b));
-END
-$$;
-COMMENT ON FUNCTION spectrum._log_beta_integral(
-    double precision, double precision, double precision, double precision
-) IS
-    'ln I_x(a, b) by quadrature, for x not far above the mean. With t = x e^-v in DLMF 8.17.1, '
-    'I_x(a, b) = x^a y^(b - 1) / B(a, b) * integral over v > 0 of e^(-a v) (1 + odds * fall)'
-    '^(b - 1), fall = 1 - e^-v: smooth for all a and b, and done to full precision by some 65 '
-    'points of the trapezoidal rule after v = scale * exp(s - exp(-s)) (Takahasi and Mori 1974). '
-    'For large shapes the logarithms of both factors, which nearly cancel, are taken relative to '
-    'their common slope at v = 0.';
-
-CREATE FUNCTION spectrum._log_beta_cdf(
-    p_log_odds double precision,
-    p_excess double precision,
-    p_a double precision,
-    p_b double precision
-)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_log_upper double precision;
-BEGIN
-    IF p_excess > 0 THEN
-        v_log_upper := spectrum._log_beta_integral(-p_log_odds, -p_excess, p_b, p_a);
-        IF v_log_upper < ln(0.99) THEN
-            RETURN spectrum._log_one_plus(-spectrum._exponential(v_log_upper));
-        END IF;
-    END IF;
-    RETURN spectrum._log_beta_integral(p_log_odds, p_excess, p_a, p_b);
-END
-$$;
-COMMENT ON FUNCTION spectrum._log_beta_cdf(
-    double precision, double precision, double precision, double precision
-) IS
-    'ln I_x(a, b), above the mean by I_x(a, b) = 1 - I_y(b, a) (DLMF 8.17.4), unless that would '
-    'leave next to nothing.';
-
-CREATE FUNCTION spectrum._beta_log_odds(
-    p_log_p double precision, p_a double precision, p_b double precision
-)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_w double precision := ln(p_a) - sqrt(-2 * p_log_p / p_a)
-        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p);
-    v_odds double precision;
-    v_excess double precision;
-    v_log_cdf double precision;
-    v_log_width double precision;
-    v_step double precision;
-BEGIN
-    FOR v_try IN 1..200 LOOP
-        v_odds := exp(greatest(least(v_w, 400), -400));
-        v_excess := p_b / (1 + 1 / v_odds) - p_a / (1 + v_odds);
-        v_log_cdf := spectrum._log_beta_cdf(v_w, v_excess, p_a, p_b);
-        v_log_width := v_log_cdf - spectrum._log_beta_density(v_w, v_excess, p_a, p_b);
-        v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
-        v_w := v_w + v_step;
-        -- one more step squares the error; still climbing past e^2000, any quantile is at its end
-        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
-            OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
-            OR (v_w > 2000 AND v_step > 0);
-    END LOOP;
-    RETURN v_w;
-END
-$$;
-COMMENT ON FUNCTION spectrum._beta_log_odds(
-    double precision, double precision, double precision
-) IS
-    'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
-    'Newton''s method climbs to the root from any start below it, where its first step also leads '
-    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
-    'the odds are (Laurent and Massart 2000, lemma 1).';
-
-CREATE FUNCTION spectrum._beta_excess(
-    p_x double precision, p_a double precision, p_b double precision
-)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_n double precision := p_a + p_b;
-    v_n_rest double precision;
-    v_n_high double precision;
-    v_x_high double precision;
-    v_nx double precision;
-    v_nx_rest double precision;
-BEGIN
-    IF p_x < 1e-200 THEN
-        RETURN -p_a;
-    END IF;
-    v_nx := v_n * p_x;
-    IF v_nx < p_a / 2 OR v_nx > p_a * 2 THEN
-        RETURN v_nx - p_a;
-    END IF;
-    -- what rounding took from a + b, and from n x (its factors split into halves of 26 bits)
-    v_n_rest := least(p_a, p_b) - (v_n - greatest(p_a, p_b));
-    v_n_high := v_n * 134217729 - (v_n * 134217729 - v_n);
-    v_x_high := p_x * 134217729 - (p_x * 134217729 - p_x);
-    v_nx_rest := v_n_high * v_x_high - v_nx
-        + v_n_high * (p_x - v_x_high) + (v_n - v_n_high) * v_x_high
-        + (v_n - v_n_high) * (p_x - v_x_high);
-    RETURN v_nx - p_a + (v_nx_rest + v_n_rest * p_x);
-END
-$$;
-COMMENT ON FUNCTION spectrum._beta_excess(double precision, double precision, double precision) IS
-    '(a + b) x - a, rounded once: the sum and the product are kept exact (Dekker 1971).';
 -- Room 70, tests: intervals, tests and corrections for two groups, from counts and moments alone.
 -- No data; read by the experiments and by anyone.
 --
@@ -5119,7 +5108,10 @@ BEGIN
     END IF;
     -- the lower root by the product of both: no cancellation
     v_root := v_z * sqrt(p_successes * ((p_n - p_successes) / p_n) + v_z * v_z / 4);
-    low := p_successes * (p_successes / p_n) / (p_successes + v_z * v_z / 2 + v_root);
+    low := CASE
+        WHEN p_successes = 0 THEN 0
+        ELSE p_successes * (p_successes / p_n) / (p_successes + v_z * v_z / 2 + v_root)
+    END;
     high := CASE
         WHEN p_successes = p_n THEN 1
         ELSE (p_successes + v_z * v_z / 2 + v_root) / (p_n + v_z * v_z)
@@ -5518,8 +5510,10 @@ BEGIN
             'p_property', p_property, 'NULL: a proportion counts the users with the event'
         );
     END IF;
-    IF p_window <= interval '0' THEN
-        PERFORM spectrum._reject('p_window', p_window::text, 'a positive interval, or NULL');
+    IF p_window NOT BETWEEN interval '1 us' AND interval '10 years' THEN
+        PERFORM spectrum._reject(
+            'p_window', p_window::text, 'an interval above 0, of at most 10 years, or NULL'
+        );
     END IF;
     PERFORM analytics._check_filter('p_where', p_where);
     PERFORM analytics._check_filter('p_denominator_where', p_denominator_where);
@@ -5780,7 +5774,7 @@ COMMENT ON FUNCTION analytics._experiment_units(
     'The users of an experiment, each with his variant and first exposure in [p_from, p_to). The '
     'variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
 
-CREATE FUNCTION analytics._experiment_amounts(
+CREATE FUNCTION analytics._experiment_contributions(
     p_experiment text,
     p_variants jsonb,
     p_metrics text[],
@@ -5805,7 +5799,12 @@ SET timezone = 'UTC'
 AS $$
 BEGIN
     RETURN QUERY
-    WITH sides AS (
+    WITH units AS MATERIALIZED (
+        SELECT * FROM analytics._experiment_units(
+            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
+        )
+    ),
+    sides AS (
         SELECT m.metric, m.time_window, s.*
         FROM analytics.metrics AS m
         CROSS JOIN LATERAL (
@@ -5816,12 +5815,7 @@ BEGIN
         WHERE m.metric = ANY (p_metrics) AND s.event_type IS NOT NULL
     ),
     amounts AS (
-        SELECT
-            u.account_id,
-            u.user_key,
-            u.variant,
-            s.metric,
-            s.is_upper,
+        SELECT u.account_id, u.user_key, u.variant, s.metric, s.is_upper,
             CASE
                 WHEN s.property IS NULL THEN 1
                 WHEN jsonb_typeof(e.properties -> s.property) = 'number'
@@ -5829,9 +5823,7 @@ BEGIN
                 WHEN jsonb_typeof(e.properties -> s.property) = 'string'
                     THEN analytics._text_number(e.properties ->> s.property)
             END AS amount
-        FROM analytics._experiment_units(
-            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
-        ) AS u
+        FROM units AS u
         JOIN analytics.events AS e ON e.user_key = u.user_key AND e.occurred_at >= u.exposed_at
         JOIN sides AS s ON s.event_type = e.event_type
         WHERE u.variant IS NOT NULL
@@ -5845,12 +5837,10 @@ BEGIN
             END
             AND (s.properties_filter IS NULL OR e.properties @> s.properties_filter)
     )
-    SELECT
-        a.account_id,
-        a.user_key,
-        a.variant,
-        a.metric,
-        bool_or(a.is_upper),
+    SELECT u.account_id, u.user_key, u.variant, NULL, false, NULL::numeric, NULL::numeric
+    FROM units AS u
+    UNION ALL
+    SELECT a.account_id, a.user_key, a.variant, a.metric, bool_or(a.is_upper),
         -- Rounded, so that no product of them leaves the range of double precision.
         trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 15)),
         trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 15))
@@ -5859,11 +5849,12 @@ BEGIN
     GROUP BY a.account_id, a.user_key, a.variant, a.metric;
 END
 $$;
-COMMENT ON FUNCTION analytics._experiment_amounts(
+COMMENT ON FUNCTION analytics._experiment_contributions(
     text, jsonb, text[], timestamptz, timestamptz, text, boolean
 ) IS
-    'What each unit contributes to each metric: its sums from the first exposure on, inside the '
-    'metric''s window. A unit that did nothing of a metric has no row and counts as 0.';
+    'What each unit contributes: itself, in a row without a metric, and to each metric its sums '
+    'from the first exposure on, inside the metric''s window. A unit that did nothing of a metric '
+    'has no row for it and counts as 0.';
 
 CREATE FUNCTION analytics._experiment_totals(
     p_experiment text,
@@ -5892,12 +5883,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY
-    WITH counts AS (
-        SELECT u.account_id, u.variant, count(*) AS units
-        FROM analytics._experiment_units(
-            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
-        ) AS u
-        GROUP BY u.account_id, u.variant
+    WITH contributions AS MATERIALIZED (
+        SELECT * FROM analytics._experiment_contributions(
+            p_experiment, p_variants, p_metrics, p_from, p_to, p_account, p_by_account
+        )
+    ),
+    counts AS (
+        SELECT c.account_id, c.variant, count(*) AS units
+        FROM contributions AS c
+        WHERE c.metric IS NULL
+        GROUP BY c.account_id, c.variant
     ),
     scopes AS (
         SELECT DISTINCT c.account_id FROM counts AS c
@@ -5906,19 +5901,18 @@ BEGIN
     ),
     sums AS (
         SELECT
-            a.account_id,
-            a.metric,
-            a.variant,
-            count(*) FILTER (WHERE a.has_converted) AS conversions,
-            sum(a.amount) AS sum_x,
-            sum(a.amount * a.amount) AS sum_xx,
-            sum(a.denominator) AS sum_y,
-            sum(a.denominator * a.denominator) AS sum_yy,
-            sum(a.amount * a.denominator) AS sum_xy
-        FROM analytics._experiment_amounts(
-            p_experiment, p_variants, p_metrics, p_from, p_to, p_account, p_by_account
-        ) AS a
-        GROUP BY a.account_id, a.metric, a.variant
+            c.account_id,
+            c.metric,
+            c.variant,
+            count(*) FILTER (WHERE c.has_converted) AS conversions,
+            sum(c.amount) AS sum_x,
+            sum(c.amount * c.amount) AS sum_xx,
+            sum(c.denominator) AS sum_y,
+            sum(c.denominator * c.denominator) AS sum_yy,
+            sum(c.amount * c.denominator) AS sum_xy
+        FROM contributions AS c
+        WHERE c.metric IS NOT NULL
+        GROUP BY c.account_id, c.metric, c.variant
     )
     SELECT
         g.account_id,
@@ -6946,7 +6940,7 @@ BEGIN
         SELECT count(*) AS months_ready
         FROM pg_inherits AS link
         JOIN pg_class AS month ON month.oid = link.inhrelid
-        WHERE link.inhparent = to_regclass('warehouse.fact_events')
+        WHERE link.inhparent = 'warehouse.fact_events'::regclass
             AND month.relname > 'fact_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')
     ) AS months
     CROSS JOIN (

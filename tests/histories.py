@@ -17,7 +17,7 @@ Payload = dict[str, Any]
 
 # One database serves all examples of a test: each example is rolled back.
 exploring = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -236,7 +236,7 @@ def step_rows(entries: Sequence[Entry], steps: Sequence[Step]) -> Iterator[tuple
 def funnel(
     events: Sequence[Event],
     steps: Sequence[Step],
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
     account: str | None = None,
 ) -> list[tuple[Any, ...]]:
     """The rows of analytics.funnel()."""
@@ -280,4 +280,3 @@ def standing_days(
                 users = sum(len(entry.times) >= number for entry in of_day)
                 rows.append((account or ALL, day, number, users))
     return rows
-

@@ -209,7 +209,9 @@ def test_every_panel_gets_the_rows_it_needs(
     reader: psycopg.Connection, query: Query, account: str
 ) -> None:
     for variables in settings_of(reader, query.board, account):
-        check_shape(query.panel, ask(reader, query, variables))
+        # A panel that is repeated for each value of a variable never sees several of them.
+        if not isinstance(variables.get(query.panel.get("repeat")), list):
+            check_shape(query.panel, ask(reader, query, variables))
 
 
 def check_shape(panel: dict[str, Any], answer: Answer) -> None:

@@ -89,7 +89,7 @@ def test_the_story_agrees_with_its_rows(month: Month) -> None:
     """Users who went through the funnel, walked through step by step for each of them."""
     times: dict[str, dict[str, list[datetime]]] = defaultdict(lambda: defaultdict(list))
     for when, event in good_events(month):
-        if event["event_type"] in FUNNEL:
+        if event["event_type"] in FUNNEL and isinstance(event["user_id"], str):
             times[event["user_id"]][event["event_type"]].append(when)
     reached = Counter()
     for steps in times.values():
@@ -126,7 +126,7 @@ def test_every_number_counts_as_made(month_dsn: str, connect: Connect) -> None:
     db = connect(month_dsn)
     made = make_month(demo.month_to_load(db, None)).made
     pairs = demo_show.compare(db, made)
-    assert len(pairs) > 15
+    assert len(pairs) >= 15
     assert [(what, one, other) for what, one, other in pairs if one != other] == []
     by_type = db.execute("SELECT event_type, count(*) FROM analytics.events GROUP BY 1").fetchall()
     assert dict(by_type) == made.by_type
@@ -147,14 +147,15 @@ def test_every_broken_event_failed_and_says_why(month_dsn: str, connect: Connect
 
 def test_the_views_are_shown(month_dsn: str, connect: Connect) -> None:
     db = connect(month_dsn)
-    console = Console(width=160, record=True, file=StringIO())
+    console = Console(width=80, record=True, file=StringIO())
     demo_show.show_funnel(console, db)
     demo_show.show_retention(console, db)
     demo_show.show_revenue(console, db)
     demo_show.show_experiment(console, db)
     text = console.export_text()
-    for expected in ("4. purchase", "week 0", "EUR", "treatment", "split is as planned"):
+    for expected in ("4. purchase", "week 0", "EUR", "treatment", "planned half and half: p ="):
         assert expected in text
+    assert "…" not in text
 
 
 def test_another_month_does_not_go_into_the_same_database(month_dsn: str, connect: Connect) -> None:

@@ -1,13 +1,15 @@
 """What README.md and docs/*.md show is what happens. Each file runs from top to bottom, in a
 database of its own that holds Spectrum (but for the README's):
 
-    ```sql      goes to psql as it stands, a session a block. A ```text block right after it is
-                what psql prints; without one the block has to run without an error.
-    ```console  lines that begin with "$ " go to a shell, in one empty directory a file; the
-                lines below each are what it prints, standard error included.
+    ```sql      goes to psql as it stands, a session a block.
+    ```python   goes to Python.
+    ```text     right after one of these is what it prints; without it the block has to run
+                without an error.
+    ```console  lines that begin with "$ " go to a shell, the lines below each are what it prints.
 
-`...` in an output stands for what differs from run to run; on a line of its own for any lines.
-`<!-- not run: why -->` before a block leaves it out. Other blocks (```sh, ```python) are not run.
+A file's blocks work in one directory, which is empty at first. `...` in an output stands for what
+differs from run to run; on a line of its own for any lines. `<!-- not run: why -->` before a block
+leaves it out. Other blocks (```sh, or with no name) are not run.
 
 After a change of what is printed, `scripts/cluster run test .venv/bin/python tests/test_docs.py
 DATABASE FILE...` writes the outputs anew, from an existing database: read the difference.
@@ -34,22 +36,25 @@ FILES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 BLOCK = re.compile(
-    r"(?P<before>[^\n]*)\n+(?P<indent> *)```(?P<kind>sql|console)\n(?P<body>.*?\n)(?P=indent)```\n"
+    r"(?P<before>[^\n]*)\n+(?P<indent> *)```(?P<kind>sql|python|console)\n(?P<body>.*?\n)(?P=indent)```\n"
     r"(?:\n(?P=indent)```text\n(?P<shown>.*?)(?P=indent)```\n)?",
     re.DOTALL,
 )
 COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<shown>(?:(?!\$ ).*\n)*)", re.MULTILINE)
+PROGRAMS = {"sql": ["psql", "-X"], "python": [sys.executable]}
+SHELL = ["bash"]
 LINK = re.compile(r"\]\((?!https?://)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]*))?\)")
+FAULT = re.compile(r"^(ERROR|Traceback)", re.MULTILINE)
 ROLE = re.compile(r"CREATE ROLE (\w+)")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One SQL block or one command, and the output that the file shows for it, if any."""
+    """One block or one command of a console, and the output that the file shows, if any."""
 
     line: int
-    command: str | None
-    sql: str | None
+    program: list[str]
+    source: str
     shown: str | None
     span: tuple[int, int]
 
@@ -59,12 +64,12 @@ def read_steps(text: str) -> Iterator[Step]:
         if block["before"].startswith("<!-- not run:"):
             continue
         line = text.count("\n", 0, block.start("body")) + 1
-        if block["kind"] == "sql":
-            yield Step(line, None, block["body"], block["shown"], block.span("shown"))
+        if program := PROGRAMS.get(block["kind"]):
+            yield Step(line, program, block["body"], block["shown"], block.span("shown"))
             continue
         for command in COMMAND.finditer(text, block.start("body"), block.end("body")):
             line = text.count("\n", 0, command.start()) + 1
-            yield Step(line, command["command"], None, command["shown"], command.span("shown"))
+            yield Step(line, SHELL, command["command"], command["shown"], command.span("shown"))
 
 
 def run_step(step: Step, dsn: str, directory: str) -> str:
@@ -76,8 +81,7 @@ def run_step(step: Step, dsn: str, directory: str) -> str:
         "PGTZ": "UTC", "LC_ALL": "C.UTF-8", "COLUMNS": "100", "NO_COLOR": "1",
     }  # fmt: skip
     done = subprocess.run(
-        ["psql", "-X"] if step.command is None else ["bash", "-c", step.command],
-        input=step.sql, cwd=directory, env=environment, text=True, check=False, timeout=60,
+        step.program, input=step.source, cwd=directory, env=environment, text=True, check=False, timeout=60,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
@@ -108,11 +112,20 @@ def test_outputs(name: str, no_roles: None, make_db: MakeDb, tmp_path: Path) -> 
     dsn = make_db("docs", template="" if name == "README.md" else "spectrum")
     for step in read_steps((ROOT / name).read_text()):
         printed = run_step(step, dsn, str(tmp_path))
-        what = f"{name}:{step.line}\n{step.command or step.sql}"
+        what = f"{name}:{step.line}\n{step.source}"
         if step.shown is None:
-            assert "ERROR:" not in printed, f"{what}\n{printed}"
+            assert not FAULT.search(printed), f"{what}\n{printed}"
         elif not matches(printed, step.shown):
             assert printed == step.shown, what
+
+
+def test_every_sqlstate_is_listed() -> None:
+    """docs/errors.md is the one list of the codes that Spectrum raises."""
+    script = (ROOT / "extension" / "spectrum--1.0.sql").read_text()
+    listed = (ROOT / "docs" / "errors.md").read_text()
+    for condition in sorted(set(re.findall(r"ERRCODE = '(\w+)'", script))):
+        name = "".join(word.capitalize() for word in condition.split("_"))
+        assert getattr(psycopg.errors, name).sqlstate in listed, condition
 
 
 def anchors(path: Path) -> set[str]:

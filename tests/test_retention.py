@@ -238,9 +238,9 @@ def test_definitions(db: psycopg.Connection) -> None:
     assert db.execute(known).fetchall() == [("default", "a", "day")]
     load(db, [event("a", "05-06")])
     db.execute("CALL spectrum.refresh_analytics()")
-    assert db.execute("SELECT DISTINCT period_kind FROM analytics.retention_cohorts").fetchall() == [
-        ("day",)
-    ]
+    assert db.execute(
+        "SELECT DISTINCT period_kind FROM analytics.retention_cohorts"
+    ).fetchall() == [("day",)]
     db.execute("SELECT spectrum.drop_retention('default')")
     db.execute("CALL spectrum.refresh_analytics()")
     assert db.execute("SELECT count(*) FROM analytics.retention_cohorts").fetchone() == (0,)

@@ -58,10 +58,10 @@ BEGIN
     ELSIF NOT isfinite(p_to) THEN
         PERFORM spectrum._reject('p_to', p_to::text, 'a finite time');
     ELSIF p_from IS NULL OR p_to IS NULL OR p_from >= p_to THEN
-        RETURN '{}';
+        RETURN '{}'::timestamptz[];
     END IF;
     SELECT s.timezone, s.week_start INTO v_timezone, v_week_start FROM analytics.settings AS s;
-    v_step := '1 ' || p_period;
+    v_step := ('1 ' || p_period)::interval;
 
     -- One period more on both sides: around a change of the clock the local date of an instant and
     -- the day that holds it can differ.

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -22,7 +23,7 @@ from spectrum_shell.demo_delivery import Made
 from spectrum_shell.render import format_value
 
 Row = Mapping[str, Any]
-BAR_WIDTH = 24
+BAR_WIDTH = 14
 REVENUE_DAYS = 10
 # Background of a retention cell, from the share that came back.
 HEAT = ((0.6, "#1d4ed8"), (0.45, "#2563eb"), (0.3, "#3b82f6"), (0.15, "#60a5fa"), (0, "#93c5fd"))
@@ -33,8 +34,15 @@ def read(connection: psycopg.Connection, query: str, *values: Any) -> list[dict[
         return cursor.execute(query, values).fetchall()
 
 
-def new_table(title: str, text_columns: Iterable[str], number_columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+def new_table(text_columns: Iterable[str], number_columns: Iterable[str] = ()) -> Table:
+    """Two blanks between columns, so that a terminal of 80 columns is wide enough."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="dim",
+    )
     for name in text_columns:
         table.add_column(name)
     for name in number_columns:
@@ -42,13 +50,18 @@ def new_table(title: str, text_columns: Iterable[str], number_columns: Iterable[
     return table
 
 
+def put(console: Console, title: str, table: Table) -> None:
+    console.print(f"\n[bold]{escape(title)}[/]")
+    console.print(table)
+
+
 def show_status(console: Console, state: Row) -> None:
-    table = new_table("spectrum.status()", ["", ""], [])
+    table = new_table(["", ""])
     table.show_header = False
     for name, value in state.items():
         if value is not None:
             table.add_row(name.replace("_", " "), format_value(value))
-    console.print(table)
+    put(console, "spectrum.status()", table)
 
 
 # Made and counted -------------------------------------------------------------------------------
@@ -105,12 +118,12 @@ def compare(connection: psycopg.Connection, made: Made) -> list[tuple[str, Any, 
 
 
 def show_comparison(console: Console, pairs: Sequence[tuple[str, Any, Any]]) -> None:
-    table = new_table("Made and counted", [""], ["made", "counted"])
+    table = new_table([""], ["made", "counted"])
     table.add_column("")
     for what, made, counted in pairs:
         same = Text("=", "green") if made == counted else Text("differs", "bold red")
         table.add_row(what, number(made), number(counted), same)
-    console.print(table)
+    put(console, "Made and counted", table)
 
 
 # The four main views ----------------------------------------------------------------------------
@@ -123,11 +136,7 @@ def show_funnel(console: Console, connection: psycopg.Connection) -> None:
         " FROM analytics.conversion_funnels WHERE account_id = '*' AND funnel = 'sign_up'"
         " ORDER BY step",
     )
-    table = new_table(
-        "analytics.conversion_funnels, funnel sign_up",
-        ["step", ""],
-        ["users", "of the first", "of the one before", "median time to it"],
-    )
+    table = new_table(["step", ""], ["users", "of first", "of previous", "median time"])
     largest = max((row["users"] for row in rows), default=0)
     for row in rows:
         table.add_row(
@@ -138,7 +147,7 @@ def show_funnel(console: Console, connection: psycopg.Connection) -> None:
             percent(row["rate_from_previous"]),
             duration(row["median_seconds"]),
         )
-    console.print(table)
+    put(console, "analytics.conversion_funnels, funnel sign_up", table)
 
 
 def show_retention(console: Console, connection: psycopg.Connection) -> None:
@@ -149,16 +158,12 @@ def show_retention(console: Console, connection: psycopg.Connection) -> None:
     )
     cells = {(row["cohort"], row["period"]): row for row in rows}
     periods = sorted({period for _, period in cells})
-    table = new_table(
-        "analytics.retention_cohorts, by week of the first event (* still runs)",
-        ["cohort"],
-        ["users", *(f"week {period}" for period in periods)],
-    )
+    table = new_table(["cohort"], ["users", *(f"week {period}" for period in periods)])
     for cohort in sorted({cohort for cohort, _ in cells}):
         found = [cells.get((cohort, period)) for period in periods]
         size = next(cell["cohort_size"] for cell in found if cell)
         table.add_row(day(cohort), number(size), *(heat(cell) for cell in found))
-    console.print(table)
+    put(console, "analytics.retention_cohorts, by week of the first event (* still runs)", table)
 
 
 def show_revenue(console: Console, connection: psycopg.Connection) -> None:
@@ -170,9 +175,7 @@ def show_revenue(console: Console, connection: psycopg.Connection) -> None:
         REVENUE_DAYS,
     )
     table = new_table(
-        f"analytics.revenue_summary, the last {REVENUE_DAYS} days",
-        ["day", "currency"],
-        ["orders", "gross", "refunds", "net", "paying users", "active users", "per active user"],
+        ["day", ""], ["orders", "gross", "refunds", "net", "paying", "active", "ARPU"]
     )
     before = None
     for row in rows:
@@ -184,44 +187,41 @@ def show_revenue(console: Console, connection: psycopg.Connection) -> None:
             "-" if row["arpu"] is None else f"{row['arpu']:.3f}",
         )
         before = row["day"]
-    console.print(table)
+    put(console, f"analytics.revenue_summary, the last {REVENUE_DAYS} days", table)
 
 
 def show_experiment(console: Console, connection: psycopg.Connection) -> None:
     rows = read(
         connection,
-        "SELECT metric, variant, is_control, units, conversions, value, ci_low, ci_high, lift,"
+        "SELECT metric, variant, is_control, units, excluded_units, value, ci_low, ci_high, lift,"
         " lift_low, lift_high, p_adjusted, srm_p_value, is_reliable"
         " FROM analytics.experiment_results WHERE account_id = '*' AND experiment = %s"
         " ORDER BY metric, NOT is_control, variant",
         EXPERIMENT,
     )
     table = new_table(
-        f"analytics.experiment_results, experiment {EXPERIMENT}",
         ["metric", "variant"],
-        ["units", "value", "95% interval", "lift over control", "its interval", "p adjusted"],
+        ["value", "95% interval", "lift", "95% interval", "p (Holm)"],
     )
     before = None
     for row in rows:
+        comparison: list[str | Text] = []
+        if not row["is_control"]:
+            comparison = [f"{row['lift']:.0%}", span(row, "lift", ".0%"), p_value(row)]
         table.add_row(
             "" if row["metric"] == before else row["metric"],
             row["variant"],
-            number(row["units"]),
-            f"{row['value']:.3f}",
-            f"{row['ci_low']:.3f} to {row['ci_high']:.3f}",
-            "" if row["is_control"] else percent(row["lift"]),
-            ""
-            if row["is_control"]
-            else f"{percent(row['lift_low'])} to {percent(row['lift_high'])}",
-            "" if row["is_control"] else p_value(row),
+            f"{row['value']:#.3g}",
+            span(row, "ci", "#.3g"),
+            *comparison,
         )
         before = row["metric"]
-    console.print(table)
+    put(console, f"analytics.experiment_results, experiment {EXPERIMENT}", table)
     if rows:
+        units = ", ".join(f"{row['variant']} {row['units']:,}" for row in rows[:2])
         console.print(
-            f"  Sample ratio: p = {rows[0]['srm_p_value']:.3f}, so the split is as planned."
-            if rows[0]["srm_p_value"] >= 0.001
-            else "  Sample ratio mismatch: do not trust these results.",
+            f"Units: {units}; {rows[0]['excluded_units']} saw both and are left out.\n"
+            f"Sample ratio against the planned half and half: p = {rows[0]['srm_p_value']:.3f}.",
             style="dim",
         )
 
@@ -257,8 +257,12 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
+def span(row: Row, name: str, form: str) -> str:
+    return f"{row[f'{name}_low']:{form}} to {row[f'{name}_high']:{form}}"
+
+
 def day(value: date) -> str:
-    return f"{value:%a %d %b %Y}"
+    return f"{value:%a %d %b}"
 
 
 def duration(seconds: float | None) -> str:

@@ -259,7 +259,7 @@ BEGIN
             SELECT batch.id FROM pg_temp.spectrum_batch AS batch
             WHERE NOT batch.is_readable AND batch.event_id = ANY (v_event_ids)
         ))
-        AND raw.seq <> ALL (ARRAY(SELECT own.seq FROM pg_temp.spectrum_batch AS own));
+        AND raw.status = 'done';
 END
 $$;
 COMMENT ON FUNCTION spectrum._withdraw_reread(boolean) IS
@@ -295,15 +295,14 @@ BEGIN
     END IF;
     PERFORM spectrum._withdraw(v_event_ids);
 
-    -- That row and its copies are copies of ours from now on.
+    -- That row and its copies are copies of ours from now on; what is not done will find out.
     UPDATE @extschema@.raw_events AS raw SET copy_of = later.first_id
     FROM (
         SELECT owner.id, unnested.first_id
         FROM unnest(v_later_seqs, v_first_ids) AS unnested (seq, first_id)
         JOIN @extschema@.raw_events AS owner USING (seq)
     ) AS later
-    WHERE (raw.id = later.id OR raw.copy_of = later.id)
-        AND NOT EXISTS (SELECT FROM pg_temp.spectrum_batch AS own WHERE own.seq = raw.seq);
+    WHERE (raw.id = later.id OR raw.copy_of = later.id) AND raw.status = 'done';
     RETURN spectrum._insert_facts();
 END
 $$;

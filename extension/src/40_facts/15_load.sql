@@ -134,7 +134,6 @@ DECLARE
     v_half integer := cardinality(p_rows) / 2;
     v_state text;
     v_reason text;
-    v_right_seqs bigint[];
     r_left record;
     r_right record;
 BEGIN
@@ -168,17 +167,8 @@ BEGIN
         failed := 1;
         RETURN;
     END IF;
-    -- The left half may touch raw rows of the right one, as copies: they then stand elsewhere.
-    v_right_seqs := ARRAY(
-        SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.ctid = ANY (p_rows[v_half + 1:])
-    );
     r_left := spectrum._load_safely(p_rows[:v_half]);
-    r_right := spectrum._load_safely(ARRAY(
-        SELECT raw.ctid FROM @extschema@.raw_events AS raw
-        WHERE raw.seq = ANY (v_right_seqs)
-        ORDER BY raw.seq
-    ));
+    r_right := spectrum._load_safely(p_rows[v_half + 1:]);
     loaded := r_left.loaded + r_right.loaded;
     duplicates := r_left.duplicates + r_right.duplicates;
     failed := r_left.failed + r_right.failed;

@@ -126,7 +126,7 @@ AS $$
 DECLARE
     v_filled integer[] := p_filled;
     v_mask integer := p_mask;
-    v_queue integer[] := '{}';
+    v_queue integer[] := '{}'::integer[];
     -- By step: the step whose event would move here; 0 the new event; NULL not reached.
     v_from integer[] := array_fill(NULL::integer, ARRAY[cardinality(p_filled)]);
     v_at integer := 0;
@@ -174,7 +174,7 @@ AS $$
 DECLARE
     v_filled integer[] := array_fill(0, ARRAY[p_steps]);
     v_fuller integer[];
-    v_chain integer[] := '{}';
+    v_chain integer[] := '{}'::integer[];
 BEGIN
     FOR v_at IN p_first .. p_last LOOP
         v_fuller := analytics._fill_step(v_filled, p_masks[v_at]);
@@ -210,15 +210,15 @@ DECLARE
     -- The window slides over the events: of each kind (mask), how many steps it has room in and
     -- how many events the window holds. v_most: how many steps these could fill at most; only
     -- where that is more than has been found are they tried out.
-    v_kinds integer[] := '{}';
-    v_room integer[] := '{}';
-    v_held integer[] := '{}';
+    v_kinds integer[] := '{}'::integer[];
+    v_room integer[] := '{}'::integer[];
+    v_held integer[] := '{}'::integer[];
     v_kind integer;
     v_most integer := 0;
     v_last integer := 0;
     v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
     v_chain integer[];
-    v_best integer[] := '{}';
+    v_best integer[] := '{}'::integer[];
 BEGIN
     FOR v_entry IN 1 .. v_count LOOP
         WHILE v_last < v_count AND p_times[v_last + 1] <= p_times[v_entry] + p_window LOOP

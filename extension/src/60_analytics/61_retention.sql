@@ -98,7 +98,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_none bit varying := repeat('0', cardinality(p_starts) - 1);
+    v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
     -- Where each start is a return itself, there is a return at or after it in its period.
     v_start_returns boolean := p_return_key IS NULL OR coalesce(p_return_key = p_start_key, false);
 BEGIN
@@ -194,7 +194,7 @@ DECLARE
         SELECT spectrum.period_starts(p_period, m.first_at, m.end_at)
         FROM analytics._event_months() AS m
     );
-    v_none bit varying := repeat('0', p_periods + 1);
+    v_none bit varying := repeat('0', p_periods + 1)::bit varying;
     -- Back in the first n periods, by n + 1.
     v_until bit varying[] := ARRAY(
         SELECT rpad(repeat('1', n.number), p_periods + 1, '0')::bit varying

@@ -72,7 +72,10 @@ BEGIN
     END IF;
     -- the lower root by the product of both: no cancellation
     v_root := v_z * sqrt(p_successes * ((p_n - p_successes) / p_n) + v_z * v_z / 4);
-    low := p_successes * (p_successes / p_n) / (p_successes + v_z * v_z / 2 + v_root);
+    low := CASE
+        WHEN p_successes = 0 THEN 0
+        ELSE p_successes * (p_successes / p_n) / (p_successes + v_z * v_z / 2 + v_root)
+    END;
     high := CASE
         WHEN p_successes = p_n THEN 1
         ELSE (p_successes + v_z * v_z / 2 + v_root) / (p_n + v_z * v_z)

@@ -111,8 +111,10 @@ BEGIN
             'p_property', p_property, 'NULL: a proportion counts the users with the event'
         );
     END IF;
-    IF p_window <= interval '0' THEN
-        PERFORM spectrum._reject('p_window', p_window::text, 'a positive interval, or NULL');
+    IF p_window NOT BETWEEN interval '1 us' AND interval '10 years' THEN
+        PERFORM spectrum._reject(
+            'p_window', p_window::text, 'an interval above 0, of at most 10 years, or NULL'
+        );
     END IF;
     PERFORM analytics._check_filter('p_where', p_where);
     PERFORM analytics._check_filter('p_denominator_where', p_denominator_where);

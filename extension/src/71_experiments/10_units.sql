@@ -56,7 +56,7 @@ COMMENT ON FUNCTION analytics._experiment_units(
     'The users of an experiment, each with his variant and first exposure in [p_from, p_to). The '
     'variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
 
-CREATE FUNCTION analytics._experiment_amounts(
+CREATE FUNCTION analytics._experiment_contributions(
     p_experiment text,
     p_variants jsonb,
     p_metrics text[],
@@ -81,7 +81,12 @@ SET timezone = 'UTC'
 AS $$
 BEGIN
     RETURN QUERY
-    WITH sides AS (
+    WITH units AS MATERIALIZED (
+        SELECT * FROM analytics._experiment_units(
+            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
+        )
+    ),
+    sides AS (
         SELECT m.metric, m.time_window, s.*
         FROM analytics.metrics AS m
         CROSS JOIN LATERAL (
@@ -92,12 +97,7 @@ BEGIN
         WHERE m.metric = ANY (p_metrics) AND s.event_type IS NOT NULL
     ),
     amounts AS (
-        SELECT
-            u.account_id,
-            u.user_key,
-            u.variant,
-            s.metric,
-            s.is_upper,
+        SELECT u.account_id, u.user_key, u.variant, s.metric, s.is_upper,
             CASE
                 WHEN s.property IS NULL THEN 1
                 WHEN jsonb_typeof(e.properties -> s.property) = 'number'
@@ -105,9 +105,7 @@ BEGIN
                 WHEN jsonb_typeof(e.properties -> s.property) = 'string'
                     THEN analytics._text_number(e.properties ->> s.property)
             END AS amount
-        FROM analytics._experiment_units(
-            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
-        ) AS u
+        FROM units AS u
         JOIN analytics.events AS e ON e.user_key = u.user_key AND e.occurred_at >= u.exposed_at
         JOIN sides AS s ON s.event_type = e.event_type
         WHERE u.variant IS NOT NULL
@@ -121,12 +119,10 @@ BEGIN
             END
             AND (s.properties_filter IS NULL OR e.properties @> s.properties_filter)
     )
-    SELECT
-        a.account_id,
-        a.user_key,
-        a.variant,
-        a.metric,
-        bool_or(a.is_upper),
+    SELECT u.account_id, u.user_key, u.variant, NULL, false, NULL::numeric, NULL::numeric
+    FROM units AS u
+    UNION ALL
+    SELECT a.account_id, a.user_key, a.variant, a.metric, bool_or(a.is_upper),
         -- Rounded, so that no product of them leaves the range of double precision.
         trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 15)),
         trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 15))
@@ -135,11 +131,12 @@ BEGIN
     GROUP BY a.account_id, a.user_key, a.variant, a.metric;
 END
 $$;
-COMMENT ON FUNCTION analytics._experiment_amounts(
+COMMENT ON FUNCTION analytics._experiment_contributions(
     text, jsonb, text[], timestamptz, timestamptz, text, boolean
 ) IS
-    'What each unit contributes to each metric: its sums from the first exposure on, inside the '
-    'metric''s window. A unit that did nothing of a metric has no row and counts as 0.';
+    'What each unit contributes: itself, in a row without a metric, and to each metric its sums '
+    'from the first exposure on, inside the metric''s window. A unit that did nothing of a metric '
+    'has no row for it and counts as 0.';
 
 CREATE FUNCTION analytics._experiment_totals(
     p_experiment text,
@@ -168,12 +165,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY
-    WITH counts AS (
-        SELECT u.account_id, u.variant, count(*) AS units
-        FROM analytics._experiment_units(
-            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
-        ) AS u
-        GROUP BY u.account_id, u.variant
+    WITH contributions AS MATERIALIZED (
+        SELECT * FROM analytics._experiment_contributions(
+            p_experiment, p_variants, p_metrics, p_from, p_to, p_account, p_by_account
+        )
+    ),
+    counts AS (
+        SELECT c.account_id, c.variant, count(*) AS units
+        FROM contributions AS c
+        WHERE c.metric IS NULL
+        GROUP BY c.account_id, c.variant
     ),
     scopes AS (
         SELECT DISTINCT c.account_id FROM counts AS c
@@ -182,19 +183,18 @@ BEGIN
     ),
     sums AS (
         SELECT
-            a.account_id,
-            a.metric,
-            a.variant,
-            count(*) FILTER (WHERE a.has_converted) AS conversions,
-            sum(a.amount) AS sum_x,
-            sum(a.amount * a.amount) AS sum_xx,
-            sum(a.denominator) AS sum_y,
-            sum(a.denominator * a.denominator) AS sum_yy,
-            sum(a.amount * a.denominator) AS sum_xy
-        FROM analytics._experiment_amounts(
-            p_experiment, p_variants, p_metrics, p_from, p_to, p_account, p_by_account
-        ) AS a
-        GROUP BY a.account_id, a.metric, a.variant
+            c.account_id,
+            c.metric,
+            c.variant,
+            count(*) FILTER (WHERE c.has_converted) AS conversions,
+            sum(c.amount) AS sum_x,
+            sum(c.amount * c.amount) AS sum_xx,
+            sum(c.denominator) AS sum_y,
+            sum(c.denominator * c.denominator) AS sum_yy,
+            sum(c.amount * c.denominator) AS sum_xy
+        FROM contributions AS c
+        WHERE c.metric IS NOT NULL
+        GROUP BY c.account_id, c.metric, c.variant
     )
     SELECT
         g.account_id,

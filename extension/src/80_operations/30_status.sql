@@ -49,7 +49,7 @@ BEGIN
         SELECT count(*) AS months_ready
         FROM pg_inherits AS link
         JOIN pg_class AS month ON month.oid = link.inhrelid
-        WHERE link.inhparent = to_regclass('warehouse.fact_events')
+        WHERE link.inhparent = 'warehouse.fact_events'::regclass
             AND month.relname > 'fact_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')
     ) AS months
     CROSS JOIN (
