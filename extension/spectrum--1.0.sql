@@ -682,8 +682,23 @@ BEGIN
             CASE
                 WHEN txt.occurred_at IS NULL THEN raw.received_at
                 WHEN jsonb_typeof(part.occurred_at) NOT IN ('string', 'number') THEN NULL
-                -- A calendar day and a time of day with a zone, none meaning UTC ...
-                WHEN txt.occurred_at
+                -- A calendar day and a time of day with a zone, none meaning UTC. The usual forms
+                -- first: a pattern costs about as much as all the rest of the reading.
+                WHEN (translate(txt.occurred_at, '123456789', '000000000') IN (
+                        '0000-00-00T00:00:00Z', '0000-00-00T00:00:00.000Z',
+                        '0000-00-00T00:00:00.000000Z', '0000-00-00T00:00:00',
+                        '0000-00-00T00:00:00.000000', '0000-00-00 00:00:00',
+                        '0000-00-00 00:00:00.000000', '0000-00-00T00:00:00+00:00',
+                        '0000-00-00T00:00:00.000000+00:00', '0000-00-00 00:00:00+00')
+                    AND txt.occurred_at COLLATE "C" >= '1000'
+                    AND substr(txt.occurred_at, 6, 2) COLLATE "C" BETWEEN '01' AND '12'
+                    AND substr(txt.occurred_at, 9, 2) COLLATE "C" BETWEEN '01' AND '31'
+                    AND substr(txt.occurred_at, 12, 2) COLLATE "C" <= '23'
+                    AND substr(txt.occurred_at, 15, 2) COLLATE "C" <= '59'
+                    AND substr(txt.occurred_at, 18, 2) COLLATE "C" <= '60'
+                    AND (strpos(txt.occurred_at, '+') = 0
+                        OR split_part(txt.occurred_at, '+', 2) IN ('00:00', '00')))
+                    OR txt.occurred_at
                     ~ ('^[1-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])'
                     '(?:[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]'
                     '(?::(?:[0-5][0-9]|60)(?:\.[0-9]{1,9})?)?'
@@ -696,7 +711,8 @@ BEGIN
                             AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
                                 - interval '1 day') <> 29
                             THEN NULL
-                        WHEN right(txt.occurred_at, 1) = 'Z' OR substr(txt.occurred_at, 12) ~ '[+-]'
+                        WHEN right(txt.occurred_at, 1) = 'Z' OR strpos(txt.occurred_at, '+') > 0
+                            OR strpos(substr(txt.occurred_at, 12), '-') > 0
                             THEN txt.occurred_at::timestamptz
                         ELSE (txt.occurred_at || ' UTC')::timestamptz
                     END
@@ -1119,7 +1135,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_members() IS
-    'Adds what the batch names and the dimensions do not have yet. Keys are looked up afterwards, in '
+    'Adds what the batch names and the dimensions do not have yet. Keys are looked up later, in '
     'a statement of its own: only that sees a member that another worker added meanwhile.';
 -- Room 40: facts. One row an event, in month partitions (UTC) of warehouse.fact_events. The key
 -- (user_key, occurred_at, event_id) is at once the user's timeline; that an event_id counts once
@@ -2269,12 +2285,8 @@ COMMENT ON FUNCTION analytics._fill_step(integer[], integer) IS
     'makes room (an augmenting path). p_filled: by step, the mask of the event in it, 0 open. '
     'NULL: no room.';
 
-CREATE FUNCTION analytics._fill_window(
-    p_masks integer[],
-    p_steps integer,
-    p_first integer,
-    p_last integer,
-    p_most integer
+CREATE FUNCTION analytics._fill_steps(
+    p_masks integer[], p_positions integer[], p_steps integer, p_most integer
 )
 RETURNS integer[]
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -2284,8 +2296,9 @@ DECLARE
     v_filled integer[] := array_fill(0, ARRAY[p_steps]);
     v_fuller integer[];
     v_chain integer[] := '{}'::integer[];
+    v_at integer;
 BEGIN
-    FOR v_at IN p_first .. p_last LOOP
+    FOR v_at IN SELECT p.position FROM unnest(p_positions) AS p (position) ORDER BY p.position LOOP
         v_fuller := analytics._fill_step(v_filled, p_masks[v_at]);
         IF v_fuller IS NOT NULL THEN
             v_filled := v_fuller;
@@ -2296,8 +2309,8 @@ BEGIN
     RETURN v_chain;
 END
 $$;
-COMMENT ON FUNCTION analytics._fill_window(integer[], integer, integer, integer, integer) IS
-    'The positions in p_first to p_last whose events each fill one step more, p_most at most.';
+COMMENT ON FUNCTION analytics._fill_steps(integer[], integer[], integer, integer) IS
+    'Those of the positions, in order, whose events each fill one step more, p_most at most.';
 
 CREATE FUNCTION analytics._walk_any(
     p_times timestamptz[],
@@ -2316,59 +2329,71 @@ AS $$
 DECLARE
     v_count integer := cardinality(p_times);
     v_step_bits integer := (1 << p_steps) - 1;
-    -- The window slides over the events: of each kind (mask), how many steps it has room in and
-    -- how many events the window holds. v_most: how many steps these could fill at most; only
-    -- where that is more than has been found are they tried out.
+    -- Events of one kind (mask) are chained: v_head is the first from the entry on, v_follower
+    -- the next one, 0 none. A kind fills at most v_room steps, so its first v_room events do.
     v_kinds integer[] := '{}'::integer[];
     v_room integer[] := '{}'::integer[];
-    v_held integer[] := '{}'::integer[];
+    v_head integer[] := '{}'::integer[];
+    v_follower integer[] := array_fill(0, ARRAY[v_count]);
     v_kind integer;
-    v_most integer := 0;
+    v_at integer;
     v_last integer := 0;
-    v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
+    v_exclusion integer := 1;
+    v_inside integer[];
     v_chain integer[];
     v_best integer[] := '{}'::integer[];
 BEGIN
-    FOR v_entry IN 1 .. v_count LOOP
-        WHILE v_last < v_count AND p_times[v_last + 1] <= p_times[v_entry] + p_window LOOP
-            v_last := v_last + 1;
-            v_kind := array_position(v_kinds, p_masks[v_last] & v_step_bits);
-            IF v_kind IS NULL THEN
-                v_kinds := v_kinds || (p_masks[v_last] & v_step_bits);
-                v_room := v_room
-                    || bit_count((p_masks[v_last] & v_step_bits)::bit(32))::integer;
-                v_held := v_held || 0;
-                v_kind := cardinality(v_kinds);
-            END IF;
-            v_held[v_kind] := v_held[v_kind] + 1;
-            v_most := v_most + (v_held[v_kind] <= v_room[v_kind])::integer;
-        END LOOP;
+    FOR v_event IN REVERSE v_count .. 1 LOOP
+        v_kind := array_position(v_kinds, p_masks[v_event] & v_step_bits);
+        IF v_kind IS NULL THEN
+            v_kinds := v_kinds || (p_masks[v_event] & v_step_bits);
+            v_kind := cardinality(v_kinds);
+            v_room[v_kind] := bit_count(v_kinds[v_kind]::bit(32));
+        END IF;
+        v_follower[v_event] := coalesce(v_head[v_kind], 0);
+        v_head[v_kind] := v_event;
+    END LOOP;
 
+    FOR v_entry IN 1 .. v_count LOOP
         IF p_masks[v_entry] & v_step_bits <> 0
             AND p_times[v_entry] >= p_from AND p_times[v_entry] < p_to
         THEN
-            IF v_most > cardinality(v_best) THEN
-                v_chain := analytics._fill_window(p_masks, p_steps, v_entry, v_last, v_most);
-                WHILE v_exclusion <= v_count AND (
-                    p_masks[v_exclusion] & (1 << 30) = 0 OR p_times[v_exclusion] <= p_times[v_entry]
-                ) LOOP
-                    v_exclusion := v_exclusion + 1;
+            WHILE p_times[v_last + 1] <= p_times[v_entry] + p_window LOOP
+                v_last := v_last + 1;
+            END LOOP;
+            v_inside := '{}'::integer[];
+            FOR v_each IN 1 .. cardinality(v_kinds) LOOP
+                v_at := v_head[v_each];
+                FOR v_number IN 1 .. v_room[v_each] LOOP
+                    EXIT WHEN v_at = 0 OR v_at > v_last;
+                    v_inside := v_inside || v_at;
+                    v_at := v_follower[v_at];
                 END LOOP;
-                IF cardinality(v_chain) > cardinality(v_best) AND (
-                    v_exclusion > v_count
-                    OR p_times[v_exclusion] >= p_times[v_chain[cardinality(v_chain)]]
-                ) THEN
+            END LOOP;
+
+            IF cardinality(v_inside) > cardinality(v_best) THEN
+                v_chain := analytics._fill_steps(p_masks, v_inside, p_steps, p_steps);
+                IF p_has_exclusions THEN
+                    WHILE v_exclusion <= v_count AND (
+                        p_masks[v_exclusion] & (1 << 30) = 0
+                        OR p_times[v_exclusion] <= p_times[v_entry]
+                    ) LOOP
+                        v_exclusion := v_exclusion + 1;
+                    END LOOP;
+                    IF p_times[v_exclusion] < p_times[v_chain[cardinality(v_chain)]] THEN
+                        v_chain := '{}'::integer[];
+                    END IF;
+                END IF;
+                IF cardinality(v_chain) > cardinality(v_best) THEN
                     v_best := v_chain;
                 END IF;
             END IF;
             -- Once the window reaches the end of the history, it only loses events.
             EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps
-                OR (v_last = v_count AND v_most <= cardinality(v_best));
+                OR (v_last = v_count AND cardinality(v_inside) <= cardinality(v_best));
         END IF;
-
         v_kind := array_position(v_kinds, p_masks[v_entry] & v_step_bits);
-        v_most := v_most - (v_held[v_kind] <= v_room[v_kind])::integer;
-        v_held[v_kind] := v_held[v_kind] - 1;
+        v_head[v_kind] := v_follower[v_entry];
     END LOOP;
     RETURN nullif(v_best, '{}');
 END
@@ -6965,8 +6990,14 @@ BEGIN
         'Every event received before this is counted in every view.';
     COMMENT ON COLUMN spectrum.pipeline.lag_seconds IS 'Age of as_of.';
 
+    -- An error's text may quote values: readers learn that there was one, not what it says.
     CREATE VIEW analytics.pipeline_status WITH (security_barrier) AS
-    SELECT * FROM spectrum.pipeline;
+    SELECT
+        state.pending, state.processing, state.done, state.failed, state.to_retry,
+        state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
+        state.last_run_error IS NOT NULL AS last_run_has_error, state.months_ready,
+        state.last_refresh_at, state.as_of, state.lag_seconds
+    FROM spectrum.pipeline AS state;
     COMMENT ON VIEW analytics.pipeline_status IS
         'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
 
@@ -6978,8 +7009,7 @@ BEGIN
         log.error_msg IS NOT NULL AS has_error
     FROM spectrum.run_log AS log;
     COMMENT ON VIEW analytics.pipeline IS
-        'The run log for dashboards, without error texts, which may quote values: see '
-        'spectrum.run_log.';
+        'The run log for dashboards, without the texts of errors: see spectrum.run_log.';
     COMMENT ON COLUMN analytics.pipeline.seconds IS 'How long the step took; NULL under way.';
     COMMENT ON COLUMN analytics.pipeline.has_error IS 'Whether an error ended it.';
 END

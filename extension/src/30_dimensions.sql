@@ -150,5 +150,5 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_members() IS
-    'Adds what the batch names and the dimensions do not have yet. Keys are looked up afterwards, in '
+    'Adds what the batch names and the dimensions do not have yet. Keys are looked up later, in '
     'a statement of its own: only that sees a member that another worker added meanwhile.';

@@ -156,8 +156,23 @@ BEGIN
             CASE
                 WHEN txt.occurred_at IS NULL THEN raw.received_at
                 WHEN jsonb_typeof(part.occurred_at) NOT IN ('string', 'number') THEN NULL
-                -- A calendar day and a time of day with a zone, none meaning UTC ...
-                WHEN txt.occurred_at
+                -- A calendar day and a time of day with a zone, none meaning UTC. The usual forms
+                -- first: a pattern costs about as much as all the rest of the reading.
+                WHEN (translate(txt.occurred_at, '123456789', '000000000') IN (
+                        '0000-00-00T00:00:00Z', '0000-00-00T00:00:00.000Z',
+                        '0000-00-00T00:00:00.000000Z', '0000-00-00T00:00:00',
+                        '0000-00-00T00:00:00.000000', '0000-00-00 00:00:00',
+                        '0000-00-00 00:00:00.000000', '0000-00-00T00:00:00+00:00',
+                        '0000-00-00T00:00:00.000000+00:00', '0000-00-00 00:00:00+00')
+                    AND txt.occurred_at COLLATE "C" >= '1000'
+                    AND substr(txt.occurred_at, 6, 2) COLLATE "C" BETWEEN '01' AND '12'
+                    AND substr(txt.occurred_at, 9, 2) COLLATE "C" BETWEEN '01' AND '31'
+                    AND substr(txt.occurred_at, 12, 2) COLLATE "C" <= '23'
+                    AND substr(txt.occurred_at, 15, 2) COLLATE "C" <= '59'
+                    AND substr(txt.occurred_at, 18, 2) COLLATE "C" <= '60'
+                    AND (strpos(txt.occurred_at, '+') = 0
+                        OR split_part(txt.occurred_at, '+', 2) IN ('00:00', '00')))
+                    OR txt.occurred_at
                     ~ ('^[1-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])'
                     '(?:[T ](?:[01][0-9]|2[0-3]):[0-5][0-9]'
                     '(?::(?:[0-5][0-9]|60)(?:\.[0-9]{1,9})?)?'
@@ -170,7 +185,8 @@ BEGIN
                             AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
                                 - interval '1 day') <> 29
                             THEN NULL
-                        WHEN right(txt.occurred_at, 1) = 'Z' OR substr(txt.occurred_at, 12) ~ '[+-]'
+                        WHEN right(txt.occurred_at, 1) = 'Z' OR strpos(txt.occurred_at, '+') > 0
+                            OR strpos(substr(txt.occurred_at, 12), '-') > 0
                             THEN txt.occurred_at::timestamptz
                         ELSE (txt.occurred_at || ' UTC')::timestamptz
                     END

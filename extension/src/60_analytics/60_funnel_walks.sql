@@ -160,12 +160,8 @@ COMMENT ON FUNCTION analytics._fill_step(integer[], integer) IS
     'makes room (an augmenting path). p_filled: by step, the mask of the event in it, 0 open. '
     'NULL: no room.';
 
-CREATE FUNCTION analytics._fill_window(
-    p_masks integer[],
-    p_steps integer,
-    p_first integer,
-    p_last integer,
-    p_most integer
+CREATE FUNCTION analytics._fill_steps(
+    p_masks integer[], p_positions integer[], p_steps integer, p_most integer
 )
 RETURNS integer[]
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -175,8 +171,9 @@ DECLARE
     v_filled integer[] := array_fill(0, ARRAY[p_steps]);
     v_fuller integer[];
     v_chain integer[] := '{}'::integer[];
+    v_at integer;
 BEGIN
-    FOR v_at IN p_first .. p_last LOOP
+    FOR v_at IN SELECT p.position FROM unnest(p_positions) AS p (position) ORDER BY p.position LOOP
         v_fuller := analytics._fill_step(v_filled, p_masks[v_at]);
         IF v_fuller IS NOT NULL THEN
             v_filled := v_fuller;
@@ -187,8 +184,8 @@ BEGIN
     RETURN v_chain;
 END
 $$;
-COMMENT ON FUNCTION analytics._fill_window(integer[], integer, integer, integer, integer) IS
-    'The positions in p_first to p_last whose events each fill one step more, p_most at most.';
+COMMENT ON FUNCTION analytics._fill_steps(integer[], integer[], integer, integer) IS
+    'Those of the positions, in order, whose events each fill one step more, p_most at most.';
 
 CREATE FUNCTION analytics._walk_any(
     p_times timestamptz[],
@@ -207,59 +204,71 @@ AS $$
 DECLARE
     v_count integer := cardinality(p_times);
     v_step_bits integer := (1 << p_steps) - 1;
-    -- The window slides over the events: of each kind (mask), how many steps it has room in and
-    -- how many events the window holds. v_most: how many steps these could fill at most; only
-    -- where that is more than has been found are they tried out.
+    -- Events of one kind (mask) are chained: v_head is the first from the entry on, v_follower
+    -- the next one, 0 none. A kind fills at most v_room steps, so its first v_room events do.
     v_kinds integer[] := '{}'::integer[];
     v_room integer[] := '{}'::integer[];
-    v_held integer[] := '{}'::integer[];
+    v_head integer[] := '{}'::integer[];
+    v_follower integer[] := array_fill(0, ARRAY[v_count]);
     v_kind integer;
-    v_most integer := 0;
+    v_at integer;
     v_last integer := 0;
-    v_exclusion integer := CASE WHEN p_has_exclusions THEN 1 ELSE v_count + 1 END;
+    v_exclusion integer := 1;
+    v_inside integer[];
     v_chain integer[];
     v_best integer[] := '{}'::integer[];
 BEGIN
-    FOR v_entry IN 1 .. v_count LOOP
-        WHILE v_last < v_count AND p_times[v_last + 1] <= p_times[v_entry] + p_window LOOP
-            v_last := v_last + 1;
-            v_kind := array_position(v_kinds, p_masks[v_last] & v_step_bits);
-            IF v_kind IS NULL THEN
-                v_kinds := v_kinds || (p_masks[v_last] & v_step_bits);
-                v_room := v_room
-                    || bit_count((p_masks[v_last] & v_step_bits)::bit(32))::integer;
-                v_held := v_held || 0;
-                v_kind := cardinality(v_kinds);
-            END IF;
-            v_held[v_kind] := v_held[v_kind] + 1;
-            v_most := v_most + (v_held[v_kind] <= v_room[v_kind])::integer;
-        END LOOP;
+    FOR v_event IN REVERSE v_count .. 1 LOOP
+        v_kind := array_position(v_kinds, p_masks[v_event] & v_step_bits);
+        IF v_kind IS NULL THEN
+            v_kinds := v_kinds || (p_masks[v_event] & v_step_bits);
+            v_kind := cardinality(v_kinds);
+            v_room[v_kind] := bit_count(v_kinds[v_kind]::bit(32));
+        END IF;
+        v_follower[v_event] := coalesce(v_head[v_kind], 0);
+        v_head[v_kind] := v_event;
+    END LOOP;
 
+    FOR v_entry IN 1 .. v_count LOOP
         IF p_masks[v_entry] & v_step_bits <> 0
             AND p_times[v_entry] >= p_from AND p_times[v_entry] < p_to
         THEN
-            IF v_most > cardinality(v_best) THEN
-                v_chain := analytics._fill_window(p_masks, p_steps, v_entry, v_last, v_most);
-                WHILE v_exclusion <= v_count AND (
-                    p_masks[v_exclusion] & (1 << 30) = 0 OR p_times[v_exclusion] <= p_times[v_entry]
-                ) LOOP
-                    v_exclusion := v_exclusion + 1;
+            WHILE p_times[v_last + 1] <= p_times[v_entry] + p_window LOOP
+                v_last := v_last + 1;
+            END LOOP;
+            v_inside := '{}'::integer[];
+            FOR v_each IN 1 .. cardinality(v_kinds) LOOP
+                v_at := v_head[v_each];
+                FOR v_number IN 1 .. v_room[v_each] LOOP
+                    EXIT WHEN v_at = 0 OR v_at > v_last;
+                    v_inside := v_inside || v_at;
+                    v_at := v_follower[v_at];
                 END LOOP;
-                IF cardinality(v_chain) > cardinality(v_best) AND (
-                    v_exclusion > v_count
-                    OR p_times[v_exclusion] >= p_times[v_chain[cardinality(v_chain)]]
-                ) THEN
+            END LOOP;
+
+            IF cardinality(v_inside) > cardinality(v_best) THEN
+                v_chain := analytics._fill_steps(p_masks, v_inside, p_steps, p_steps);
+                IF p_has_exclusions THEN
+                    WHILE v_exclusion <= v_count AND (
+                        p_masks[v_exclusion] & (1 << 30) = 0
+                        OR p_times[v_exclusion] <= p_times[v_entry]
+                    ) LOOP
+                        v_exclusion := v_exclusion + 1;
+                    END LOOP;
+                    IF p_times[v_exclusion] < p_times[v_chain[cardinality(v_chain)]] THEN
+                        v_chain := '{}'::integer[];
+                    END IF;
+                END IF;
+                IF cardinality(v_chain) > cardinality(v_best) THEN
                     v_best := v_chain;
                 END IF;
             END IF;
             -- Once the window reaches the end of the history, it only loses events.
             EXIT WHEN p_first_entry OR cardinality(v_best) = p_steps
-                OR (v_last = v_count AND v_most <= cardinality(v_best));
+                OR (v_last = v_count AND cardinality(v_inside) <= cardinality(v_best));
         END IF;
-
         v_kind := array_position(v_kinds, p_masks[v_entry] & v_step_bits);
-        v_most := v_most - (v_held[v_kind] <= v_room[v_kind])::integer;
-        v_held[v_kind] := v_held[v_kind] - 1;
+        v_head[v_kind] := v_follower[v_entry];
     END LOOP;
     RETURN nullif(v_best, '{}');
 END

@@ -74,8 +74,14 @@ BEGIN
         'Every event received before this is counted in every view.';
     COMMENT ON COLUMN spectrum.pipeline.lag_seconds IS 'Age of as_of.';
 
+    -- An error's text may quote values: readers learn that there was one, not what it says.
     CREATE VIEW analytics.pipeline_status WITH (security_barrier) AS
-    SELECT * FROM spectrum.pipeline;
+    SELECT
+        state.pending, state.processing, state.done, state.failed, state.to_retry,
+        state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
+        state.last_run_error IS NOT NULL AS last_run_has_error, state.months_ready,
+        state.last_refresh_at, state.as_of, state.lag_seconds
+    FROM spectrum.pipeline AS state;
     COMMENT ON VIEW analytics.pipeline_status IS
         'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
 
@@ -87,8 +93,7 @@ BEGIN
         log.error_msg IS NOT NULL AS has_error
     FROM spectrum.run_log AS log;
     COMMENT ON VIEW analytics.pipeline IS
-        'The run log for dashboards, without error texts, which may quote values: see '
-        'spectrum.run_log.';
+        'The run log for dashboards, without the texts of errors: see spectrum.run_log.';
     COMMENT ON COLUMN analytics.pipeline.seconds IS 'How long the step took; NULL under way.';
     COMMENT ON COLUMN analytics.pipeline.has_error IS 'Whether an error ended it.';
 END
