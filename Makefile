@@ -43,14 +43,20 @@ SOURCES = $(addprefix extension/src/, \
 
 # The regression tests, in the order of the rooms, and the two-session specs.
 REGRESS = \
+	10_config \
 	15_calendar \
+	20_staging \
+	30_dimensions \
+	40_facts \
 	60_funnels \
 	61_retention \
 	62_active_users \
 	63_trends \
 	64_revenue \
 	70_statistics \
-	71_experiments
+	71_experiments \
+	80_operations \
+	90_privileges
 ISOLATION =
 
 SCRIPT = extension/spectrum--1.0.sql

@@ -204,7 +204,8 @@ BEGIN
                     ), v_type, v_before);
     END;
 
-    IF v_after IS DISTINCT FROM v_before THEN
+    -- The rest shape how events are read and processed from now on, not the views.
+    IF v_after <> v_before AND p_setting IN ('timezone', 'week_start', 'refund_events') THEN
         PERFORM spectrum._mark_stale();
     END IF;
     RETURN v_after;
@@ -784,7 +785,7 @@ BEGIN
         LIMIT p_limit
         FOR UPDATE SKIP LOCKED
     ) AS claimed;
-    row_ids := coalesce(row_ids, '{}');
+    row_ids := coalesce(row_ids, '{}'::tid[]);
 END
 $$;
 COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer) IS
@@ -811,7 +812,7 @@ BEGIN
         FOR UPDATE SKIP LOCKED
     ) AS due;
     IF v_seqs IS NULL THEN
-        RETURN '{}';
+        RETURN '{}'::tid[];
     END IF;
 
     -- A row that another worker holds keeps its entry; one that is done needs none any more.
@@ -835,7 +836,7 @@ BEGIN
     DELETE FROM spectrum.requeue
     WHERE requeue.seq = ANY (v_seqs)
         AND NOT EXISTS (SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq = requeue.seq);
-    RETURN coalesce(v_rows, '{}');
+    RETURN coalesce(v_rows, '{}'::tid[]);
 END
 $$;
 COMMENT ON FUNCTION spectrum._claim_requeued(integer) IS
@@ -1820,6 +1821,8 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET work_mem = '64MB'
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
 SET enable_seqscan = off
 SET enable_memoize = off
 AS $$
@@ -6767,20 +6770,19 @@ BEGIN
         RETURN NULL;
     END IF;
     v_has_more := spectrum._do_step(p_run_id, p_step);
-    CASE p_step
-        WHEN 'provision' THEN
-            RETURN 'process';
-        WHEN 'process' THEN
-            SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
-            FROM spectrum.run_log AS run CROSS JOIN spectrum.config
-            WHERE run.log_id = p_run_id;
-            RETURN CASE WHEN v_has_more AND v_in_budget THEN 'process' ELSE 'refresh' END;
-        WHEN 'refresh' THEN
-            RETURN 'upkeep';
-        WHEN 'upkeep' THEN
-            PERFORM spectrum._end_run(p_run_id, NULL);
-            RETURN NULL;
-    END CASE;
+    IF p_step = 'upkeep' THEN
+        PERFORM spectrum._end_run(p_run_id, NULL);
+        RETURN NULL;
+    END IF;
+    SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
+    FROM spectrum.run_log AS run CROSS JOIN spectrum.config
+    WHERE run.log_id = p_run_id;
+    RETURN CASE
+        WHEN p_step = 'provision' OR (p_step = 'process' AND v_has_more AND v_in_budget)
+            THEN 'process'
+        WHEN p_step = 'process' THEN 'refresh'
+        ELSE 'upkeep'
+    END;
 END
 $$;
 COMMENT ON FUNCTION spectrum._run_step(bigint, text) IS

@@ -60,11 +60,10 @@ def payloads(
     epoch: datetime,
     event_types: Sequence[str],
     properties: st.SearchStrategy[Payload],
-    users: Sequence[str] = ("u1", "u2", "u3", "u4"),
     max_size: int = 40,
 ) -> st.SearchStrategy[list[Payload]]:
     optional = {
-        "user_id": st.sampled_from(users),
+        "user_id": st.sampled_from(["u1", "u2", "u3", "u4"]),
         "account_id": st.sampled_from(["a1", "a2"]),
         "geo": st.fixed_dictionaries({}, optional={"country": st.sampled_from(["DE", "US"])}),
         "properties": properties,

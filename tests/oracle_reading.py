@@ -23,7 +23,7 @@ PLAIN_NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,9})?", re.ASCII)
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}")
 
 
-class Unreadable(Exception):  # noqa: N818 - it is an outcome
+class Unreadable(Exception):
     """The field that cannot be read."""
 
 

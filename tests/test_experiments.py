@@ -10,17 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from histories import (
-    Payload,
-    epochs,
-    exploring,
-    instants,
-    load,
-    loaded,
-    payloads,
-    properties,
-    values,
-)
+from histories import Payload, exploring, load, loaded, properties, values
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle_events import of_account, read_events
@@ -103,26 +93,36 @@ METRICS = (
     ),
 )  # fmt: skip
 names = st.sampled_from(["exp"] * 12 + ["other", None])
-variants = st.sampled_from(
-    ["control"] * 8 + ["treatment"] * 8 + ["unplanned", "", None, True, 1]
-)  # fmt: skip
+variants = st.sampled_from(["control"] * 8 + ["treatment"] * 8 + ["unplanned", "", None, True, 1])
 exposures = st.one_of(
     st.fixed_dictionaries({"experiment": names, "variant": variants}),
     st.fixed_dictionaries({"$feature_flag": names, "$feature_flag_response": variants}),
 )
 deeds = properties(amount=values, plan=st.sampled_from(["pro", "free"]))
+hours = st.sampled_from([0, 0, 1, 2, 24, 25, 48, 168, 169, 720]).map(lambda n: timedelta(hours=n))
+ends = st.one_of(st.none(), st.none(), hours.map(lambda after: START + after))
+
+
+def happenings(
+    kinds: Sequence[str], of: st.SearchStrategy[Payload], many: int
+) -> st.SearchStrategy:
+    """Lists of events of a few users, who are at home in one account and guests in another."""
+    event = st.builds(
+        lambda kind, user, account, after, properties: {
+            "event_type": kind, "occurred_at": (START + after).isoformat(),
+            "properties": properties,
+        } | ({"user_id": f"u{user}"} if user else {}) | ({"account_id": account} if account else {}),
+        st.sampled_from(kinds), st.integers(0, 8), st.sampled_from(["a1"] * 6 + ["a2", None]),
+        hours, of,
+    )  # fmt: skip
+    return st.lists(event, min_size=many // 2, max_size=many)
 
 
 @exploring
-@given(data=st.data(), epoch=epochs, correction=st.sampled_from(["holm", "benjamini_hochberg"]))
-def test_any_history(
-    db: psycopg.Connection, data: st.DataObject, epoch: datetime, correction: str
-) -> None:
-    kinds = ["experiment_exposure", "$feature_flag_called"]
-    crowd_of = [f"u{number}" for number in range(12)]
-    history = data.draw(payloads(epoch, kinds, exposures, users=crowd_of, max_size=25))
-    history += data.draw(payloads(epoch, ["purchase", "visit"], deeds, users=crowd_of))
-    ends = st.one_of(st.none(), instants(epoch))
+@given(data=st.data(), correction=st.sampled_from(["holm", "benjamini_hochberg"]))
+def test_any_history(db: psycopg.Connection, data: st.DataObject, correction: str) -> None:
+    history = data.draw(happenings(["experiment_exposure", "$feature_flag_called"], exposures, 16))
+    history += data.draw(happenings(["purchase", "visit"], deeds, 40))
     start, end = data.draw(st.tuples(ends, ends).filter(lambda r: None in r or r[0] <= r[1]))
     plan = data.draw(st.sampled_from([EVEN, {"control": 1, "treatment": 2, "true": 3}]))
     experiment = Experiment(
@@ -293,6 +293,36 @@ def test_when_events_count(db: psycopg.Connection) -> None:
         "SELECT metric, conversions FROM analytics.experiment('e') WHERE is_control"
     ).fetchall()
     assert dict(rows) == {"any": 3, "soon": 2, "one week": 4}
+
+
+@pytest.mark.parametrize(
+    ("arms", "plan", "proportion", "mean"),
+    [
+        ({"control": (50, 5), "treatment": (50, 45)}, EVEN, [True, True], [True, True]),
+        ({"control": (50, 5), "treatment": (49, 5)}, EVEN, [True, False], [True, False]),
+        ({"control": (50, 4), "treatment": (60, 6)}, EVEN, [False, False], [False, False]),
+        ({"control": (50, 5), "treatment": (50, 46)}, EVEN, [True, False], [True, True]),
+        ({"control": (50, 20), "treatment": (100, 20)}, EVEN, [False, False], [False, False]),
+        ({"control": (50, 20), "treatment": (100, 20)}, {"control": 1, "treatment": 2},
+         [True, True], [True, True]),
+    ],
+)  # fmt: skip
+def test_reliable_means_enough_of_both_arms(
+    db: psycopg.Connection,
+    arms: Mapping[str, tuple[int, int]],
+    plan: Mapping[str, float],
+    proportion: list[bool],
+    mean: list[bool],
+) -> None:
+    load(db, [seen(f"{arm}{n}", arm) for arm, (units, _) in arms.items() for n in range(units)])
+    load(db, [
+        happening("click", f"{arm}{n}", timedelta())
+        for arm, (_, clicks) in arms.items() for n in range(clicks)
+    ])  # fmt: skip
+    metrics = [Metric("p", "proportion", "click"), Metric("m", "mean", "click")]
+    define(db, Experiment("e", plan, "control", metrics))
+    rows = db.execute("SELECT is_reliable FROM analytics.experiment('e')").fetchall()
+    assert [row[0] for row in rows] == [*proportion, *mean]
 
 
 def test_amounts_that_are_extreme_or_no_numbers(db: psycopg.Connection) -> None:

@@ -176,7 +176,8 @@ BEGIN
                     ), v_type, v_before);
     END;
 
-    IF v_after IS DISTINCT FROM v_before THEN
+    -- The rest shape how events are read and processed from now on, not the views.
+    IF v_after <> v_before AND p_setting IN ('timezone', 'week_start', 'refund_events') THEN
         PERFORM spectrum._mark_stale();
     END IF;
     RETURN v_after;

@@ -24,7 +24,7 @@ BEGIN
         LIMIT p_limit
         FOR UPDATE SKIP LOCKED
     ) AS claimed;
-    row_ids := coalesce(row_ids, '{}');
+    row_ids := coalesce(row_ids, '{}'::tid[]);
 END
 $$;
 COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer) IS
@@ -51,7 +51,7 @@ BEGIN
         FOR UPDATE SKIP LOCKED
     ) AS due;
     IF v_seqs IS NULL THEN
-        RETURN '{}';
+        RETURN '{}'::tid[];
     END IF;
 
     -- A row that another worker holds keeps its entry; one that is done needs none any more.
@@ -75,7 +75,7 @@ BEGIN
     DELETE FROM spectrum.requeue
     WHERE requeue.seq = ANY (v_seqs)
         AND NOT EXISTS (SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq = requeue.seq);
-    RETURN coalesce(v_rows, '{}');
+    RETURN coalesce(v_rows, '{}'::tid[]);
 END
 $$;
 COMMENT ON FUNCTION spectrum._claim_requeued(integer) IS

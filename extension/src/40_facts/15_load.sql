@@ -189,6 +189,8 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET work_mem = '64MB'
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
 SET enable_seqscan = off
 SET enable_memoize = off
 AS $$

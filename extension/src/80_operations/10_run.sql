@@ -172,20 +172,19 @@ BEGIN
         RETURN NULL;
     END IF;
     v_has_more := spectrum._do_step(p_run_id, p_step);
-    CASE p_step
-        WHEN 'provision' THEN
-            RETURN 'process';
-        WHEN 'process' THEN
-            SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
-            FROM spectrum.run_log AS run CROSS JOIN spectrum.config
-            WHERE run.log_id = p_run_id;
-            RETURN CASE WHEN v_has_more AND v_in_budget THEN 'process' ELSE 'refresh' END;
-        WHEN 'refresh' THEN
-            RETURN 'upkeep';
-        WHEN 'upkeep' THEN
-            PERFORM spectrum._end_run(p_run_id, NULL);
-            RETURN NULL;
-    END CASE;
+    IF p_step = 'upkeep' THEN
+        PERFORM spectrum._end_run(p_run_id, NULL);
+        RETURN NULL;
+    END IF;
+    SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
+    FROM spectrum.run_log AS run CROSS JOIN spectrum.config
+    WHERE run.log_id = p_run_id;
+    RETURN CASE
+        WHEN p_step = 'provision' OR (p_step = 'process' AND v_has_more AND v_in_budget)
+            THEN 'process'
+        WHEN p_step = 'process' THEN 'refresh'
+        ELSE 'upkeep'
+    END;
 END
 $$;
 COMMENT ON FUNCTION spectrum._run_step(bigint, text) IS

@@ -1,0 +1,61 @@
+-- Room 90: nothing for PUBLIC; each role what its work needs and no more.
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS spectrum;
+DROP ROLE IF EXISTS regress_spectrum_ingest, regress_spectrum_reader, regress_spectrum_analyst;
+RESET client_min_messages;
+CREATE ROLE regress_spectrum_ingest;
+CREATE ROLE regress_spectrum_reader;
+CREATE ROLE regress_spectrum_analyst;
+
+SELECT count(*) AS open_to_public FROM pg_proc
+WHERE pronamespace IN ('spectrum'::regnamespace, 'analytics'::regnamespace)
+    AND has_function_privilege('regress_spectrum_ingest', oid, 'EXECUTE');
+
+SELECT spectrum.grant_ingest('regress_spectrum_ingest');
+SELECT spectrum.grant_reader('regress_spectrum_reader');
+SELECT spectrum.grant_analyst('regress_spectrum_analyst');
+\set VERBOSITY sqlstate
+
+-- Ingest inserts a payload. It reads nothing, sets nothing else, calls nothing.
+SET ROLE regress_spectrum_ingest;
+INSERT INTO raw_events (payload) VALUES ('{"event_type": "granted"}');
+INSERT INTO raw_events (payload, status) VALUES ('{}', 'done');
+INSERT INTO raw_events (payload) VALUES ('{}') RETURNING id;
+SELECT count(*) FROM raw_events;
+UPDATE raw_events SET status = 'done';
+CALL spectrum.process_batch();
+SELECT * FROM analytics.conversion_funnels;
+RESET ROLE;
+CALL spectrum.process_batch();
+
+-- A reader reads the standing views, not the events, and asks no questions.
+SET ROLE regress_spectrum_reader;
+SELECT count(*) FROM analytics.pipeline_status;
+SELECT count(*) >= 0 AS ok FROM analytics.active_users;
+SELECT count(*) FROM analytics.events;
+SELECT * FROM analytics.trend('granted');
+SELECT count(*) FROM warehouse.fact_events;
+SELECT count(*) FROM raw_events;
+
+-- An analyst asks, and reads the events behind the answers, never the payloads.
+SET ROLE regress_spectrum_analyst;
+SELECT sum(value) FROM analytics.trend('granted');
+SELECT count(*) FROM analytics.events WHERE event_type = 'granted';
+SELECT round(spectrum.normal_cdf(1.96)::numeric, 3);
+SELECT count(*) FROM raw_events;
+SELECT spectrum.configure('batch_size', '1');
+SELECT spectrum.grant_analyst('regress_spectrum_reader');
+RESET ROLE;
+
+-- And back.
+\set VERBOSITY terse
+SELECT spectrum.revoke_ingest('regress_spectrum_ingest');
+SELECT spectrum.revoke_reader('regress_spectrum_reader');
+SELECT spectrum.revoke_analyst('regress_spectrum_analyst');
+SELECT spectrum.grant_ingest(NULL);
+REVOKE USAGE ON SCHEMA public FROM regress_spectrum_ingest;
+DROP ROLE regress_spectrum_ingest, regress_spectrum_reader, regress_spectrum_analyst;
+
+TRUNCATE raw_events, warehouse.fact_events, warehouse.event_ledger, spectrum.touched,
+    spectrum.requeue;
