@@ -408,7 +408,7 @@ COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
 --   requeue  the exceptions, by seq: rows set back to pending, rows to retry, lapsed leases.
 -- Pages are filled by half, so that all rows of a page can be marked in place (HOT).
 
-CREATE FUNCTION spectrum._create_staging()
+CREATE FUNCTION spectrum._create_raw_events()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -458,6 +458,20 @@ BEGIN
         'When a failed event is tried again; NULL where its cause cannot pass.';
     COMMENT ON COLUMN @extschema@.raw_events.copy_of IS
         'id of the row whose event_id this one repeats; a copy is done and changes no number.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_raw_events() IS
+    'Room 20: makes raw_events.';
+
+CREATE FUNCTION spectrum._create_intake()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.requeue') IS NOT NULL THEN
+        RETURN;
+    END IF;
 
     CREATE TABLE spectrum.requeue (
         seq bigint NOT NULL CONSTRAINT requeue_pkey PRIMARY KEY,
@@ -504,8 +518,8 @@ BEGIN
         'A row set back to pending, or taken by an outside worker, is found again by its seq.';
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_staging() IS
-    'Room 20: makes raw_events, spectrum.requeue and spectrum.intake.';
+COMMENT ON FUNCTION spectrum._create_intake() IS
+    'Room 20: makes spectrum.requeue and spectrum.intake, and the trigger that feeds the one.';
 
 CREATE FUNCTION spectrum._requeue_row()
 RETURNS trigger
@@ -1233,6 +1247,7 @@ DECLARE
     v_from timestamptz := p_month::timestamp AT TIME ZONE 'UTC';
     v_to timestamptz := (p_month + interval '1 month') AT TIME ZONE 'UTC';
     v_wait text := current_setting('lock_timeout');
+    v_is_made boolean := true;
 BEGIN
     IF to_regclass('warehouse.' || v_name) IS NOT NULL THEN
         RETURN false;
@@ -1242,7 +1257,7 @@ BEGIN
         ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
     FROM spectrum.config;
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
-    IF to_regclass('warehouse.' || v_name) IS NULL THEN
+    BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.
         EXECUTE format('CREATE TABLE warehouse.%I (LIKE warehouse.fact_events INCLUDING DEFAULTS '
             'INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING COMPRESSION)', v_name);
@@ -1250,9 +1265,14 @@ BEGIN
             format('Events of %s (UTC).', to_char(p_month, 'YYYY-MM')));
         EXECUTE format('ALTER TABLE warehouse.fact_events ATTACH PARTITION warehouse.%I '
             'FOR VALUES FROM (%L) TO (%L)', v_name, v_from, v_to);
-    END IF;
+    EXCEPTION
+        -- Another worker made it while this one waited for its turn. To look again would not do:
+        -- that a name is missing is remembered.
+        WHEN duplicate_table THEN
+            v_is_made := false;
+    END;
     PERFORM set_config('lock_timeout', v_wait, true);
-    RETURN true;
+    RETURN v_is_made;
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_month(date) IS
@@ -1776,11 +1796,8 @@ BEGIN
             RETURN;
         EXCEPTION
             -- Another worker brought the same event_id at the same moment: look again.
-            WHEN unique_violation OR deadlock_detected OR triggered_data_change_violation THEN
+            WHEN unique_violation OR triggered_data_change_violation THEN
                 GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-                IF v_try = 3 AND v_state = '40P01' THEN
-                    RAISE;
-                END IF;
             -- Something that reading could not foresee, say a constraint of the user's own.
             WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
                 OR raise_exception
@@ -1832,17 +1849,31 @@ BEGIN
     IF p_limit NOT BETWEEN 1 AND 1000000 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
     END IF;
-    v_rows := spectrum._claim(
-        coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
-    );
-    claimed := cardinality(v_rows);
-    IF claimed = 0 THEN
-        loaded := 0;
-        duplicates := 0;
-        failed := 0;
-    ELSE
-        SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
-    END IF;
+    FOR v_try IN 1 .. 10 LOOP
+        -- Rows read again, copies and halves take locks on the ledger out of order. After a
+        -- deadlock all is let go, so that the other can end, and one worker at a time tries again.
+        IF v_try > 1 THEN
+            PERFORM pg_advisory_xact_lock(spectrum._lock_key('after a deadlock'));
+        END IF;
+        BEGIN
+            v_rows := spectrum._claim(
+                coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
+            );
+            claimed := cardinality(v_rows);
+            loaded := 0;
+            duplicates := 0;
+            failed := 0;
+            IF claimed > 0 THEN
+                SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
+            END IF;
+            RETURN;
+        EXCEPTION
+            WHEN deadlock_detected THEN
+                IF v_try = 10 THEN
+                    RAISE;
+                END IF;
+        END;
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION spectrum._process_batch(integer) IS
@@ -6524,6 +6555,21 @@ COMMENT ON FUNCTION spectrum._pending_since() IS
     'When the oldest event that waits was received; NULL where none waits. Its cost follows what '
     'came lately, not the history.';
 
+CREATE FUNCTION spectrum._is_populated(p_view text)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT view.relispopulated FROM pg_class AS view
+        WHERE view.oid = to_regclass(format('analytics.%I', p_view))
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._is_populated(text) IS
+    'Whether a materialized view of analytics holds rows; NULL where there is no such view.';
+
 CREATE FUNCTION spectrum._refresh_view(p_view text, p_as_of timestamptz)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -6532,7 +6578,9 @@ AS $$
 DECLARE
     v_started_at timestamptz := clock_timestamp();
 BEGIN
-    EXECUTE format('REFRESH MATERIALIZED VIEW CONCURRENTLY analytics.%I', p_view);
+    -- One that a restore left empty cannot be refreshed beside its readers; it has none.
+    EXECUTE format('REFRESH MATERIALIZED VIEW %s analytics.%I',
+        CASE WHEN spectrum._is_populated(p_view) THEN 'CONCURRENTLY' ELSE '' END, p_view);
     UPDATE spectrum.refresh_state
     SET is_stale = false,
         as_of = p_as_of,
@@ -6566,6 +6614,7 @@ BEGIN
         SELECT state.view_name FROM spectrum.refresh_state AS state
         CROSS JOIN spectrum.config
         WHERE state.is_stale
+            OR NOT spectrum._is_populated(state.view_name)
             OR (state.follows_clock
                 AND (state.refreshed_at AT TIME ZONE config.timezone)::date < v_today)
         ORDER BY state.position
@@ -7160,8 +7209,11 @@ BEGIN
         coalesce(r_state.last_run_error, 'ended ' || r_state.last_run_at, 'never ran'),
         'CALL spectrum.run() and read its messages.';
 
-    RETURN QUERY SELECT 'schedule', coalesce(r_state.cron = 'scheduled'
-            AND r_state.cron_last_status IS DISTINCT FROM 'failed', false),
+    -- Without a job here, runs that come all the same come from a scheduler elsewhere.
+    RETURN QUERY SELECT 'schedule', coalesce(CASE WHEN r_state.cron_schedule IS NULL
+            THEN r_state.last_run_at > now() - interval '15 minutes'
+            ELSE r_state.cron = 'scheduled' AND r_state.cron_last_status IS DISTINCT FROM 'failed'
+        END, false),
         r_state.cron || coalesce(' ' || r_state.cron_schedule, '')
             || coalesce(', last run ' || r_state.cron_last_status, ''),
         'SELECT spectrum.schedule(); where pg_cron is missing, the error says what helps.';
@@ -7316,7 +7368,8 @@ AS $$
 BEGIN
     PERFORM spectrum._create_config();
     PERFORM spectrum._create_run_log();
-    PERFORM spectrum._create_staging();
+    PERFORM spectrum._create_raw_events();
+    PERFORM spectrum._create_intake();
     PERFORM spectrum._create_reading();
     PERFORM spectrum._create_dimensions();
     PERFORM spectrum._create_facts();

@@ -249,12 +249,9 @@ def comparison(
             float(value - base), float(error), len(arm.upper), float(base_error),
             len(control.upper), confidence,
         )  # fmt: skip
-    if base:
-        lift = stats.norm.interval(
-            confidence,
-            float(value / base - 1),
-            math.sqrt(error / base**2 + value**2 * base_error / base**4),
-        )
+    lift_error = error / base**2 + value**2 * base_error / base**4 if base else 0
+    if lift_error:
+        lift = stats.norm.interval(confidence, float(value / base - 1), math.sqrt(lift_error))
         answer |= {"lift_low": float(lift[0]), "lift_high": float(lift[1])}
     return answer
 

@@ -111,7 +111,8 @@ def happenings(
         lambda kind, user, account, after, properties: {
             "event_type": kind, "occurred_at": (START + after).isoformat(),
             "properties": properties,
-        } | ({"user_id": f"u{user}"} if user else {}) | ({"account_id": account} if account else {}),
+        } | ({"user_id": f"u{user}"} if user else {})
+        | ({"account_id": account} if account else {}),
         st.sampled_from(kinds), st.integers(0, 8), st.sampled_from(["a1"] * 6 + ["a2", None]),
         hours, of,
     )  # fmt: skip
@@ -283,7 +284,8 @@ def test_when_events_count(db: psycopg.Connection) -> None:
         "before": -second, "at once": timedelta(), "in time": day - second, "late": day,
         "after the end": 3 * day,
     }  # fmt: skip
-    load(db, [seen(user, "control") for user in users])
+    # Being seen again changes nothing.
+    load(db, [seen(user, "control", after) for user in users for after in (day / 2, 0 * day)])
     load(db, [happening("click", user, after) for user, after in users.items()])
     metrics = [Metric("any", "proportion", "click"),
                Metric("soon", "proportion", "click", window=day),

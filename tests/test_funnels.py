@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -140,6 +142,44 @@ def test_standing_funnels_agree(
             ' ORDER BY account_id COLLATE "C", day, step'
         ).fetchall()
         assert days == standing_days(known, asked, options, Calendar(timezone))
+
+
+def test_a_crowd(db: psycopg.Connection) -> None:
+    """Long histories that arrive in no order: whoever puts them in order must not lose it."""
+    random = Random(60)
+    history = [
+        {
+            "event_type": random.choice("AAABBC"),
+            "user_id": f"u{random.randrange(150)}",
+            "occurred_at": (EPOCH + timedelta(seconds=random.randrange(200_000))).isoformat(),
+        }
+        for _ in range(9_000)
+    ]
+    load(db, history)
+    times: dict[tuple[str, str], list[datetime]] = {}
+    for each in sorted(history, key=lambda each: each["occurred_at"]):
+        at = datetime.fromisoformat(each["occurred_at"])
+        times.setdefault((each["user_id"], each["event_type"]), []).append(at)
+
+    def reached(user: str, start: datetime, window: timedelta) -> int:
+        last = start
+        for level, step in enumerate("BC", start=1):
+            candidates = times.get((user, step), [])
+            place = bisect_right(candidates, last)
+            if place == len(candidates) or candidates[place] > start + window:
+                return level
+            last = candidates[place]
+        return 3
+
+    for minutes in (20, 40, 80):
+        levels = [
+            max(reached(user, start, timedelta(minutes=minutes)) for start in starts)
+            for (user, event_type), starts in times.items()
+            if event_type == "A"
+        ]
+        wanted = [sum(level >= step for level in levels) for step in (1, 2, 3)]
+        assert units(db, "ABC", window=f"{minutes} minutes") == wanted
+        assert wanted[0] > wanted[2] > 0
 
 
 def event(

@@ -561,7 +561,7 @@ def assemble(number: int, spoilt: Sequence[tuple[str, str | None]]) -> str:
     """A good event in which some members hold something else or are not there."""
     members: dict[str, str | None] = {
         "event_type": f'"type {number % 7}"',
-        "event_id": f'"event {number % 1_000}"',
+        "event_id": f'"event {number if number % 20 else 0}"',
         "occurred_at": f'"2024-{number % 12 + 1:02}-{number % 28 + 1:02}T12:{number % 60:02}Z"',
         "user_id": str(number % 50),
         "geo.country": '"DE"',
@@ -655,7 +655,7 @@ def test_any_payload(db: psycopg.Connection) -> None:
             wrong.append((text[:300], expected, actual))
     assert wrong == []
     # Neither outcome is rare, or else this shows nothing.
-    assert min(counts.loaded, counts.failed) > len(made) / 5
+    assert min(counts.loaded, counts.failed) > len(made) / 10
 
 
 def test_the_slow_path_says_the_same(db: psycopg.Connection) -> None:

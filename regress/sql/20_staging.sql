@@ -64,6 +64,7 @@ SELECT count(*), min(requeue.due_at) > now() AS after_its_lease FROM spectrum.re
 UPDATE raw_events SET status = 'pending' WHERE status = 'processing';
 SELECT count(*), min(requeue.due_at) <= now() AS at_once FROM spectrum.requeue;
 
+\set VERBOSITY terse
 -- The status is one of four.
 UPDATE raw_events SET status = 'gone';
 

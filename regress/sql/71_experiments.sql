@@ -3,6 +3,7 @@
 SET client_min_messages = warning;
 SET timezone = 'UTC';
 SET datestyle = 'ISO';
+SET intervalstyle = 'postgres';
 CREATE EXTENSION IF NOT EXISTS spectrum;
 
 BEGIN;

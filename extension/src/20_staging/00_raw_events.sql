@@ -6,7 +6,7 @@
 --   requeue  the exceptions, by seq: rows set back to pending, rows to retry, lapsed leases.
 -- Pages are filled by half, so that all rows of a page can be marked in place (HOT).
 
-CREATE FUNCTION spectrum._create_staging()
+CREATE FUNCTION spectrum._create_raw_events()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -56,6 +56,20 @@ BEGIN
         'When a failed event is tried again; NULL where its cause cannot pass.';
     COMMENT ON COLUMN @extschema@.raw_events.copy_of IS
         'id of the row whose event_id this one repeats; a copy is done and changes no number.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_raw_events() IS
+    'Room 20: makes raw_events.';
+
+CREATE FUNCTION spectrum._create_intake()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.requeue') IS NOT NULL THEN
+        RETURN;
+    END IF;
 
     CREATE TABLE spectrum.requeue (
         seq bigint NOT NULL CONSTRAINT requeue_pkey PRIMARY KEY,
@@ -102,8 +116,8 @@ BEGIN
         'A row set back to pending, or taken by an outside worker, is found again by its seq.';
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_staging() IS
-    'Room 20: makes raw_events, spectrum.requeue and spectrum.intake.';
+COMMENT ON FUNCTION spectrum._create_intake() IS
+    'Room 20: makes spectrum.requeue and spectrum.intake, and the trigger that feeds the one.';
 
 CREATE FUNCTION spectrum._requeue_row()
 RETURNS trigger

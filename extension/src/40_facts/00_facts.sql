@@ -93,6 +93,7 @@ DECLARE
     v_from timestamptz := p_month::timestamp AT TIME ZONE 'UTC';
     v_to timestamptz := (p_month + interval '1 month') AT TIME ZONE 'UTC';
     v_wait text := current_setting('lock_timeout');
+    v_is_made boolean := true;
 BEGIN
     IF to_regclass('warehouse.' || v_name) IS NOT NULL THEN
         RETURN false;
@@ -102,7 +103,7 @@ BEGIN
         ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
     FROM spectrum.config;
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
-    IF to_regclass('warehouse.' || v_name) IS NULL THEN
+    BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.
         EXECUTE format('CREATE TABLE warehouse.%I (LIKE warehouse.fact_events INCLUDING DEFAULTS '
             'INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING COMPRESSION)', v_name);
@@ -110,9 +111,14 @@ BEGIN
             format('Events of %s (UTC).', to_char(p_month, 'YYYY-MM')));
         EXECUTE format('ALTER TABLE warehouse.fact_events ATTACH PARTITION warehouse.%I '
             'FOR VALUES FROM (%L) TO (%L)', v_name, v_from, v_to);
-    END IF;
+    EXCEPTION
+        -- Another worker made it while this one waited for its turn. To look again would not do:
+        -- that a name is missing is remembered.
+        WHEN duplicate_table THEN
+            v_is_made := false;
+    END;
     PERFORM set_config('lock_timeout', v_wait, true);
-    RETURN true;
+    RETURN v_is_made;
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_month(date) IS

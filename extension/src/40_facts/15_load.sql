@@ -144,11 +144,8 @@ BEGIN
             RETURN;
         EXCEPTION
             -- Another worker brought the same event_id at the same moment: look again.
-            WHEN unique_violation OR deadlock_detected OR triggered_data_change_violation THEN
+            WHEN unique_violation OR triggered_data_change_violation THEN
                 GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-                IF v_try = 3 AND v_state = '40P01' THEN
-                    RAISE;
-                END IF;
             -- Something that reading could not foresee, say a constraint of the user's own.
             WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
                 OR raise_exception
@@ -200,17 +197,31 @@ BEGIN
     IF p_limit NOT BETWEEN 1 AND 1000000 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
     END IF;
-    v_rows := spectrum._claim(
-        coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
-    );
-    claimed := cardinality(v_rows);
-    IF claimed = 0 THEN
-        loaded := 0;
-        duplicates := 0;
-        failed := 0;
-    ELSE
-        SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
-    END IF;
+    FOR v_try IN 1 .. 10 LOOP
+        -- Rows read again, copies and halves take locks on the ledger out of order. After a
+        -- deadlock all is let go, so that the other can end, and one worker at a time tries again.
+        IF v_try > 1 THEN
+            PERFORM pg_advisory_xact_lock(spectrum._lock_key('after a deadlock'));
+        END IF;
+        BEGIN
+            v_rows := spectrum._claim(
+                coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
+            );
+            claimed := cardinality(v_rows);
+            loaded := 0;
+            duplicates := 0;
+            failed := 0;
+            IF claimed > 0 THEN
+                SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
+            END IF;
+            RETURN;
+        EXCEPTION
+            WHEN deadlock_detected THEN
+                IF v_try = 10 THEN
+                    RAISE;
+                END IF;
+        END;
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION spectrum._process_batch(integer) IS

@@ -42,6 +42,21 @@ COMMENT ON FUNCTION spectrum._pending_since() IS
     'When the oldest event that waits was received; NULL where none waits. Its cost follows what '
     'came lately, not the history.';
 
+CREATE FUNCTION spectrum._is_populated(p_view text)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT view.relispopulated FROM pg_class AS view
+        WHERE view.oid = to_regclass(format('analytics.%I', p_view))
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._is_populated(text) IS
+    'Whether a materialized view of analytics holds rows; NULL where there is no such view.';
+
 CREATE FUNCTION spectrum._refresh_view(p_view text, p_as_of timestamptz)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -50,7 +65,9 @@ AS $$
 DECLARE
     v_started_at timestamptz := clock_timestamp();
 BEGIN
-    EXECUTE format('REFRESH MATERIALIZED VIEW CONCURRENTLY analytics.%I', p_view);
+    -- One that a restore left empty cannot be refreshed beside its readers; it has none.
+    EXECUTE format('REFRESH MATERIALIZED VIEW %s analytics.%I',
+        CASE WHEN spectrum._is_populated(p_view) THEN 'CONCURRENTLY' ELSE '' END, p_view);
     UPDATE spectrum.refresh_state
     SET is_stale = false,
         as_of = p_as_of,
@@ -84,6 +101,7 @@ BEGIN
         SELECT state.view_name FROM spectrum.refresh_state AS state
         CROSS JOIN spectrum.config
         WHERE state.is_stale
+            OR NOT spectrum._is_populated(state.view_name)
             OR (state.follows_clock
                 AND (state.refreshed_at AT TIME ZONE config.timezone)::date < v_today)
         ORDER BY state.position

@@ -242,8 +242,11 @@ BEGIN
         coalesce(r_state.last_run_error, 'ended ' || r_state.last_run_at, 'never ran'),
         'CALL spectrum.run() and read its messages.';
 
-    RETURN QUERY SELECT 'schedule', coalesce(r_state.cron = 'scheduled'
-            AND r_state.cron_last_status IS DISTINCT FROM 'failed', false),
+    -- Without a job here, runs that come all the same come from a scheduler elsewhere.
+    RETURN QUERY SELECT 'schedule', coalesce(CASE WHEN r_state.cron_schedule IS NULL
+            THEN r_state.last_run_at > now() - interval '15 minutes'
+            ELSE r_state.cron = 'scheduled' AND r_state.cron_last_status IS DISTINCT FROM 'failed'
+        END, false),
         r_state.cron || coalesce(' ' || r_state.cron_schedule, '')
             || coalesce(', last run ' || r_state.cron_last_status, ''),
         'SELECT spectrum.schedule(); where pg_cron is missing, the error says what helps.';

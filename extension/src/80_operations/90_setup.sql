@@ -42,7 +42,8 @@ AS $$
 BEGIN
     PERFORM spectrum._create_config();
     PERFORM spectrum._create_run_log();
-    PERFORM spectrum._create_staging();
+    PERFORM spectrum._create_raw_events();
+    PERFORM spectrum._create_intake();
     PERFORM spectrum._create_reading();
     PERFORM spectrum._create_dimensions();
     PERFORM spectrum._create_facts();

@@ -1,0 +1,173 @@
+"""A dump holds everything and a restore needs nothing: the data is the user's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+from conftest import OWNER, Connect, MakeDb, run_sql
+from pipeline import drain, event, insert, rows, value
+from psycopg.conninfo import conninfo_to_dict
+
+DAYS = ("2024-01-30T10:00:00Z", "2024-02-02T11:00:00Z", "2024-03-03T12:00:00Z")
+STANDING = ("conversion_funnels", "funnel_days", "retention_cohorts", "revenue_summary")
+STANDING += ("active_users", "experiment_results")
+STATE = """
+    SELECT 'raw' AS what, count(*)::text AS value FROM raw_events
+    UNION ALL SELECT 'done', count(*)::text FROM raw_events WHERE status = 'done'
+    UNION ALL SELECT 'facts', count(*)::text FROM warehouse.fact_events
+    UNION ALL SELECT 'ledger', count(*)::text FROM warehouse.event_ledger
+    UNION ALL SELECT 'months', string_agg(inhrelid::regclass::text, ' '
+            ORDER BY inhrelid::regclass::text)
+        FROM (SELECT inhrelid FROM pg_inherits
+            WHERE inhparent = 'warehouse.fact_events'::regclass) AS months
+    UNION ALL SELECT 'indexes', count(*)::text FROM pg_indexes
+        WHERE schemaname IN ('public', 'spectrum', 'warehouse', 'analytics')
+    UNION ALL SELECT 'sequences', string_agg(sequencename || '=' || coalesce(last_value, 0), ' '
+        ORDER BY sequencename) FROM pg_sequences WHERE schemaname <> 'cron'
+"""
+
+
+def tool(name: str, dsn: str, *arguments: str, may_complain: bool = False) -> str:
+    """Runs one of PostgreSQL's programs against a database; what it prints, complaints too."""
+    bindir = subprocess.run(
+        [os.environ.get("PG_CONFIG", "pg_config"), "--bindir"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    settings = conninfo_to_dict(dsn)
+    env = os.environ | {"PGPASSWORD": str(settings.pop("password", ""))}
+    done = subprocess.run(
+        [f"{bindir}/{name}", "-d", " ".join(f"{k}={v}" for k, v in settings.items()), *arguments],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert may_complain or done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def fill(db: psycopg.Connection) -> None:
+    """A little of everything: months, money, an experiment, a failure, a copy, a user's index."""
+    db.execute("""SELECT spectrum.define_funnel('sale', '["visit", "buy"]')""")
+    db.execute("SELECT spectrum.define_metric('bought', 'proportion', 'buy')")
+    db.execute(
+        """SELECT spectrum.define_experiment('button', '{"a": 0.5, "b": 0.5}', 'a', '["bought"]')"""
+    )
+    for number in range(12):
+        who = {"user_id": f"u{number}", "account_id": f"acme {number % 2}"}
+        variant = {"experiment": "button", "variant": "ab"[number % 2]}
+        insert(db, [event("experiment_exposure", **who, properties=variant)])
+        insert(db, [event("visit", **who, occurred_at=day) for day in DAYS])
+        insert(db, [event("buy", **who, properties={"revenue": "9.99"})] * (number % 3))
+    insert(db, [{"event_type": 1}, event("visit", event_id="x"), event("visit", event_id="x")])
+    drain(db)
+    db.execute("CREATE INDEX users_own ON warehouse.fact_events (account_key)")
+    db.execute("CALL spectrum.refresh_analytics()")
+
+
+def views(db: psycopg.Connection) -> dict[str, list[tuple]]:
+    return {
+        view: sorted(map(repr, rows(db, f"SELECT * FROM analytics.{view}"))) for view in STANDING
+    }
+
+
+def assert_goes_on(db: psycopg.Connection) -> None:
+    """New events become facts under new keys, and every proof holds."""
+    before = value(db, "SELECT count(*) FROM warehouse.fact_events")
+    insert(db, [event("visit", user_id="newcomer"), event("visit", event_id="x")])
+    assert drain(db)[1:3] == (1, 1)
+    assert value(db, "SELECT count(*) FROM warehouse.fact_events") == before + 1
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert rows(db, "SELECT * FROM spectrum.verify() WHERE NOT ok") == []
+    assert value(db, "SELECT max(seq) = count(*) FROM raw_events")
+
+
+@pytest.mark.parametrize("form", ["custom", "plain"])
+def test_restored_it_is_the_same_and_goes_on(
+    form: str, make_db: MakeDb, connect: Connect, tmp_path: Path
+) -> None:
+    source = make_db("source", template="owner")
+    with connect(source) as db:
+        fill(db)
+        state, shown = rows(db, STATE), views(db)
+    assert all(shown.values()), "every view should have rows to lose"
+    target = make_db("target", template="")
+    run_sql(target, f'ALTER DATABASE "{conninfo_to_dict(target)["dbname"]}" OWNER TO {OWNER}')
+    target += f" user={OWNER}"
+    dump = tmp_path / "dump"
+    if form == "custom":
+        tool("pg_dump", source, "-Fc", "-f", str(dump))
+        tool("pg_restore", target, "-1", "-e", "--no-comments", str(dump))
+    else:
+        tool("pg_dump", source, "-f", str(dump))
+        tool("psql", target, "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f", str(dump))
+    with connect(target) as db:
+        assert rows(db, STATE) == state
+        assert views(db) == shown
+        assert_goes_on(db)
+
+
+def test_the_definitions_come_back_to_the_letter(
+    make_db: MakeDb, connect: Connect, tmp_path: Path
+) -> None:
+    source = make_db("source")
+    with connect(source) as db:
+        fill(db)
+    target = make_db("target", template="")
+    dump = tmp_path / "dump"
+    tool("pg_dump", source, "-Fc", "-f", str(dump))
+    tool("pg_restore", target, "-1", "-e", str(dump))
+
+    def schema(dsn: str) -> list[str]:
+        text = tool("pg_dump", dsn, "-s")
+        return [
+            line
+            for line in text.splitlines()
+            if not line.startswith(("\\restrict", "\\unrestrict"))
+        ]
+
+    assert schema(target) == schema(source)
+
+
+def test_after_a_superusers_restore_health_names_what_mends_it(
+    make_db: MakeDb, connect: Connect, tmp_path: Path
+) -> None:
+    source = make_db("source", template="owner")
+    with connect(source) as db:
+        fill(db)
+    target = make_db("target", template="")
+    dump = tmp_path / "dump"
+    tool("pg_dump", source, "-Fc", "-f", str(dump))
+    # The views' owner may not use the superuser's functions: they come back empty, the rest whole.
+    complaint = tool("pg_restore", target, str(dump), may_complain=True)
+    assert complaint.count("Command was: REFRESH MATERIALIZED VIEW") == complaint.count(
+        "Command was"
+    )
+    run_sql(target, f'ALTER DATABASE "{conninfo_to_dict(target)["dbname"]}" OWNER TO {OWNER}')
+    as_owner = target + f" user={OWNER}"
+    with connect(as_owner) as db, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        drain(db)
+    query = "SELECT ok, what_to_do FROM spectrum.health() WHERE check_name = 'ownership'"
+    with connect(target) as superuser:
+        ((ok, cure),) = rows(superuser, query)
+        assert not ok
+        superuser.execute(cure.removeprefix("As a superuser: "))
+        assert value(superuser, query.replace(", what_to_do", ""))
+    with connect(as_owner) as db:
+        assert_goes_on(db)
+
+
+def test_dropping_the_extension_is_refused_while_there_is_data(
+    owner_db: psycopg.Connection,
+) -> None:
+    insert(owner_db, [event()])
+    with pytest.raises(psycopg.errors.DependentObjectsStillExist):
+        owner_db.execute("DROP EXTENSION spectrum")
+    assert value(owner_db, "SELECT count(*) FROM raw_events") == 1
