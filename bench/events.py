@@ -6,7 +6,7 @@ import json
 import random
 import uuid
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 SHARES = {
     "page_view": 55,
@@ -17,7 +17,7 @@ SHARES = {
     "purchase": 2,
 }
 PLACES = [("DE", "Berlin", "Berlin"), ("US", "California", "San Jose"), ("FR", "", "Lyon")]
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 90
 
 

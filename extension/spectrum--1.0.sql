@@ -1004,6 +1004,7 @@ COMMENT ON FUNCTION spectrum._patrol(bigint) IS
 -- each other instead of deadlocking. first_seen and last_seen follow with the next refresh
 -- (room 50), so that workers never queue behind the row of a popular event type.
 --
+-- Names are looked up, not sorted for people: COLLATE "C" compares them byte by byte.
 -- Members are never deleted and keys never change: a trigger refuses it. This takes the place of
 -- foreign keys from the facts, which would cost 13 microseconds an event, more than all the rest.
 
@@ -1019,7 +1020,7 @@ BEGIN
 
     CREATE TABLE warehouse.dim_accounts (
         account_key bigserial NOT NULL CONSTRAINT dim_accounts_pkey PRIMARY KEY,
-        account_id text NOT NULL CONSTRAINT dim_accounts_account_id_key UNIQUE,
+        account_id text COLLATE "C" NOT NULL CONSTRAINT dim_accounts_account_id_key UNIQUE,
         first_seen timestamptz,
         last_seen timestamptz
     );
@@ -1030,7 +1031,7 @@ BEGIN
 
     CREATE TABLE warehouse.dim_users (
         user_key bigserial NOT NULL CONSTRAINT dim_users_pkey PRIMARY KEY,
-        user_id text NOT NULL CONSTRAINT dim_users_user_id_key UNIQUE,
+        user_id text COLLATE "C" NOT NULL CONSTRAINT dim_users_user_id_key UNIQUE,
         account_key bigint NOT NULL DEFAULT 0,
         first_seen timestamptz,
         last_seen timestamptz
@@ -1044,9 +1045,9 @@ BEGIN
 
     CREATE TABLE warehouse.dim_geography (
         geo_key serial NOT NULL CONSTRAINT dim_geography_pkey PRIMARY KEY,
-        country text NOT NULL,
-        region text NOT NULL,
-        city text NOT NULL,
+        country text COLLATE "C" NOT NULL,
+        region text COLLATE "C" NOT NULL,
+        city text COLLATE "C" NOT NULL,
         first_seen timestamptz,
         last_seen timestamptz,
         CONSTRAINT dim_geography_place_key UNIQUE (country, region, city)
@@ -1057,7 +1058,8 @@ BEGIN
 
     CREATE TABLE warehouse.dim_event_types (
         event_type_key serial NOT NULL CONSTRAINT dim_event_types_pkey PRIMARY KEY,
-        event_type text NOT NULL CONSTRAINT dim_event_types_event_type_key UNIQUE,
+        event_type text COLLATE "C" NOT NULL
+            CONSTRAINT dim_event_types_event_type_key UNIQUE,
         first_seen timestamptz,
         last_seen timestamptz
     );
@@ -1710,9 +1712,8 @@ BEGIN
     PERFORM spectrum._read_batch(p_rows);
     SELECT
         p_is_retry OR bool_or(batch.was_read) AS has_reread,
-        bool_or(batch.is_readable AND num_nulls(
-            batch.account_key, batch.user_key, batch.geo_key, batch.event_type_key) > 0)
-            AS has_newcomers,
+        bool_or(batch.is_readable AND (batch.account_key IS NULL OR batch.user_key IS NULL
+            OR batch.geo_key IS NULL OR batch.event_type_key IS NULL)) AS has_newcomers,
         min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
         max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
     INTO r_batch FROM pg_temp.spectrum_batch AS batch;

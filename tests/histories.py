@@ -75,7 +75,13 @@ def payloads(
         },
         optional=optional,
     )
-    return st.lists(event, max_size=max_size)
+    return dense_lists(event, max_size)
+
+
+def dense_lists(items: st.SearchStrategy[Any], max_size: int) -> st.SearchStrategy[list[Any]]:
+    """Lists alone are mostly of less than five: too few for what needs several events to show."""
+    least = st.sampled_from([0, max_size // 2, max_size])
+    return least.flatmap(lambda size: st.lists(items, min_size=size, max_size=max_size))
 
 
 def ranges(epoch: datetime) -> st.SearchStrategy[tuple[datetime | None, datetime | None]]:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from histories import Payload, exploring, load, loaded, timezones
+from histories import Payload, dense_lists, exploring, load, loaded, timezones
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle_events import Calendar
@@ -55,7 +55,7 @@ events = st.fixed_dictionaries(
 @st.composite
 def histories(draw: st.DrawFn) -> list[Payload]:
     """Many users at once; one event in ten has no user. Ids order ties at random."""
-    history = draw(st.lists(events, max_size=60))
+    history = draw(dense_lists(events, 60))
     ids = draw(st.permutations(range(len(history))))
     return [
         {key: value for key, value in event.items() if key != "user_id" or number % 10}

@@ -338,6 +338,7 @@ def months_locked(db: psycopg.Connection, connect: Connect) -> psycopg.Connectio
 
 def make_due(db: psycopg.Connection) -> None:
     db.execute("UPDATE spectrum.requeue SET due_at = now()")
+    db.execute("UPDATE raw_events SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")
 
 
 RETRY = """
@@ -699,6 +700,7 @@ def test_a_row_that_was_deleted_while_it_waited(db: psycopg.Connection) -> None:
     db.execute("UPDATE raw_events SET status = 'pending'")
     db.execute("DELETE FROM raw_events WHERE seq = 1")
     assert process(db) == Counts(1, 1, 0, 0)
+    db.execute("SELECT spectrum._patrol()")
     assert value(db, "SELECT count(*) FROM spectrum.requeue") == 0
     prove(db)
 

@@ -37,44 +37,36 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
 AS $$
 DECLARE
     v_seqs bigint[];
     v_rows tid[];
 BEGIN
-    SELECT array_agg(due.seq) INTO v_seqs
-    FROM (
-        SELECT requeue.seq FROM spectrum.requeue
-        WHERE requeue.due_at <= now()
-        ORDER BY requeue.seq
-        LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS due;
-    IF v_seqs IS NULL THEN
-        RETURN '{}'::tid[];
-    END IF;
-
-    -- A row that another worker holds keeps its entry; one that is done needs none any more.
+    -- The raw row first, then its entry, as in an UPDATE that sets a row back: whoever has locked
+    -- the row owns the entry. A row that is done, say by an outside worker, needs none any more.
     WITH reachable AS MATERIALIZED (
-        SELECT due.seq, found.row_id, found.is_open
-        FROM unnest(v_seqs) AS due (seq)
+        SELECT requeue.seq, found.row_id, found.is_open
+        FROM spectrum.requeue
         CROSS JOIN LATERAL (
             SELECT
                 raw.ctid AS row_id,
-                raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL
+                raw.status IN ('pending', 'processing') OR raw.next_attempt_at <= now()
                     AS is_open
             FROM @extschema@.raw_events AS raw
-            WHERE raw.seq = due.seq
+            WHERE raw.seq = requeue.seq
             FOR UPDATE SKIP LOCKED
         ) AS found
-    ), settled AS (
-        DELETE FROM spectrum.requeue WHERE requeue.seq IN (SELECT reachable.seq FROM reachable)
+        WHERE requeue.due_at <= now()
+        ORDER BY requeue.seq
+        LIMIT p_limit
     )
-    SELECT array_agg(reachable.row_id ORDER BY reachable.seq) FILTER (WHERE reachable.is_open)
-    INTO v_rows FROM reachable;
-    DELETE FROM spectrum.requeue
-    WHERE requeue.seq = ANY (v_seqs)
-        AND NOT EXISTS (SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq = requeue.seq);
+    SELECT
+        array_agg(reachable.seq),
+        array_agg(reachable.row_id ORDER BY reachable.seq) FILTER (WHERE reachable.is_open)
+    INTO v_seqs, v_rows FROM reachable;
+    DELETE FROM spectrum.requeue WHERE requeue.seq = ANY (v_seqs);
     RETURN coalesce(v_rows, '{}'::tid[]);
 END
 $$;
@@ -216,6 +208,9 @@ BEGIN
     ON CONFLICT (seq) DO NOTHING;
     GET DIAGNOSTICS v_found = ROW_COUNT;
     UPDATE spectrum.intake SET patrol_seq = v_from + p_rows;
+    DELETE FROM spectrum.requeue
+    WHERE requeue.due_at <= now()
+        AND NOT EXISTS (SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq = requeue.seq);
     RETURN v_found;
 END
 $$;

@@ -82,6 +82,23 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._month_name(date) IS 'Name of the partition of a month.';
 
+CREATE FUNCTION spectrum._bound_lock_waits()
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_before text := current_setting('lock_timeout');
+BEGIN
+    PERFORM set_config('lock_timeout',
+        ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
+    FROM spectrum.config;
+    RETURN v_before;
+END
+$$;
+COMMENT ON FUNCTION spectrum._bound_lock_waits() IS
+    'Sets lock_timeout to config.lock_timeout and returns what it was, for who sets it back.';
+
 CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -92,16 +109,14 @@ DECLARE
     v_name text := spectrum._month_name(p_month);
     v_from timestamptz := p_month::timestamp AT TIME ZONE 'UTC';
     v_to timestamptz := (p_month + interval '1 month') AT TIME ZONE 'UTC';
-    v_wait text := current_setting('lock_timeout');
+    v_wait text;
     v_is_made boolean := true;
 BEGIN
     IF to_regclass('warehouse.' || v_name) IS NOT NULL THEN
         RETURN false;
     END IF;
 
-    PERFORM set_config('lock_timeout',
-        ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
-    FROM spectrum.config;
+    v_wait := spectrum._bound_lock_waits();
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
     BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.

@@ -58,9 +58,8 @@ BEGIN
     PERFORM spectrum._read_batch(p_rows);
     SELECT
         p_is_retry OR bool_or(batch.was_read) AS has_reread,
-        bool_or(batch.is_readable AND num_nulls(
-            batch.account_key, batch.user_key, batch.geo_key, batch.event_type_key) > 0)
-            AS has_newcomers,
+        bool_or(batch.is_readable AND (batch.account_key IS NULL OR batch.user_key IS NULL
+            OR batch.geo_key IS NULL OR batch.event_type_key IS NULL)) AS has_newcomers,
         min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
         max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
     INTO r_batch FROM pg_temp.spectrum_batch AS batch;
@@ -121,8 +120,36 @@ $$;
 COMMENT ON FUNCTION spectrum._fail_row(tid, text, boolean) IS
     'Marks one claimed row failed, for a reason that only the warehouse found.';
 
-CREATE FUNCTION spectrum._load_safely(
+CREATE FUNCTION spectrum._load_patiently(
     p_rows tid[],
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    FOR v_try IN 1 .. 3 LOOP
+        BEGIN
+            SELECT * INTO loaded, duplicates, failed
+            FROM spectrum._load_rows(p_rows, v_try > 1);
+            RETURN;
+        EXCEPTION
+            WHEN unique_violation OR triggered_data_change_violation THEN
+                IF v_try = 3 THEN
+                    RAISE;
+                END IF;
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._load_patiently(tid[]) IS
+    'Loads claimed rows; looks again where another worker brought the same event_id meanwhile.';
+
+CREATE FUNCTION spectrum._load_in_halves(
+    p_rows tid[],
+    p_is_refused boolean,
     OUT loaded bigint,
     OUT duplicates bigint,
     OUT failed bigint
@@ -137,23 +164,18 @@ DECLARE
     r_left record;
     r_right record;
 BEGIN
-    FOR v_try IN 1 .. 3 LOOP
+    IF v_half = 0 OR NOT p_is_refused THEN
         BEGIN
-            SELECT * INTO loaded, duplicates, failed
-            FROM spectrum._load_rows(p_rows, v_try > 1);
+            SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(p_rows);
             RETURN;
         EXCEPTION
-            -- Another worker brought the same event_id at the same moment: look again.
-            WHEN unique_violation OR triggered_data_change_violation THEN
-                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-            -- Something that reading could not foresee, say a constraint of the user's own.
+            -- What reading could not foresee, say a constraint of the user's own.
             WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
-                OR raise_exception
+                OR raise_exception OR triggered_data_change_violation
             THEN
                 GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-                EXIT;
         END;
-    END LOOP;
+    END IF;
 
     IF v_half = 0 THEN
         PERFORM spectrum._fail_row(
@@ -164,16 +186,41 @@ BEGIN
         failed := 1;
         RETURN;
     END IF;
-    r_left := spectrum._load_safely(p_rows[:v_half]);
-    r_right := spectrum._load_safely(p_rows[v_half + 1:]);
+    r_left := spectrum._load_in_halves(p_rows[:v_half], false);
+    r_right := spectrum._load_in_halves(p_rows[v_half + 1:], false);
     loaded := r_left.loaded + r_right.loaded;
     duplicates := r_left.duplicates + r_right.duplicates;
     failed := r_left.failed + r_right.failed;
 END
 $$;
-COMMENT ON FUNCTION spectrum._load_safely(tid[]) IS
-    'Loads claimed rows; where a row makes the warehouse refuse the set, halves it until that row '
-    'is found and fails alone. One such row costs its batch about two more passes.';
+COMMENT ON FUNCTION spectrum._load_in_halves(tid[], boolean) IS
+    'Loads claimed rows of which the warehouse refuses one: halves them until that row is found and '
+    'fails alone. One such row costs its batch about two more passes.';
+
+CREATE FUNCTION spectrum._wait_for_turn(p_is_alone boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_key bigint := spectrum._lock_key('batch');
+    v_wait text := spectrum._bound_lock_waits();
+BEGIN
+    IF p_is_alone THEN
+        PERFORM pg_advisory_xact_lock(v_key);
+    ELSE
+        PERFORM pg_advisory_xact_lock_shared(v_key);
+    END IF;
+    PERFORM set_config('lock_timeout', v_wait, true);
+EXCEPTION
+    -- Then beside the others: a deadlock is the worst that may come of it.
+    WHEN lock_not_available THEN
+        PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
+    'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
+    'than config.lock_timeout.';
 
 CREATE FUNCTION spectrum._process_batch(
     p_limit integer,
@@ -193,17 +240,16 @@ SET enable_memoize = off
 AS $$
 DECLARE
     v_rows tid[];
+    v_is_refused boolean;
 BEGIN
     IF p_limit NOT BETWEEN 1 AND 1000000 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
     END IF;
+    -- Rows read again and halves take locks on the ledger out of order: where that led to a
+    -- deadlock, or a batch must be halved, all is let go and done again with no other batch beside.
     FOR v_try IN 1 .. 10 LOOP
-        -- Rows read again, copies and halves take locks on the ledger out of order. After a
-        -- deadlock all is let go, so that the other can end, and one worker at a time tries again.
-        IF v_try > 1 THEN
-            PERFORM pg_advisory_xact_lock(spectrum._lock_key('after a deadlock'));
-        END IF;
         BEGIN
+            PERFORM spectrum._wait_for_turn(v_try > 1);
             v_rows := spectrum._claim(
                 coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
             );
@@ -211,12 +257,18 @@ BEGIN
             loaded := 0;
             duplicates := 0;
             failed := 0;
-            IF claimed > 0 THEN
-                SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
+            IF claimed > 0 AND v_try = 1 THEN
+                SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(v_rows);
+            ELSIF claimed > 0 THEN
+                SELECT * INTO loaded, duplicates, failed
+                FROM spectrum._load_in_halves(v_rows, v_is_refused);
             END IF;
             RETURN;
         EXCEPTION
-            WHEN deadlock_detected THEN
+            WHEN deadlock_detected OR data_exception OR integrity_constraint_violation
+                OR program_limit_exceeded OR raise_exception OR triggered_data_change_violation
+            THEN
+                v_is_refused := sqlstate <> '40P01';
                 IF v_try = 10 THEN
                     RAISE;
                 END IF;
