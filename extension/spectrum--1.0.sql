@@ -812,44 +812,36 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
 AS $$
 DECLARE
     v_seqs bigint[];
     v_rows tid[];
 BEGIN
-    SELECT array_agg(due.seq) INTO v_seqs
-    FROM (
-        SELECT requeue.seq FROM spectrum.requeue
-        WHERE requeue.due_at <= now()
-        ORDER BY requeue.seq
-        LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS due;
-    IF v_seqs IS NULL THEN
-        RETURN '{}'::tid[];
-    END IF;
-
-    -- A row that another worker holds keeps its entry; one that is done needs none any more.
+    -- The raw row first, then its entry, as in an UPDATE that sets a row back: whoever has locked
+    -- the row owns the entry. A row that is done, say by an outside worker, needs none any more.
     WITH reachable AS MATERIALIZED (
-        SELECT due.seq, found.row_id, found.is_open
-        FROM unnest(v_seqs) AS due (seq)
+        SELECT requeue.seq, found.row_id, found.is_open
+        FROM spectrum.requeue
         CROSS JOIN LATERAL (
             SELECT
                 raw.ctid AS row_id,
-                raw.status IN ('pending', 'processing') OR raw.next_attempt_at IS NOT NULL
+                raw.status IN ('pending', 'processing') OR raw.next_attempt_at <= now()
                     AS is_open
             FROM @extschema@.raw_events AS raw
-            WHERE raw.seq = due.seq
+            WHERE raw.seq = requeue.seq
             FOR UPDATE SKIP LOCKED
         ) AS found
-    ), settled AS (
-        DELETE FROM spectrum.requeue WHERE requeue.seq IN (SELECT reachable.seq FROM reachable)
+        WHERE requeue.due_at <= now()
+        ORDER BY requeue.seq
+        LIMIT p_limit
     )
-    SELECT array_agg(reachable.row_id ORDER BY reachable.seq) FILTER (WHERE reachable.is_open)
-    INTO v_rows FROM reachable;
-    DELETE FROM spectrum.requeue
-    WHERE requeue.seq = ANY (v_seqs)
-        AND NOT EXISTS (SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq = requeue.seq);
+    SELECT
+        array_agg(reachable.seq),
+        array_agg(reachable.row_id ORDER BY reachable.seq) FILTER (WHERE reachable.is_open)
+    INTO v_seqs, v_rows FROM reachable;
+    DELETE FROM spectrum.requeue WHERE requeue.seq = ANY (v_seqs);
     RETURN coalesce(v_rows, '{}'::tid[]);
 END
 $$;
@@ -991,6 +983,9 @@ BEGIN
     ON CONFLICT (seq) DO NOTHING;
     GET DIAGNOSTICS v_found = ROW_COUNT;
     UPDATE spectrum.intake SET patrol_seq = v_from + p_rows;
+    DELETE FROM spectrum.requeue
+    WHERE requeue.due_at <= now()
+        AND NOT EXISTS (SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq = requeue.seq);
     RETURN v_found;
 END
 $$;
@@ -1238,6 +1233,23 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._month_name(date) IS 'Name of the partition of a month.';
 
+CREATE FUNCTION spectrum._bound_lock_waits()
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_before text := current_setting('lock_timeout');
+BEGIN
+    PERFORM set_config('lock_timeout',
+        ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
+    FROM spectrum.config;
+    RETURN v_before;
+END
+$$;
+COMMENT ON FUNCTION spectrum._bound_lock_waits() IS
+    'Sets lock_timeout to config.lock_timeout and returns what it was, for who sets it back.';
+
 CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -1248,16 +1260,14 @@ DECLARE
     v_name text := spectrum._month_name(p_month);
     v_from timestamptz := p_month::timestamp AT TIME ZONE 'UTC';
     v_to timestamptz := (p_month + interval '1 month') AT TIME ZONE 'UTC';
-    v_wait text := current_setting('lock_timeout');
+    v_wait text;
     v_is_made boolean := true;
 BEGIN
     IF to_regclass('warehouse.' || v_name) IS NOT NULL THEN
         RETURN false;
     END IF;
 
-    PERFORM set_config('lock_timeout',
-        ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
-    FROM spectrum.config;
+    v_wait := spectrum._bound_lock_waits();
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
     BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.
@@ -1774,8 +1784,36 @@ $$;
 COMMENT ON FUNCTION spectrum._fail_row(tid, text, boolean) IS
     'Marks one claimed row failed, for a reason that only the warehouse found.';
 
-CREATE FUNCTION spectrum._load_safely(
+CREATE FUNCTION spectrum._load_patiently(
     p_rows tid[],
+    OUT loaded bigint,
+    OUT duplicates bigint,
+    OUT failed bigint
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    FOR v_try IN 1 .. 3 LOOP
+        BEGIN
+            SELECT * INTO loaded, duplicates, failed
+            FROM spectrum._load_rows(p_rows, v_try > 1);
+            RETURN;
+        EXCEPTION
+            WHEN unique_violation OR triggered_data_change_violation THEN
+                IF v_try = 3 THEN
+                    RAISE;
+                END IF;
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._load_patiently(tid[]) IS
+    'Loads claimed rows; looks again where another worker brought the same event_id meanwhile.';
+
+CREATE FUNCTION spectrum._load_in_halves(
+    p_rows tid[],
+    p_is_refused boolean,
     OUT loaded bigint,
     OUT duplicates bigint,
     OUT failed bigint
@@ -1790,23 +1828,18 @@ DECLARE
     r_left record;
     r_right record;
 BEGIN
-    FOR v_try IN 1 .. 3 LOOP
+    IF v_half = 0 OR NOT p_is_refused THEN
         BEGIN
-            SELECT * INTO loaded, duplicates, failed
-            FROM spectrum._load_rows(p_rows, v_try > 1);
+            SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(p_rows);
             RETURN;
         EXCEPTION
-            -- Another worker brought the same event_id at the same moment: look again.
-            WHEN unique_violation OR triggered_data_change_violation THEN
-                GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-            -- Something that reading could not foresee, say a constraint of the user's own.
+            -- What reading could not foresee, say a constraint of the user's own.
             WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
-                OR raise_exception
+                OR raise_exception OR triggered_data_change_violation
             THEN
                 GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
-                EXIT;
         END;
-    END LOOP;
+    END IF;
 
     IF v_half = 0 THEN
         PERFORM spectrum._fail_row(
@@ -1817,16 +1850,41 @@ BEGIN
         failed := 1;
         RETURN;
     END IF;
-    r_left := spectrum._load_safely(p_rows[:v_half]);
-    r_right := spectrum._load_safely(p_rows[v_half + 1:]);
+    r_left := spectrum._load_in_halves(p_rows[:v_half], false);
+    r_right := spectrum._load_in_halves(p_rows[v_half + 1:], false);
     loaded := r_left.loaded + r_right.loaded;
     duplicates := r_left.duplicates + r_right.duplicates;
     failed := r_left.failed + r_right.failed;
 END
 $$;
-COMMENT ON FUNCTION spectrum._load_safely(tid[]) IS
-    'Loads claimed rows; where a row makes the warehouse refuse the set, halves it until that row '
-    'is found and fails alone. One such row costs its batch about two more passes.';
+COMMENT ON FUNCTION spectrum._load_in_halves(tid[], boolean) IS
+    'Loads claimed rows of which the warehouse refuses one: halves them until it is found and '
+    'fails alone. One such row costs its batch about two more passes.';
+
+CREATE FUNCTION spectrum._wait_for_turn(p_is_alone boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_key bigint := spectrum._lock_key('batch');
+    v_wait text := spectrum._bound_lock_waits();
+BEGIN
+    IF p_is_alone THEN
+        PERFORM pg_advisory_xact_lock(v_key);
+    ELSE
+        PERFORM pg_advisory_xact_lock_shared(v_key);
+    END IF;
+    PERFORM set_config('lock_timeout', v_wait, true);
+EXCEPTION
+    -- Then beside the others: a deadlock is the worst that may come of it.
+    WHEN lock_not_available THEN
+        PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
+    'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
+    'than config.lock_timeout.';
 
 CREATE FUNCTION spectrum._process_batch(
     p_limit integer,
@@ -1846,17 +1904,16 @@ SET enable_memoize = off
 AS $$
 DECLARE
     v_rows tid[];
+    v_is_refused boolean;
 BEGIN
     IF p_limit NOT BETWEEN 1 AND 1000000 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
     END IF;
+    -- Rows read again and halves take locks on the ledger out of order: where that led to a
+    -- deadlock, or a batch must be halved, all is let go and done again with no other batch beside.
     FOR v_try IN 1 .. 10 LOOP
-        -- Rows read again, copies and halves take locks on the ledger out of order. After a
-        -- deadlock all is let go, so that the other can end, and one worker at a time tries again.
-        IF v_try > 1 THEN
-            PERFORM pg_advisory_xact_lock(spectrum._lock_key('after a deadlock'));
-        END IF;
         BEGIN
+            PERFORM spectrum._wait_for_turn(v_try > 1);
             v_rows := spectrum._claim(
                 coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
             );
@@ -1864,12 +1921,18 @@ BEGIN
             loaded := 0;
             duplicates := 0;
             failed := 0;
-            IF claimed > 0 THEN
-                SELECT * INTO loaded, duplicates, failed FROM spectrum._load_safely(v_rows);
+            IF claimed > 0 AND v_try = 1 THEN
+                SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(v_rows);
+            ELSIF claimed > 0 THEN
+                SELECT * INTO loaded, duplicates, failed
+                FROM spectrum._load_in_halves(v_rows, v_is_refused);
             END IF;
             RETURN;
         EXCEPTION
-            WHEN deadlock_detected THEN
+            WHEN deadlock_detected OR data_exception OR integrity_constraint_violation
+                OR program_limit_exceeded OR raise_exception OR triggered_data_change_violation
+            THEN
+                v_is_refused := sqlstate <> '40P01';
                 IF v_try = 10 THEN
                     RAISE;
                 END IF;
@@ -4002,8 +4065,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_rank numeric := p_fraction * (array_length(p_sorted, 1) - 1);
-    v_below integer := floor(v_rank) + 1;
-    v_above integer := ceil(v_rank) + 1;
+    v_below integer := (floor(v_rank) + 1)::integer;
+    v_above integer := (ceil(v_rank) + 1)::integer;
 BEGIN
     RETURN trim_scale(
         p_sorted[v_below] + (p_sorted[v_above] - p_sorted[v_below]) * (v_rank - floor(v_rank))
@@ -4031,7 +4094,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     -- What a period without events shows.
-    v_nothing numeric := CASE WHEN p_measure IN ('events', 'users', 'sum') THEN 0 END;
+    v_nothing numeric := CASE WHEN p_measure IN ('events', 'users', 'sum') THEN 0.0 END;
     v_percentile numeric := CASE p_measure WHEN 'p50' THEN 0.5 WHEN 'p95' THEN 0.95 ELSE 0.99 END;
 BEGIN
     -- The arguments are constants of this plan: of each CASE over them one branch remains, and of
@@ -5587,7 +5650,7 @@ BEGIN
         PERFORM spectrum._reject('p_kind', p_kind, 'ratio, since a denominator is given');
     END IF;
     IF p_guardrail IS NULL THEN
-        PERFORM spectrum._reject('p_guardrail', NULL, 'true or false');
+        PERFORM spectrum._reject('p_guardrail', p_guardrail::text, 'true or false');
     END IF;
 
     INSERT INTO spectrum.metrics (
@@ -6029,7 +6092,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF p_n > 1 THEN
-        RETURN (p_n * p_sum_ab - p_sum_a * p_sum_b) / (p_n * (p_n - 1));
+        RETURN ((p_n * p_sum_ab - p_sum_a * p_sum_b) / (p_n * (p_n - 1)))::double precision;
     END IF;
     RETURN NULL;
 END
@@ -6067,10 +6130,10 @@ BEGIN
         FROM spectrum.wilson_interval(p_conversions, p_units, p_confidence) AS w;
         RETURN;
     ELSIF p_kind = 'mean' THEN
-        value := p_sum_x / p_units;
+        value := (p_sum_x / p_units)::double precision;
         variance := analytics._covariance(p_units, p_sum_x, p_sum_x, p_sum_xx);
     ELSE
-        value := p_sum_x / nullif(p_sum_y, 0);
+        value := (p_sum_x / nullif(p_sum_y, 0))::double precision;
         -- Of a unit's amounts only its residual x - value * y matters: its variance is made here,
         -- in numeric, where nothing cancels.
         SELECT r.variance * p_units INTO variance

@@ -46,9 +46,7 @@ def text_of(field: str, value: Any, numbers: bool = False) -> str:
 def moment(value: Any) -> datetime | None:
     """None where it is no time."""
     try:
-        if isinstance(value, Decimal) or (
-            isinstance(value, str) and PLAIN_NUMBER.fullmatch(value)
-        ):
+        if isinstance(value, Decimal) or (isinstance(value, str) and PLAIN_NUMBER.fullmatch(value)):
             seconds = Decimal(value)
             if abs(seconds) >= 10**11:
                 seconds /= 1000

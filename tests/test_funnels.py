@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from histories import Payload, dense_lists, exploring, load, loaded, timezones
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_events import Calendar
 from oracle_funnel import Options, Step, funnel, read_events, standing_days, standing_funnel
@@ -104,7 +104,7 @@ def assert_same(found: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ..
     ]
 
 
-@exploring
+@settings(exploring, max_examples=150)
 @given(data=st.data(), history=histories())
 def test_any_funnel_of_any_history(
     db: psycopg.Connection, data: st.DataObject, history: list[Payload]

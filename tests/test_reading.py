@@ -448,9 +448,7 @@ def test_money(db: psycopg.Connection) -> None:
         )
         for given, read_as in MONEY
     ]
-    cases += [
-        (event(properties={"revenue": given}), expected + shown(given)) for given in NO_MONEY
-    ]
+    cases += [(event(properties={"revenue": given}), expected + shown(given)) for given in NO_MONEY]
     none = {"revenue": None, "currency": None}
     cases += [
         ('{"event_type": "a", "properties": {"revenue": 1e-400}}', {"revenue": Decimal("1e-400")}),
@@ -556,6 +554,7 @@ odd_amounts = st.builds(
     st.sampled_from(["", ".", ".5", ".123456789012345"]),
     st.sampled_from(["", "e2", "E-3", "e14", "e99", "e-99", "e"]),
 )
+
 
 def assemble(number: int, spoilt: Sequence[tuple[str, str | None]]) -> str:
     """A good event in which some members hold something else or are not there."""

@@ -19,7 +19,7 @@ from histories import (
     ranges,
     timezones,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_events import Calendar, read_events
 from oracle_retention import Options, retention, standing_retention
@@ -66,7 +66,7 @@ def arguments(options: Options, account: str | None = None) -> dict[str, object]
     return vars(options) | {"where": where, "account": account}
 
 
-@exploring
+@settings(exploring, max_examples=80)
 @given(
     data=st.data(), timezone=timezones, epoch=epochs, history=histories,
     week_start=st.sampled_from([1, 1, 3, 7]),

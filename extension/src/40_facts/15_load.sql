@@ -194,7 +194,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._load_in_halves(tid[], boolean) IS
-    'Loads claimed rows of which the warehouse refuses one: halves them until that row is found and '
+    'Loads claimed rows of which the warehouse refuses one: halves them until it is found and '
     'fails alone. One such row costs its batch about two more passes.';
 
 CREATE FUNCTION spectrum._wait_for_turn(p_is_alone boolean)

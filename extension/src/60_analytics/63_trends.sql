@@ -40,8 +40,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_rank numeric := p_fraction * (array_length(p_sorted, 1) - 1);
-    v_below integer := floor(v_rank) + 1;
-    v_above integer := ceil(v_rank) + 1;
+    v_below integer := (floor(v_rank) + 1)::integer;
+    v_above integer := (ceil(v_rank) + 1)::integer;
 BEGIN
     RETURN trim_scale(
         p_sorted[v_below] + (p_sorted[v_above] - p_sorted[v_below]) * (v_rank - floor(v_rank))
@@ -69,7 +69,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     -- What a period without events shows.
-    v_nothing numeric := CASE WHEN p_measure IN ('events', 'users', 'sum') THEN 0 END;
+    v_nothing numeric := CASE WHEN p_measure IN ('events', 'users', 'sum') THEN 0::numeric END;
     v_percentile numeric := CASE p_measure WHEN 'p50' THEN 0.5 WHEN 'p95' THEN 0.95 ELSE 0.99 END;
 BEGIN
     -- The arguments are constants of this plan: of each CASE over them one branch remains, and of

@@ -128,7 +128,7 @@ BEGIN
         PERFORM spectrum._reject('p_kind', p_kind, 'ratio, since a denominator is given');
     END IF;
     IF p_guardrail IS NULL THEN
-        PERFORM spectrum._reject('p_guardrail', NULL, 'true or false');
+        PERFORM spectrum._reject('p_guardrail', p_guardrail::text, 'true or false');
     END IF;
 
     INSERT INTO spectrum.metrics (

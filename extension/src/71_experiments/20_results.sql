@@ -27,7 +27,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF p_n > 1 THEN
-        RETURN (p_n * p_sum_ab - p_sum_a * p_sum_b) / (p_n * (p_n - 1));
+        RETURN ((p_n * p_sum_ab - p_sum_a * p_sum_b) / (p_n * (p_n - 1)))::double precision;
     END IF;
     RETURN NULL;
 END
@@ -65,10 +65,10 @@ BEGIN
         FROM spectrum.wilson_interval(p_conversions, p_units, p_confidence) AS w;
         RETURN;
     ELSIF p_kind = 'mean' THEN
-        value := p_sum_x / p_units;
+        value := (p_sum_x / p_units)::double precision;
         variance := analytics._covariance(p_units, p_sum_x, p_sum_x, p_sum_xx);
     ELSE
-        value := p_sum_x / nullif(p_sum_y, 0);
+        value := (p_sum_x / nullif(p_sum_y, 0))::double precision;
         -- Of a unit's amounts only its residual x - value * y matters: its variance is made here,
         -- in numeric, where nothing cancels.
         SELECT r.variance * p_units INTO variance
