@@ -57,7 +57,7 @@ REGRESS = \
 	71_experiments \
 	80_operations \
 	90_privileges
-ISOLATION =
+ISOLATION = same_event newcomers months set_back refresh
 
 SCRIPT = extension/spectrum--1.0.sql
 BUILD_DIR = build
@@ -70,7 +70,7 @@ EXTENSION = extension/spectrum
 DATA = $(SCRIPT)
 REGRESS_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/regress
 ISOLATION_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/isolation
-REGRESS_PREP = $(BUILD_DIR)/regress
+REGRESS_PREP = $(BUILD_DIR)/regress $(BUILD_DIR)/isolation
 EXTRA_CLEAN = $(BUILD_DIR)
 
 all: $(SCRIPT)
@@ -88,7 +88,7 @@ $(SCRIPT): $(SOURCES) Makefile
 	cat $(SOURCES) > $@.new
 	mv $@.new $@
 
-$(BUILD_DIR)/regress:
+$(BUILD_DIR)/regress $(BUILD_DIR)/isolation:
 	mkdir -p $@
 
 check-built:  ## prove that the committed script is the built one

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
-from oracle_events import Calendar, Event, of_account, scopes, time_range
+from oracle_events import Calendar, Event, of_account, scopes
 
 
 class ActiveDay(NamedTuple):
@@ -29,11 +29,17 @@ def active_users(
         if event.user is not None:
             users.setdefault(calendar.day(event.at), set()).add(event.user)
 
-    known = [event for event in of_account(everywhere, account) if event.user is not None]
-    span = time_range(known, everywhere, start, end)
-    return [] if span is None else [
-        count_day(users, day) for day in calendar.periods("day", *span)
-    ]  # fmt: skip
+    # Whole days count: an open range begins with the first active day, not with its first event.
+    last = max((event.at for event in everywhere), default=None)
+    stop = end or (last + timedelta(microseconds=1) if last else None)
+    if stop is None or (start is None and not users) or (start and start >= stop):
+        return []
+    day = calendar.day(start) if start else min(users)
+    rows = []
+    while day <= calendar.day(stop - timedelta(microseconds=1)):
+        rows.append(count_day(users, day))
+        day += timedelta(days=1)
+    return rows
 
 
 def count_day(users: dict[date, set[str]], day: date) -> ActiveDay:

@@ -29,10 +29,12 @@ BEGIN
         fact.revenue,
         fact.currency
     FROM warehouse.fact_events AS fact
-    JOIN warehouse.dim_event_types USING (event_type_key)
-    JOIN warehouse.dim_accounts USING (account_key)
-    JOIN warehouse.dim_users USING (user_key)
-    JOIN warehouse.dim_geography USING (geo_key);
+    -- Every key has its member; LEFT, so that a plan leaves out the joins that a question does
+    -- not read: it halves most of them.
+    LEFT JOIN warehouse.dim_event_types USING (event_type_key)
+    LEFT JOIN warehouse.dim_accounts USING (account_key)
+    LEFT JOIN warehouse.dim_users USING (user_key)
+    LEFT JOIN warehouse.dim_geography USING (geo_key);
     COMMENT ON VIEW analytics.events IS
         'Every event once, with its dimensions: what all questions are asked of.';
     COMMENT ON COLUMN analytics.events.event_id IS 'Identity of the event.';

@@ -251,7 +251,9 @@ DECLARE
     v_last_day timestamptz[];
 BEGIN
     IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(v_read_from, b.first_at), coalesce(v_to, b.last_at + interval '1 us')
+        SELECT
+            coalesce(v_read_from, spectrum.period_start('day', b.first_at)),
+            coalesce(v_to, b.last_at + interval '1 us')
         INTO v_read_from, v_to
         FROM analytics._event_bounds(p_account) AS b;
     END IF;

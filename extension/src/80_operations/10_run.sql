@@ -63,9 +63,10 @@ BEGIN
         v_log := to_regclass('cron.job_run_details');
     END IF;
     IF v_log IS NOT NULL AND has_table_privilege(v_log, 'DELETE') THEN
-        EXECUTE 'DELETE FROM cron.job_run_details WHERE end_time < now() - $1 AND jobid IN ('
-            'SELECT job.jobid FROM cron.job WHERE job.jobname = $2)'
-            USING (SELECT config.cron_log_keep FROM spectrum.config), spectrum._job_name();
+        -- By what was run, not by job: the rows of a job that is gone are to go too.
+        EXECUTE 'DELETE FROM cron.job_run_details WHERE end_time < now() - $1 '
+            'AND database = current_database() AND command = $2'
+            USING (SELECT config.cron_log_keep FROM spectrum.config), 'CALL spectrum.run()';
         GET DIAGNOSTICS v_deleted = ROW_COUNT;
     END IF;
     RETURN v_deleted;
