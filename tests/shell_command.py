@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -41,9 +42,13 @@ def run(*arguments: object, stdin: bytes = b"") -> Outcome:
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
-    """The command as a process under way, its three streams in pipes."""
+    """The command as a process under way, its three streams in pipes.
+
+    Ctrl-C reaches it even where the tests themselves run in the background, which ignores it.
+    """
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

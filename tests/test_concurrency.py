@@ -130,7 +130,7 @@ def test_four_workers_while_events_come_in(db: psycopg.Connection, dsn: str) -> 
         workers = [start(work, dsn, 2_000, until) for _ in range(WORKERS)]
         source.result()
         counts = [worker.result() for worker in workers]
-    assert all(batch.claimed for batch in counts)
+    assert sum(batch.claimed > 0 for batch in counts) > 1, "they did not work at once"
     drain(db)
     check(db, waiting + coming)
 

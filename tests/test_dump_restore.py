@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import OWNER, Connect, MakeDb, run_sql
-from pipeline import drain, event, insert, rows, value
+from conftest import OWNER, Connect, MakeDb, MakeRole, run_sql
+from pipeline import drain, event, insert, prove, rows, value
 from psycopg.conninfo import conninfo_to_dict
 
 DAYS = ("2024-01-30T10:00:00Z", "2024-02-02T11:00:00Z", "2024-03-03T12:00:00Z")
@@ -104,7 +104,7 @@ def test_restored_it_is_the_same_and_goes_on(
     dump = tmp_path / "dump"
     if form == "custom":
         tool("pg_dump", source, "-Fc", "-f", str(dump))
-        tool("pg_restore", target, "-1", "-e", "--no-comments", str(dump))
+        tool("pg_restore", target, "-1", "-e", str(dump))
     else:
         tool("pg_dump", source, "-f", str(dump))
         tool("psql", target, "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-f", str(dump))
@@ -112,6 +112,41 @@ def test_restored_it_is_the_same_and_goes_on(
         assert rows(db, STATE) == state
         assert views(db) == shown
         assert_goes_on(db)
+
+
+def test_what_waits_and_what_was_granted_come_along(
+    make_db: MakeDb, make_role: MakeRole, connect: Connect, tmp_path: Path
+) -> None:
+    ingest, analyst = make_role("ingest"), make_role("analyst")
+    source = make_db("source")
+    with connect(source) as db, connect(source, autocommit=False) as writer:
+        db.execute(f"SELECT spectrum.grant_ingest('{ingest}'), spectrum.grant_analyst('{analyst}')")
+        insert(db, [event("visit", event_id=f"e{number}") for number in range(5)])
+        # A writer holds the marks back; one row is set back, one waits, one is another worker's.
+        insert(writer, [event("visit")])
+        drain(db)
+        insert(db, [event("visit", event_id="waits"), event("visit", event_id="held")])
+        db.execute("UPDATE raw_events SET status = 'pending' WHERE seq = 2")
+        db.execute(
+            "UPDATE raw_events SET status = 'processing' WHERE payload ->> 'event_id' = 'held'"
+        )
+        dump = tmp_path / "dump"
+        tool("pg_dump", source, "-Fc", "-f", str(dump))
+    target = make_db("target", template="")
+    tool("pg_restore", target, "-1", "-e", str(dump))
+    with connect(target) as db:
+        assert drain(db)[:2] == (2, 2)
+        db.execute("UPDATE spectrum.requeue SET due_at = now()")
+        assert drain(db)[:2] == (1, 1)
+        prove(db, views=True)
+    with connect(f"{target} user={ingest}") as db:
+        insert(db, [event("visit", event_id="new")])
+    with connect(target) as db:
+        assert drain(db)[:2] == (1, 1)
+    with connect(f"{target} user={analyst}") as db:
+        assert value(db, "SELECT sum(value) FROM analytics.trend('visit')") == 8
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            db.execute("SELECT * FROM raw_events")
 
 
 def test_the_definitions_come_back_to_the_letter(

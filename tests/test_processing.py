@@ -128,6 +128,20 @@ def test_small_batches_come_to_the_same(db: psycopg.Connection) -> None:
     prove(db)
 
 
+def test_bad_payloads_and_copies_stay_on_the_fast_path(db: psycopg.Connection) -> None:
+    """Set-based, in one attempt: what makes a batch slow is only what the warehouse refuses."""
+    insert(db, many_events(2_000))
+    with db.transaction():
+        db.execute("SET LOCAL track_functions = 'pl'")
+        process(db)
+        calls = rows(
+            db,
+            "SELECT funcname, calls FROM pg_stat_xact_user_functions"
+            " WHERE funcname IN ('_load_rows', '_load_in_halves', '_fail_row')",
+        )
+    assert calls == [("_load_rows", 1)]
+
+
 # Copies ------------------------------------------------------------------------------------------
 
 MONTHS = ["2024-02-10T12:00:00Z", "2024-02-10T12:00:00Z", "2024-05-01T00:00:00Z"]
@@ -285,6 +299,20 @@ def test_a_copy_steps_in_for_a_row_that_fails_now(db: psycopg.Connection) -> Non
     db.execute("CALL spectrum.reprocess()")
     assert process(db) == Counts(2, 1, 1, 0)
     assert only_body(db) == "2003-01-01"
+    assert rows(db, BY_SEQ) == [(1, "done", None), (2, "done", 1), (3, "done", 1)]
+    prove(db)
+
+
+def test_copies_follow_when_another_row_counts(db: psycopg.Connection) -> None:
+    """The row they repeat is read again together with one that was received before it."""
+    times = ["2003-01-01", "2024-01-01", "2024-02-01"]
+    db.execute("SELECT spectrum.configure('earliest_event', '2010-01-01 00:00+00')")
+    insert(db, [event(event_id="e", occurred_at=at) for at in times])
+    assert process(db) == Counts(3, 1, 1, 1)
+    assert rows(db, BY_SEQ) == [(1, "failed", None), (2, "done", None), (3, "done", 2)]
+    db.execute("SELECT spectrum.configure('earliest_event', '2000-01-01 00:00+00')")
+    db.execute("UPDATE raw_events SET status = 'pending' WHERE seq IN (1, 2)")
+    assert process(db) == Counts(2, 1, 1, 0)
     assert rows(db, BY_SEQ) == [(1, "done", None), (2, "done", 1), (3, "done", 1)]
     prove(db)
 
@@ -517,6 +545,20 @@ def test_months_are_made_past_open_readers(db: psycopg.Connection, connect: Conn
         assert value(late, "SELECT count(*) FROM analytics.events") == 1
     assert facts(reader) == 2
     prove(db)
+
+
+def test_months_are_utc_in_any_session(db: psycopg.Connection) -> None:
+    """Written in this session's style, the bounds would be misread: its IST is Israel's time."""
+    db.execute("SET timezone = 'Asia/Kolkata'")
+    db.execute("SET datestyle = 'SQL, DMY'")
+    assert value(db, "SELECT spectrum.ensure_partitions('2024-03-05', '2024-03-31 23:00+00')") == 1
+    db.execute("SET timezone = 'UTC'")
+    db.execute("SET datestyle = 'ISO'")
+    bounds = value(
+        db,
+        "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = 'fact_events_2024_03'",
+    )
+    assert bounds == "FOR VALUES FROM ('2024-03-01 00:00:00+00') TO ('2024-04-01 00:00:00+00')"
 
 
 def test_workers_do_not_wait_for_each_others_months(
