@@ -1656,6 +1656,16 @@ BEGIN
     ) AS copies
     WHERE batch.seq = copies.seq;
     GET DIAGNOSTICS v_copies = ROW_COUNT;
+
+    -- Whatever was a copy of one of them, while that counted, repeats the same row now.
+    UPDATE @extschema@.raw_events AS raw
+    SET copy_of = (
+        SELECT batch.copy_of FROM pg_temp.spectrum_batch AS batch WHERE batch.id = raw.copy_of
+    )
+    WHERE raw.copy_of = ANY (ARRAY(
+            SELECT batch.id FROM pg_temp.spectrum_batch AS batch WHERE batch.copy_of IS NOT NULL
+        ))
+        AND raw.status = 'done';
     RETURN v_copies;
 END
 $$;
