@@ -11,19 +11,25 @@ SOURCES = $(addprefix extension/src/, \
 	20_staging/20_claiming.sql \
 	30_dimensions.sql \
 	40_facts/00_facts.sql \
+	40_facts/05_news.sql \
 	40_facts/10_batch.sql \
 	40_facts/15_load.sql \
 	40_facts/20_process.sql \
-	50_rollups.sql \
+	50_rollups/00_reports.sql \
+	50_rollups/10_news.sql \
 	60_analytics/00_events.sql \
 	60_analytics/60_funnel_walks.sql \
 	60_analytics/60_funnels.sql \
+	60_analytics/60_funnels_kept.sql \
 	60_analytics/60_funnels_standing.sql \
 	60_analytics/61_retention.sql \
 	60_analytics/61_retention_standing.sql \
 	60_analytics/62_active_users.sql \
+	60_analytics/62_active_users_standing.sql \
 	60_analytics/63_trends.sql \
+	60_analytics/63_daily_events.sql \
 	60_analytics/64_revenue.sql \
+	60_analytics/64_revenue_standing.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \

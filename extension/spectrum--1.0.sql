@@ -205,8 +205,10 @@ BEGIN
     END;
 
     -- The rest shape how events are read and processed from now on, not the views.
-    IF v_after <> v_before AND p_setting IN ('timezone', 'week_start', 'refund_events') THEN
-        PERFORM spectrum._mark_stale();
+    IF v_after <> v_before AND p_setting IN ('timezone', 'week_start') THEN
+        PERFORM spectrum._rebuild_reports();
+    ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
+        PERFORM spectrum._rebuild_reports('revenue');
     END IF;
     RETURN v_after;
 END
@@ -1315,6 +1317,68 @@ $$;
 COMMENT ON FUNCTION spectrum.ensure_partitions(timestamptz, timestamptz) IS
     'Makes the month partitions (UTC) from the month of p_from to the month of p_to, both '
     'included, and returns how many were missing.';
+-- Room 40, news: what changed in the facts, for whoever keeps numbers that follow them (room 50).
+-- Each batch leaves, in its own transaction, one row that names the facts it inserted, and one row
+-- for each fact it took back, with its content: that can be read nowhere else any more. The
+-- numbers of both come from one sequence, drawn while the ledger's rows are locked, so what
+-- happened to one event is in the order of the numbers.
+--
+-- A row a batch, not a row an event: an array element takes 32 bytes of WAL, a row of its own 170
+-- with its removal.
+
+CREATE FUNCTION spectrum._create_news()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.news') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.news (
+        note_no bigserial NOT NULL CONSTRAINT news_pkey PRIMARY KEY,
+        events integer NOT NULL,
+        first_at timestamptz NOT NULL,
+        last_at timestamptz NOT NULL,
+        user_keys bigint[] NOT NULL,
+        occurred_ats timestamptz[] NOT NULL,
+        event_ids uuid[] NOT NULL
+    ) WITH (
+        autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 100,
+        toast.autovacuum_vacuum_scale_factor = 0, toast.autovacuum_vacuum_threshold = 5000
+    );
+    ALTER TABLE spectrum.news ALTER COLUMN user_keys SET STORAGE EXTERNAL,
+        ALTER COLUMN occurred_ats SET STORAGE EXTERNAL, ALTER COLUMN event_ids SET STORAGE EXTERNAL;
+    COMMENT ON TABLE spectrum.news IS
+        'Facts that no refresh has counted yet, one row a batch. Consumed by the next refresh.';
+    COMMENT ON COLUMN spectrum.news.note_no IS
+        'Shared with spectrum.withdrawals: the order in which one event came and went.';
+    COMMENT ON COLUMN spectrum.news.events IS 'Facts in this row: the length of its arrays.';
+    COMMENT ON COLUMN spectrum.news.first_at IS 'Earliest occurred_at among them.';
+    COMMENT ON COLUMN spectrum.news.last_at IS 'Latest occurred_at among them.';
+    COMMENT ON COLUMN spectrum.news.user_keys IS 'With the same element of the other two arrays: '
+        'the key of the fact.';
+
+    CREATE TABLE spectrum.withdrawals (
+        note_no bigint NOT NULL,
+        event_id uuid NOT NULL,
+        occurred_at timestamptz NOT NULL,
+        account_key bigint NOT NULL,
+        user_key bigint NOT NULL,
+        event_type_key integer NOT NULL,
+        geo_key integer NOT NULL,
+        properties jsonb NOT NULL,
+        revenue numeric,
+        currency text
+    ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+    COMMENT ON TABLE spectrum.withdrawals IS
+        'Facts taken back that refreshes still count, as they were. Consumed by the next refresh.';
+    COMMENT ON COLUMN spectrum.withdrawals.note_no IS 'See spectrum.news.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_news() IS
+    'Room 40: makes spectrum.news and spectrum.withdrawals.';
 -- Room 40, the steps of a batch: read, add months and dimension members, insert facts, take back
 -- facts, name copies. pg_temp.spectrum_batch holds what was read of the claimed rows between them.
 
@@ -1469,18 +1533,17 @@ BEGIN
         WHERE fact.user_key = entries.user_key
             AND fact.occurred_at = entries.occurred_at
             AND fact.event_id = entries.event_id
-        RETURNING fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
-            fact.occurred_at
+        RETURNING fact.*
     )
-    INSERT INTO spectrum.touched (
-        user_key, account_key, event_type_key, geo_key, first_at, last_at
+    INSERT INTO spectrum.withdrawals (
+        note_no, event_id, occurred_at, account_key, user_key, event_type_key, geo_key,
+        properties, revenue, currency
     )
-    SELECT facts.user_key, facts.account_key, facts.event_type_key, facts.geo_key,
-        min(facts.occurred_at), max(facts.occurred_at)
-    FROM facts
-    GROUP BY GROUPING SETS (
-        (facts.user_key), (facts.account_key), (facts.event_type_key), (facts.geo_key)
-    );
+    SELECT
+        nextval('spectrum.news_note_no_seq'), facts.event_id, facts.occurred_at,
+        facts.account_key, facts.user_key, facts.event_type_key, facts.geo_key,
+        facts.properties, facts.revenue, facts.currency
+    FROM facts;
 END
 $$;
 COMMENT ON FUNCTION spectrum._withdraw(uuid[]) IS
@@ -1528,12 +1591,13 @@ BEGIN
         SELECT event_id, seq, occurred_at, user_key FROM new_facts
         ORDER BY event_id
     ), notes AS (
-        INSERT INTO spectrum.touched (
-            user_key, account_key, event_type_key, geo_key, first_at, last_at
+        INSERT INTO spectrum.news (
+            events, first_at, last_at, user_keys, occurred_ats, event_ids
         )
-        SELECT user_key, account_key, event_type_key, geo_key, min(occurred_at), max(occurred_at)
+        SELECT count(*), min(occurred_at), max(occurred_at), array_agg(user_key),
+            array_agg(occurred_at), array_agg(event_id)
         FROM new_facts
-        GROUP BY GROUPING SETS ((user_key), (account_key), (event_type_key), (geo_key))
+        HAVING count(*) > 0
     )
     INSERT INTO warehouse.fact_events (
         event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
@@ -1548,8 +1612,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._insert_facts() IS
-    'Inserts the batch''s events that the ledger does not know: ledger, facts and the notes of '
-    'what they touch. Returns how many.';
+    'Inserts the batch''s events that the ledger does not know: ledger, facts and the news of '
+    'them. Returns how many.';
 
 CREATE FUNCTION spectrum._withdraw_reread(p_is_retry boolean)
 RETURNS void
@@ -2034,130 +2098,577 @@ COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, bi
     'Sets raw events back to pending and returns how many: those received in [p_from, p_to), of '
     'status failed (default), done or all, of one event type. The next batches read them again, '
     'with today''s rules and settings; nothing is counted twice.';
--- Room 50: what changed. Each batch notes, in its own transaction, which users, accounts, event
--- types and places its facts touch and when. The refresh folds these notes into the dimensions and
--- makes again the standing views that are out of date; refresh_state says how far each one is.
+-- Room 50, reports: what the standing views are kept by. Every standing number is a sum of what
+-- single users contribute to it. A report keeps its sums in tables (analytics.mv_*), and beside
+-- them, where it needs more than the news to tell what a user contributed so far, a rollup table.
+-- A refresh takes the news of the batches, and each report moves its sums by the difference.
+--
+-- A report that is new, or whose definition or calendar changed, is built from the history, some
+-- users at a time in the order of their keys. It follows the news of the users it holds already;
+-- the report that it replaces stays served until it is complete.
 
-CREATE FUNCTION spectrum._create_rollups()
+CREATE FUNCTION spectrum._create_reports()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF to_regclass('spectrum.touched') IS NOT NULL THEN
+    IF to_regclass('spectrum.reports') IS NOT NULL THEN
         RETURN;
     END IF;
 
-    CREATE TABLE spectrum.touched (
-        user_key bigint,
-        account_key bigint,
-        event_type_key integer,
-        geo_key integer,
-        first_at timestamptz NOT NULL,
-        last_at timestamptz NOT NULL,
-        CONSTRAINT touched_names_one
-        CHECK (num_nonnulls(user_key, account_key, event_type_key, geo_key) = 1)
+    CREATE TABLE spectrum.reports (
+        report_id serial NOT NULL CONSTRAINT reports_pkey PRIMARY KEY,
+        kind text NOT NULL,
+        name text NOT NULL,
+        definition jsonb NOT NULL DEFAULT '{}',
+        built_to bigint NOT NULL DEFAULT -1,
+        state text NOT NULL DEFAULT 'building'
+            CONSTRAINT reports_state_is_known CHECK (state IN ('building', 'served', 'discarded')),
+        follows_news boolean NOT NULL DEFAULT true,
+        created_at timestamptz NOT NULL DEFAULT clock_timestamp()
     );
-    COMMENT ON TABLE spectrum.touched IS
-        'Notes of the batches since the last refresh: who and what got facts or lost them. One '
-        'key a row; only ever inserted and deleted.';
-    COMMENT ON COLUMN spectrum.touched.user_key IS 'dim_users.';
-    COMMENT ON COLUMN spectrum.touched.account_key IS 'dim_accounts.';
-    COMMENT ON COLUMN spectrum.touched.event_type_key IS 'dim_event_types.';
-    COMMENT ON COLUMN spectrum.touched.geo_key IS 'dim_geography.';
-    COMMENT ON COLUMN spectrum.touched.first_at IS 'Earliest occurred_at touched.';
-    COMMENT ON COLUMN spectrum.touched.last_at IS 'Latest occurred_at touched.';
+    CREATE UNIQUE INDEX reports_state_key ON spectrum.reports (kind, name, state)
+    WHERE state <> 'discarded';
+    COMMENT ON TABLE spectrum.reports IS
+        'The standing reports: which tables are kept for which definition. Two of one kind and '
+        'name: the one that is served, and the one that will take its place once it is built.';
+    COMMENT ON COLUMN spectrum.reports.report_id IS 'Key in the mv_ and rollup_ tables.';
+    COMMENT ON COLUMN spectrum.reports.kind IS 'Which question: see spectrum.report_kinds.';
+    COMMENT ON COLUMN spectrum.reports.name IS 'Of the definition; empty where there is only one.';
+    COMMENT ON COLUMN spectrum.reports.definition IS
+        'The definition as it was when the report was begun.';
+    COMMENT ON COLUMN spectrum.reports.built_to IS
+        'It counts the users with keys up to this one; the highest bigint: all, also future ones.';
+    COMMENT ON COLUMN spectrum.reports.state IS
+        'building; served: the views show it; discarded: refreshes delete what it kept.';
+    COMMENT ON COLUMN spectrum.reports.follows_news IS
+        'False from a change of the calendar on: shown as it was until its successor is complete.';
+    COMMENT ON COLUMN spectrum.reports.created_at IS 'When it was defined.';
 
-    CREATE TABLE spectrum.refresh_state (
-        view_name text NOT NULL CONSTRAINT refresh_state_pkey PRIMARY KEY,
+    CREATE TABLE spectrum.report_kinds (
+        kind text NOT NULL CONSTRAINT report_kinds_pkey PRIMARY KEY,
         position integer NOT NULL,
-        follows_clock boolean NOT NULL,
-        is_stale boolean NOT NULL DEFAULT true,
+        maintained_by text NOT NULL,
+        tables text[] NOT NULL,
+        views text[] NOT NULL
+    );
+    COMMENT ON TABLE spectrum.report_kinds IS
+        'The questions that have standing views, in the order in which a refresh serves them.';
+    COMMENT ON COLUMN spectrum.report_kinds.kind IS 'Name of the question.';
+    COMMENT ON COLUMN spectrum.report_kinds.position IS
+        'Order of refresh: a report may read what one before it keeps.';
+    COMMENT ON COLUMN spectrum.report_kinds.maintained_by IS
+        'Function of schema analytics that moves the tables by the news: (report_id, built_to).';
+    COMMENT ON COLUMN spectrum.report_kinds.tables IS
+        'Tables that hold rows of these reports, by report_id.';
+    COMMENT ON COLUMN spectrum.report_kinds.views IS
+        'Views of analytics that show them; analytics._standing_<view>() makes the same from all '
+        'events, for verify().';
+
+    CREATE TABLE spectrum.watermark (
+        is_only boolean NOT NULL DEFAULT true
+            CONSTRAINT watermark_pkey PRIMARY KEY
+            CONSTRAINT watermark_is_one_row CHECK (is_only),
         as_of timestamptz,
         refreshed_at timestamptz,
         seconds double precision
     );
-    COMMENT ON TABLE spectrum.refresh_state IS 'How far each materialized view of analytics is.';
-    COMMENT ON COLUMN spectrum.refresh_state.view_name IS 'Materialized view in schema analytics.';
-    COMMENT ON COLUMN spectrum.refresh_state.position IS 'Order of refresh.';
-    COMMENT ON COLUMN spectrum.refresh_state.follows_clock IS
-        'Whether it changes when a day begins, without any event.';
-    COMMENT ON COLUMN spectrum.refresh_state.is_stale IS
-        'Facts, definitions or settings changed since the last refresh.';
-    COMMENT ON COLUMN spectrum.refresh_state.as_of IS
-        'Watermark: every event received before is counted.';
-    COMMENT ON COLUMN spectrum.refresh_state.refreshed_at IS 'When it was last made again.';
-    COMMENT ON COLUMN spectrum.refresh_state.seconds IS 'How long that took.';
+    COMMENT ON TABLE spectrum.watermark IS 'How far the standing views are, one row.';
+    COMMENT ON COLUMN spectrum.watermark.is_only IS 'Always true: keeps the table at one row.';
+    COMMENT ON COLUMN spectrum.watermark.as_of IS
+        'Every event received before is counted in every standing view.';
+    COMMENT ON COLUMN spectrum.watermark.refreshed_at IS 'When a refresh last ended.';
+    COMMENT ON COLUMN spectrum.watermark.seconds IS 'How long it took.';
+    INSERT INTO spectrum.watermark DEFAULT VALUES;
+
+    CREATE TABLE spectrum.shared_users (
+        user_key bigint NOT NULL CONSTRAINT shared_users_pkey PRIMARY KEY
+    );
+    COMMENT ON TABLE spectrum.shared_users IS
+        'Users with events of an account other than dim_users.account_key. Only they contribute '
+        'otherwise to all accounts together than to their one.';
+    COMMENT ON COLUMN spectrum.shared_users.user_key IS 'dim_users.';
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_rollups() IS
-    'Room 50: makes spectrum.touched and spectrum.refresh_state.';
+COMMENT ON FUNCTION spectrum._create_reports() IS
+    'Room 50: makes the registry of reports, spectrum.watermark and spectrum.shared_users.';
 
-CREATE FUNCTION spectrum._mark_stale(p_view text DEFAULT NULL)
+CREATE FUNCTION spectrum._add_kind(
+    p_kind text,
+    p_position integer,
+    p_maintained_by text,
+    p_tables text[],
+    p_views text[]
+)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    UPDATE spectrum.refresh_state SET is_stale = true
-    WHERE (p_view IS NULL OR view_name = p_view) AND NOT is_stale;
+    INSERT INTO spectrum.report_kinds (kind, position, maintained_by, tables, views)
+    VALUES (p_kind, p_position, p_maintained_by, p_tables, p_views);
 END
 $$;
-COMMENT ON FUNCTION spectrum._mark_stale(text) IS
-    'Has the next refresh make a standing view again; all of them without an argument.';
+COMMENT ON FUNCTION spectrum._add_kind(text, integer, text, text[], text[]) IS
+    'Registers a question that has standing views.';
 
-CREATE FUNCTION spectrum._fold_touched()
+CREATE FUNCTION spectrum._discard_reports(p_kind text, p_name text, p_state text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE spectrum.reports SET state = 'discarded'
+    WHERE kind = p_kind AND name = p_name AND state <> 'discarded'
+        AND (p_state IS NULL OR state = p_state);
+END
+$$;
+COMMENT ON FUNCTION spectrum._discard_reports(text, text, text) IS
+    'Gives up the reports of a definition, or the one in a state: no view shows them any more, and '
+    'refreshes delete what they kept.';
+
+CREATE FUNCTION spectrum._begin_report(
+    p_kind text,
+    p_name text DEFAULT '',
+    p_definition jsonb DEFAULT '{}'
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._discard_reports(p_kind, p_name, 'building');
+    INSERT INTO spectrum.reports (kind, name, definition) VALUES (p_kind, p_name, p_definition);
+END
+$$;
+COMMENT ON FUNCTION spectrum._begin_report(text, text, jsonb) IS
+    'Begins a report by a new or changed definition. Refreshes build it, and serve it when it is '
+    'complete.';
+
+CREATE FUNCTION spectrum._rebuild_reports(p_kind text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._begin_report(latest.kind, latest.name, latest.definition)
+    FROM (
+        SELECT DISTINCT ON (report.kind, report.name)
+            report.kind, report.name, report.definition, kind.position
+        FROM spectrum.reports AS report
+        JOIN spectrum.report_kinds AS kind USING (kind)
+        WHERE report.state <> 'discarded' AND (p_kind IS NULL OR report.kind = p_kind)
+        ORDER BY report.kind, report.name, report.report_id DESC
+    ) AS latest
+    ORDER BY latest.position, latest.name;
+    UPDATE spectrum.reports SET follows_news = false
+    WHERE state = 'served' AND (p_kind IS NULL OR kind = p_kind);
+END
+$$;
+COMMENT ON FUNCTION spectrum._rebuild_reports(text) IS
+    'Begins the reports of a kind, or all, anew because a setting that they are made by changed. '
+    'The old ones stay served, but stand still.';
+
+CREATE FUNCTION spectrum._serve_report(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._discard_reports(report.kind, report.name, 'served')
+    FROM spectrum.reports AS report
+    WHERE report.report_id = p_report;
+    UPDATE spectrum.reports SET built_to = 9223372036854775807, state = 'served'
+    WHERE report_id = p_report;
+END
+$$;
+COMMENT ON FUNCTION spectrum._serve_report(integer) IS
+    'Has the views show a report that is complete, in the place of the one before.';
+
+CREATE FUNCTION spectrum._serve_first_reports()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM warehouse.event_ledger) THEN
+        PERFORM spectrum._serve_report(report_id) FROM spectrum.reports WHERE state = 'building';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._serve_first_reports() IS
+    'Without any event there is nothing to build: reports are complete from the start.';
+
+CREATE FUNCTION spectrum._clear_discarded(p_rows integer)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_notes bigint;
+    v_cleared bigint := 0;
+    v_rows bigint;
+    r_report record;
+    v_table text;
 BEGIN
-    WITH notes AS (
-        DELETE FROM spectrum.touched
-        RETURNING user_key, account_key, event_type_key, geo_key, first_at, last_at
-    ), hulls AS MATERIALIZED (
-        SELECT user_key, account_key, event_type_key, geo_key,
-            min(first_at) AS first_at, max(last_at) AS last_at, count(*) AS notes
-        FROM notes
-        GROUP BY user_key, account_key, event_type_key, geo_key
-    ), users AS (
-        UPDATE warehouse.dim_users AS dim
-        SET first_seen = least(dim.first_seen, hulls.first_at),
-            last_seen = greatest(dim.last_seen, hulls.last_at)
-        FROM hulls WHERE dim.user_key = hulls.user_key
-            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
-                OR hulls.last_at > dim.last_seen)
-    ), accounts AS (
-        UPDATE warehouse.dim_accounts AS dim
-        SET first_seen = least(dim.first_seen, hulls.first_at),
-            last_seen = greatest(dim.last_seen, hulls.last_at)
-        FROM hulls WHERE dim.account_key = hulls.account_key
-            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
-                OR hulls.last_at > dim.last_seen)
-    ), event_types AS (
-        UPDATE warehouse.dim_event_types AS dim
-        SET first_seen = least(dim.first_seen, hulls.first_at),
-            last_seen = greatest(dim.last_seen, hulls.last_at)
-        FROM hulls WHERE dim.event_type_key = hulls.event_type_key
-            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
-                OR hulls.last_at > dim.last_seen)
-    ), places AS (
-        UPDATE warehouse.dim_geography AS dim
-        SET first_seen = least(dim.first_seen, hulls.first_at),
-            last_seen = greatest(dim.last_seen, hulls.last_at)
-        FROM hulls WHERE dim.geo_key = hulls.geo_key
-            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
-                OR hulls.last_at > dim.last_seen)
-    )
-    SELECT coalesce(sum(hulls.notes), 0) INTO v_notes FROM hulls;
-    RETURN v_notes;
+    FOR r_report IN
+        SELECT report.report_id, kind.tables
+        FROM spectrum.reports AS report
+        LEFT JOIN spectrum.report_kinds AS kind USING (kind)
+        WHERE report.state = 'discarded'
+        FOR UPDATE OF report SKIP LOCKED
+    LOOP
+        FOREACH v_table IN ARRAY r_report.tables LOOP
+            EXECUTE format('DELETE FROM %s WHERE ctid = ANY (ARRAY('
+                'SELECT ctid FROM %1$s WHERE report_id = $1 LIMIT $2))', v_table::regclass)
+            USING r_report.report_id, p_rows - v_cleared;
+            GET DIAGNOSTICS v_rows = ROW_COUNT;
+            v_cleared := v_cleared + v_rows;
+        END LOOP;
+        IF v_cleared < p_rows THEN
+            DELETE FROM spectrum.reports WHERE report_id = r_report.report_id;
+        END IF;
+    END LOOP;
+    RETURN v_cleared;
 END
 $$;
-COMMENT ON FUNCTION spectrum._fold_touched() IS
-    'Takes the batches'' notes, widens first_seen and last_seen of the dimensions by them, and '
-    'returns how many there were.';
+COMMENT ON FUNCTION spectrum._clear_discarded(integer) IS
+    'Deletes at most p_rows rows of reports that were given up, and returns how many it did.';
+-- Room 50, news: what a refresh works on. It takes the notes of the batches and lays out, in
+-- temporary tables that all reports read, which facts came (+) and went (-) and whom they concern.
+--
+-- Scope: for which accounts a user's events count. One number:
+--   a > 0   all his events are of account a: they count for a and for all accounts together
+--   0       for all accounts together only: he has events of several accounts, or of none
+--   -a      his events of account a, for a only: beside scope 0
+-- So a user of one account, as nearly all are, is looked at once, not twice. The unknown user is
+-- no unit of any report; his events are in scope of their own account, for sums of events.
+
+CREATE FUNCTION spectrum._empty_temporary(p_name text, p_columns text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass(format('pg_temp.%I', p_name)) IS NULL THEN
+        EXECUTE format('CREATE TEMPORARY TABLE %I (%s) ON COMMIT DELETE ROWS', p_name, p_columns);
+    ELSE
+        EXECUTE format('TRUNCATE pg_temp.%I', p_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._empty_temporary(text, text) IS
+    'Makes a temporary table of the session, or empties it.';
+
+CREATE FUNCTION spectrum._clear_news()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_news',
+        'sign integer, scope bigint, is_leaving boolean NOT NULL DEFAULT false, user_key bigint, '
+        'account_key bigint, event_type_key integer, geo_key integer, occurred_at timestamptz, '
+        'event_id uuid, properties jsonb, revenue numeric, currency text');
+    PERFORM spectrum._empty_temporary('spectrum_scopes',
+        'scope bigint, account_id text COLLATE "C", PRIMARY KEY (scope, account_id)');
+END
+$$;
+COMMENT ON FUNCTION spectrum._clear_news() IS
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, or went: sign -1, by scope; '
+    'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
+    'scope counts for).';
+
+CREATE FUNCTION spectrum._last_note(p_events bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_last_no bigint := (
+        SELECT max(waiting.note_no)
+        FROM (
+            SELECT news.note_no,
+                sum(news.events) OVER (ORDER BY news.note_no) - news.events AS before
+            FROM spectrum.news
+        ) AS waiting
+        WHERE waiting.before < p_events
+    );
+BEGIN
+    IF v_last_no IS NULL OR NOT EXISTS (SELECT FROM spectrum.news WHERE note_no > v_last_no) THEN
+        RETURN 9223372036854775807;
+    END IF;
+    RETURN v_last_no;
+END
+$$;
+COMMENT ON FUNCTION spectrum._last_note(bigint) IS
+    'The number up to which notes name about p_events facts; the highest where no more wait.';
+
+CREATE FUNCTION spectrum._take_news(p_last_no bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_from timestamptz;
+    v_until timestamptz;
+    v_taken bigint;
+BEGIN
+    SELECT min(first_at), max(last_at) INTO v_from, v_until FROM spectrum.news
+    WHERE note_no <= p_last_no;
+
+    -- One statement, so one snapshot: notes and facts that belong together are seen together.
+    -- What an event was before is what its first note says was taken back; what it is now is the
+    -- fact, or what a note that is still to come says was taken back.
+    WITH notes AS (
+        DELETE FROM spectrum.news WHERE note_no <= p_last_no
+        RETURNING note_no, user_keys, occurred_ats, event_ids
+    ),
+    came AS MATERIALIZED (
+        SELECT notes.note_no, came.user_key, came.occurred_at, came.event_id
+        FROM notes
+        CROSS JOIN LATERAL unnest(notes.user_keys, notes.occurred_ats, notes.event_ids)
+            AS came (user_key, occurred_at, event_id)
+    ),
+    went AS MATERIALIZED (
+        DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *
+    ),
+    was AS (
+        SELECT DISTINCT ON (went.event_id, went.user_key, went.occurred_at) went.*
+        FROM went
+        WHERE NOT EXISTS (
+            SELECT FROM came
+            WHERE came.event_id = went.event_id AND came.user_key = went.user_key
+                AND came.occurred_at = went.occurred_at AND came.note_no < went.note_no
+        )
+        ORDER BY went.event_id, went.user_key, went.occurred_at, went.note_no
+    ),
+    still_to_come AS (
+        SELECT DISTINCT ON (gone.event_id, gone.user_key, gone.occurred_at) gone.*
+        FROM spectrum.withdrawals AS gone
+        WHERE gone.note_no > p_last_no
+        ORDER BY gone.event_id, gone.user_key, gone.occurred_at, gone.note_no
+    ),
+    stayed AS (
+        SELECT DISTINCT came.event_id, came.user_key, came.occurred_at
+        FROM came
+        WHERE NOT EXISTS (
+            SELECT FROM went
+            WHERE went.event_id = came.event_id AND went.user_key = came.user_key
+                AND went.occurred_at = came.occurred_at AND went.note_no > came.note_no
+        )
+    ),
+    changes AS (
+        SELECT -1 AS sign, was.user_key, was.account_key, was.event_type_key, was.geo_key,
+            was.occurred_at, was.event_id, was.properties, was.revenue, was.currency
+        FROM was
+        UNION ALL
+        SELECT 1, fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
+            fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
+        FROM stayed
+        -- A subquery that names the row it looks up, so that this is a look-up in any plan.
+        CROSS JOIN LATERAL (
+            SELECT known.* FROM warehouse.fact_events AS known
+            WHERE known.user_key = stayed.user_key AND known.occurred_at = stayed.occurred_at
+                AND known.event_id = stayed.event_id
+                AND known.occurred_at BETWEEN v_from AND v_until
+            OFFSET 0
+        ) AS fact
+        WHERE NOT EXISTS (
+            SELECT FROM still_to_come
+            WHERE still_to_come.event_id = stayed.event_id
+                AND still_to_come.user_key = stayed.user_key
+                AND still_to_come.occurred_at = stayed.occurred_at
+        )
+        UNION ALL
+        SELECT 1, gone.user_key, gone.account_key, gone.event_type_key, gone.geo_key,
+            gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
+        FROM stayed
+        JOIN still_to_come AS gone USING (event_id, user_key, occurred_at)
+    )
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    )
+    SELECT sign, account_key, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    FROM changes;
+    GET DIAGNOSTICS v_taken = ROW_COUNT;
+    RETURN v_taken;
+END
+$$;
+COMMENT ON FUNCTION spectrum._take_news(bigint) IS
+    'Takes the notes up to a number and lays out in pg_temp.spectrum_news what they changed, net: '
+    'facts that count from now on (+) and facts as they counted before (-). Returns how many.';
+
+CREATE FUNCTION spectrum._add_history(
+    p_after bigint,
+    p_until bigint,
+    p_users bigint[] DEFAULT NULL
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_added bigint;
+BEGIN
+    -- Again one statement: facts that a note still to come will bring are left out, those that
+    -- one will take back are put in.
+    WITH still_to_come AS MATERIALIZED (
+        SELECT news.note_no, came.user_key, came.occurred_at, came.event_id
+        FROM spectrum.news
+        CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats, news.event_ids)
+            AS came (user_key, occurred_at, event_id)
+        WHERE came.user_key > p_after AND came.user_key <= p_until
+            AND (p_users IS NULL OR came.user_key = ANY (p_users))
+    ),
+    history AS (
+        SELECT fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
+            fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
+        FROM warehouse.fact_events AS fact
+        WHERE fact.user_key > p_after AND fact.user_key <= p_until
+            AND (p_users IS NULL OR fact.user_key = ANY (p_users))
+            AND NOT EXISTS (
+                SELECT FROM still_to_come AS came
+                WHERE came.event_id = fact.event_id AND came.user_key = fact.user_key
+                    AND came.occurred_at = fact.occurred_at
+            )
+        UNION ALL
+        SELECT gone.user_key, gone.account_key, gone.event_type_key, gone.geo_key,
+            gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
+        FROM (
+            SELECT DISTINCT ON (event_id, user_key, occurred_at) withdrawals.*
+            FROM spectrum.withdrawals
+            WHERE user_key > p_after AND user_key <= p_until
+                AND (p_users IS NULL OR user_key = ANY (p_users))
+            ORDER BY event_id, user_key, occurred_at, note_no
+        ) AS gone
+        WHERE NOT EXISTS (
+            SELECT FROM still_to_come AS came
+            WHERE came.event_id = gone.event_id AND came.user_key = gone.user_key
+                AND came.occurred_at = gone.occurred_at AND came.note_no < gone.note_no
+        )
+    )
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    )
+    SELECT 1, account_key, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    FROM history;
+    GET DIAGNOSTICS v_added = ROW_COUNT;
+    RETURN v_added;
+END
+$$;
+COMMENT ON FUNCTION spectrum._add_history(bigint, bigint, bigint[]) IS
+    'Lays out in pg_temp.spectrum_news, as if it came now, all that counts so far of the users '
+    'with keys in (p_after, p_until], of some of them if a list is given. Returns how many facts.';
+
+CREATE FUNCTION spectrum._scope_shared_users()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
+        event_id, properties, revenue, currency
+    )
+    SELECT news.sign, -news.account_key, false, news.user_key, news.account_key,
+        news.event_type_key, news.geo_key, news.occurred_at, news.event_id, news.properties,
+        news.revenue, news.currency
+    FROM pg_temp.spectrum_news AS news
+    JOIN spectrum.shared_users USING (user_key)
+    WHERE NOT news.is_leaving AND news.account_key <> 0;
+
+    UPDATE pg_temp.spectrum_news AS news SET scope = 0
+    FROM spectrum.shared_users
+    WHERE shared_users.user_key = news.user_key AND NOT news.is_leaving AND news.scope > 0;
+END
+$$;
+COMMENT ON FUNCTION spectrum._scope_shared_users() IS
+    'Puts the news of users with several accounts into both of their scopes.';
+
+CREATE FUNCTION spectrum._scope_news(p_is_history boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_newly_shared bigint[];
+BEGIN
+    WITH newly_shared AS (
+        INSERT INTO spectrum.shared_users (user_key)
+        SELECT DISTINCT news.user_key
+        FROM pg_temp.spectrum_news AS news
+        JOIN warehouse.dim_users AS dim USING (user_key)
+        WHERE news.user_key <> 0 AND news.account_key <> dim.account_key
+        ORDER BY news.user_key
+        ON CONFLICT (user_key) DO NOTHING
+        RETURNING shared_users.user_key
+    )
+    -- Who had no account so far was in scope 0 already, with nothing that counts for one.
+    SELECT array_agg(newly_shared.user_key) INTO v_newly_shared
+    FROM newly_shared
+    JOIN warehouse.dim_users AS dim USING (user_key)
+    WHERE dim.account_key <> 0;
+
+    IF v_newly_shared IS NOT NULL AND NOT p_is_history THEN
+        -- All that they contributed so far leaves its scope, all that is now enters the new ones.
+        UPDATE pg_temp.spectrum_news AS news SET is_leaving = true, scope = dim.account_key
+        FROM warehouse.dim_users AS dim
+        WHERE dim.user_key = news.user_key AND news.user_key = ANY (v_newly_shared);
+        PERFORM spectrum._add_history(0, 9223372036854775807, v_newly_shared);
+        INSERT INTO pg_temp.spectrum_news (
+            sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
+            event_id, properties, revenue, currency
+        )
+        SELECT -1, dim.account_key, true, news.user_key, news.account_key, news.event_type_key,
+            news.geo_key, news.occurred_at, news.event_id, news.properties, news.revenue,
+            news.currency
+        FROM pg_temp.spectrum_news AS news
+        JOIN warehouse.dim_users AS dim USING (user_key)
+        WHERE NOT news.is_leaving AND news.user_key = ANY (v_newly_shared);
+    END IF;
+    IF EXISTS (SELECT FROM spectrum.shared_users) THEN
+        PERFORM spectrum._scope_shared_users();
+    END IF;
+
+    INSERT INTO pg_temp.spectrum_scopes (scope, account_id)
+    SELECT 0, '*'
+    UNION ALL
+    SELECT scopes.scope, scopes.account_id
+    FROM (
+        SELECT news.account_key FROM pg_temp.spectrum_news AS news
+        UNION
+        SELECT news.scope FROM pg_temp.spectrum_news AS news WHERE news.scope > 0
+    ) AS accounts
+    JOIN warehouse.dim_accounts AS dim USING (account_key)
+    CROSS JOIN LATERAL (
+        VALUES (dim.account_key, '*'), (dim.account_key, dim.account_id),
+            (-dim.account_key, dim.account_id)
+    ) AS scopes (scope, account_id)
+    WHERE accounts.account_key <> 0;
+END
+$$;
+COMMENT ON FUNCTION spectrum._scope_news(boolean) IS
+    'Gives the news their scopes, and pg_temp.spectrum_scopes the accounts that each scope counts '
+    'for. A user met in a second account is moved from one scope to two.';
+
+CREATE FUNCTION spectrum._add_arrays(p_left bigint[], p_right bigint[])
+RETURNS bigint[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(coalesce(pair.a, 0) + coalesce(pair.b, 0) ORDER BY pair.number)
+    FROM unnest(p_left, p_right) WITH ORDINALITY AS pair (a, b, number)
+$$;
+COMMENT ON FUNCTION spectrum._add_arrays(bigint[], bigint[]) IS
+    'Adds two arrays element by element; what one lacks is 0.';
 -- Room 60, the events: every question reads analytics.events and nothing below it. The view runs
 -- with its owner's rights and is a security barrier, so a role needs no right on the warehouse, and
 -- whoever is to see less is shown less in this one place.
@@ -2963,6 +3474,593 @@ COMMENT ON FUNCTION analytics.funnel(
     'goes furthest) or first. p_breakdown: a property, country, region, city or account_id, read '
     'at step 1 or, with p_attribution last, at the last step reached. p_exclude: events, written '
     'like steps, that void an entry when they occur before its last step.';
+-- Room 60, standing funnels, how they are kept: of each unit that the news concern, the counted
+-- entry is found again and takes the place of the one before. Inserts can only lengthen the best
+-- entry of a funnel that nothing voids, so there only the entries within a window's length of the
+-- news are walked again: users with long histories stay cheap. Where events were taken back, or
+-- any event can end a chain (strict order, exclusions, sessions), the whole history is.
+
+CREATE FUNCTION analytics._funnel_masks(
+    p_steps jsonb,
+    p_exclude jsonb,
+    OUT keys integer[],
+    OUT filters jsonb[],
+    OUT bits integer[]
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT coalesce(array_agg(m.event_type_key), '{}'), coalesce(array_agg(m.filter), '{}'),
+        coalesce(array_agg(m.bits), '{}')
+    INTO keys, filters, bits
+    FROM (
+        SELECT t.event_type_key, n.filter, bit_or(n.bit) AS bits
+        FROM (
+            SELECT s.event_type, s.filter, 1 << (s.step - 1) AS bit
+            FROM analytics._read_steps('p_steps', p_steps) AS s
+            UNION ALL
+            SELECT x.event_type, x.filter, 1 << 30
+            FROM analytics._read_steps('p_exclude', p_exclude) AS x
+        ) AS n
+        JOIN analytics.event_types AS t USING (event_type)
+        GROUP BY t.event_type_key, n.filter
+    ) AS m;
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_masks(jsonb, jsonb) IS
+    'What an event can be in a funnel: bit k - 1 for step k, bit 30 for an exclusion, by the key '
+    'of its type and the filter that its properties match.';
+
+CREATE FUNCTION analytics._touch_funnel_units(
+    p_report integer,
+    p_built_to bigint,
+    p_keys integer[],
+    p_unit text,
+    p_window interval,
+    p_reads_all boolean,
+    p_is_first boolean,
+    p_is_whole boolean,
+    p_is_build boolean
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_funnel_units',
+        'unit bigint, scope bigint, is_leaving boolean, read_from timestamptz, '
+        'read_until timestamptz, enter_until timestamptz, old_at timestamptz');
+    INSERT INTO pg_temp.spectrum_funnel_units (
+        unit, scope, is_leaving, read_from, read_until, enter_until, old_at
+    )
+    SELECT touched.unit, touched.scope, touched.is_leaving,
+        CASE
+            WHEN range.is_all THEN '-infinity'
+            WHEN p_is_first THEN least(old.entered_at, touched.first_at)
+            ELSE touched.first_at - p_window
+        END,
+        CASE
+            WHEN range.is_all THEN 'infinity'
+            ELSE greatest(CASE WHEN p_is_first THEN old.entered_at END, touched.last_at) + p_window
+        END,
+        CASE WHEN range.is_all THEN 'infinity' ELSE touched.last_at + interval '1 us' END,
+        old.entered_at
+    FROM (
+        SELECT unit.unit, unit.scope,
+            bool_or(news.is_leaving AND p_unit <> 'account') AS is_leaving,
+            bool_or(news.sign < 0) AS is_less,
+            min(news.occurred_at) AS first_at,
+            max(news.occurred_at) AS last_at
+        FROM pg_temp.spectrum_news AS news
+        CROSS JOIN LATERAL (
+            SELECT
+                CASE WHEN p_unit = 'account' THEN news.account_key ELSE news.user_key END AS unit,
+                CASE WHEN p_unit = 'account' THEN news.account_key ELSE news.scope END AS scope
+        ) AS unit
+        WHERE news.user_key <> 0 AND unit.unit <> 0
+            AND news.user_key <= p_built_to
+            AND (p_reads_all OR news.event_type_key = ANY (p_keys))
+        GROUP BY unit.unit, unit.scope
+    ) AS touched
+    CROSS JOIN LATERAL (
+        SELECT p_is_whole OR p_is_build OR touched.is_less AS is_all
+    ) AS range
+    LEFT JOIN LATERAL (
+        SELECT entry.step_times[1] AS entered_at FROM spectrum.rollup_funnel_entries AS entry
+        WHERE entry.report_id = p_report AND entry.unit = touched.unit
+            AND entry.scope = touched.scope
+        ORDER BY entry.session_start
+        LIMIT 1
+    ) AS old ON NOT range.is_all;
+END
+$$;
+COMMENT ON FUNCTION analytics._touch_funnel_units(
+    integer, bigint, integer[], text, interval, boolean, boolean, boolean, boolean
+) IS
+    'Lays out the units of a funnel that the news concern, and what of their history has to be '
+    'walked again: events of [read_from, read_until], entries before enter_until.';
+
+CREATE FUNCTION analytics._touched_histories(
+    p_keys integer[],
+    p_filters jsonb[],
+    p_bits integer[],
+    p_reads_all boolean,
+    p_unit text,
+    p_breakdown text
+)
+RETURNS TABLE (
+    unit bigint, scope bigint, times timestamptz[], masks integer[], labels text[],
+    read_from timestamptz, enter_until timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_is_filtered boolean := cardinality(array_remove(p_filters, NULL)) > 0;
+BEGIN
+    RETURN QUERY
+    SELECT touched.unit, touched.scope, history.times, history.masks, history.labels,
+        touched.read_from, touched.enter_until
+    FROM pg_temp.spectrum_funnel_units AS touched
+    CROSS JOIN LATERAL (
+        SELECT array_agg(m.occurred_at ORDER BY m.occurred_at, m.event_id) AS times,
+            array_agg(m.mask ORDER BY m.occurred_at, m.event_id) AS masks,
+            CASE WHEN p_breakdown IS NOT NULL
+                THEN array_agg(m.label ORDER BY m.occurred_at, m.event_id)
+            END AS labels
+        FROM (
+            SELECT e.occurred_at, e.event_id,
+                CASE WHEN v_is_filtered THEN (
+                    SELECT coalesce(bit_or(k.bit), 0)
+                    FROM unnest(p_keys, p_filters, p_bits) AS k (key, filter, bit)
+                    WHERE k.key = e.event_type_key
+                        AND (k.filter IS NULL OR e.properties @> k.filter)
+                ) ELSE coalesce(p_bits[array_position(p_keys, e.event_type_key)], 0) END AS mask,
+                CASE
+                    WHEN p_breakdown = 'account_id' THEN e.account_id
+                    WHEN p_breakdown = 'country' THEN e.country
+                    WHEN p_breakdown = 'region' THEN e.region
+                    WHEN p_breakdown = 'city' THEN e.city
+                    WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
+                END AS label
+            FROM analytics.events AS e
+            WHERE CASE WHEN p_unit = 'account' THEN e.account_key ELSE e.user_key END = touched.unit
+                AND e.user_key <> 0
+                AND e.occurred_at BETWEEN touched.read_from AND touched.read_until
+                AND (p_reads_all OR e.event_type_key = ANY (p_keys))
+                AND (touched.scope >= 0 OR e.account_key = -touched.scope)
+        ) AS m
+        WHERE p_reads_all OR m.mask <> 0
+    ) AS history
+    WHERE NOT touched.is_leaving AND history.times IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._touched_histories(
+    integer[], jsonb[], integer[], boolean, text, text
+) IS
+    'By unit laid out: the events that have to be walked again, cf. analytics._unit_histories.';
+
+CREATE FUNCTION analytics._split_sessions(
+    p_times timestamptz[], p_masks integer[], p_labels text[], p_keeps_all boolean
+)
+RETURNS TABLE (
+    session_start timestamptz, times timestamptz[], masks integer[], labels text[]
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_starts timestamptz[] := analytics._session_starts(p_times);
+BEGIN
+    RETURN QUERY
+    SELECT
+        v_starts[width_bucket(e.occurred_at, v_starts)],
+        array_agg(e.occurred_at ORDER BY e.position),
+        array_agg(e.mask ORDER BY e.position),
+        array_agg(e.label ORDER BY e.position)
+    FROM unnest(p_times, p_masks, p_labels) WITH ORDINALITY
+        AS e (occurred_at, mask, label, position)
+    WHERE e.mask <> 0 OR p_keeps_all
+    GROUP BY 1;
+END
+$$;
+COMMENT ON FUNCTION analytics._split_sessions(timestamptz[], integer[], text[], boolean) IS
+    'Cuts one user''s history into those of his sessions.';
+
+CREATE FUNCTION analytics._move_funnel_entries(
+    p_report integer,
+    p_steps integer,
+    p_keys integer[],
+    p_filters jsonb[],
+    p_bits integer[],
+    p_window interval,
+    p_order text,
+    p_is_first boolean,
+    p_unit text,
+    p_breakdown text,
+    p_is_last boolean,
+    p_has_exclusions boolean
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_entry_changes',
+        'unit bigint, scope bigint, session_start timestamptz, old_breakdown text, '
+        'old_times timestamptz[], new_breakdown text, new_times timestamptz[]');
+    INSERT INTO pg_temp.spectrum_entry_changes (
+        unit, scope, session_start, old_breakdown, old_times, new_breakdown, new_times
+    )
+    WITH histories AS (
+        SELECT h.unit, h.scope, coalesce(s.session_start, '-infinity') AS session_start,
+            coalesce(s.times, h.times) AS times, coalesce(s.masks, h.masks) AS masks,
+            coalesce(s.labels, h.labels) AS labels, h.read_from, h.enter_until
+        FROM analytics._touched_histories(
+            p_keys, p_filters, p_bits, p_order = 'strict' OR p_unit = 'session', p_unit, p_breakdown
+        ) AS h
+        LEFT JOIN LATERAL analytics._split_sessions(
+            h.times, h.masks, h.labels, p_order = 'strict'
+        ) AS s ON p_unit = 'session'
+    ),
+    walks AS (
+        SELECT h.*, CASE WHEN p_order = 'any' THEN
+            analytics._walk_any(
+                h.times, h.masks, p_steps, h.read_from, h.enter_until, p_window, p_is_first,
+                p_has_exclusions
+            )
+        ELSE
+            analytics._walk_ordered(
+                h.times, h.masks, p_steps, h.read_from, h.enter_until, p_window,
+                p_order = 'strict', p_is_first, p_has_exclusions
+            )
+        END AS chain
+        FROM histories AS h
+        OFFSET 0
+    ),
+    found AS (
+        SELECT w.unit, w.scope, w.session_start,
+            coalesce(w.labels[w.chain[CASE WHEN p_is_last THEN cardinality(w.chain) ELSE 1 END]],
+                '') AS breakdown,
+            ARRAY(SELECT w.times[c.position] FROM unnest(w.chain) AS c (position)) AS step_times
+        FROM walks AS w
+        WHERE w.chain IS NOT NULL
+    ),
+    old AS (
+        SELECT entry.unit, entry.scope, entry.session_start, entry.breakdown, entry.step_times
+        FROM pg_temp.spectrum_funnel_units AS touched
+        JOIN spectrum.rollup_funnel_entries AS entry USING (unit, scope)
+        WHERE entry.report_id = p_report
+    )
+    SELECT unit, scope, session_start, old.breakdown, old.step_times,
+        CASE WHEN pick.is_new THEN found.breakdown ELSE old.breakdown END,
+        CASE WHEN pick.is_new THEN found.step_times ELSE old.step_times END
+    FROM old
+    FULL JOIN found USING (unit, scope, session_start)
+    JOIN pg_temp.spectrum_funnel_units AS touched USING (unit, scope)
+    CROSS JOIN LATERAL (
+        SELECT touched.is_leaving OR old.unit IS NULL
+            OR (old.step_times[1] >= touched.read_from
+                AND old.step_times[1] < touched.enter_until)
+            OR coalesce(cardinality(found.step_times) > cardinality(old.step_times), false)
+            OR coalesce(cardinality(found.step_times) = cardinality(old.step_times)
+                AND found.step_times[1] < old.step_times[1], false) AS is_new
+    ) AS pick
+    WHERE pick.is_new AND (old.breakdown, old.step_times)
+        IS DISTINCT FROM (found.breakdown, found.step_times);
+
+    DELETE FROM spectrum.rollup_funnel_entries AS entry
+    USING pg_temp.spectrum_entry_changes AS changed
+    WHERE entry.report_id = p_report AND entry.unit = changed.unit
+        AND entry.scope = changed.scope AND entry.session_start = changed.session_start;
+    INSERT INTO spectrum.rollup_funnel_entries (
+        report_id, unit, scope, session_start, breakdown, step_times
+    )
+    SELECT p_report, unit, scope, session_start, new_breakdown, new_times
+    FROM pg_temp.spectrum_entry_changes
+    WHERE new_times IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_funnel_entries(
+    integer, integer, integer[], jsonb[], integer[], interval, text, boolean, text, text, boolean,
+    boolean
+) IS
+    'Finds the counted entries of the units laid out again, keeps them in rollup_funnel_entries, '
+    'and leaves in pg_temp.spectrum_entry_changes which became others.';
+
+CREATE FUNCTION analytics._lay_out_funnel_steps()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_funnel_steps',
+        'account_id text COLLATE "C", breakdown text, step integer, microseconds bigint, '
+        'units bigint');
+    INSERT INTO pg_temp.spectrum_funnel_steps (account_id, breakdown, step, microseconds, units)
+    SELECT scopes.account_id, moved.breakdown, moved.step, moved.microseconds, sum(moved.units)
+    FROM (
+        SELECT version.scope, version.breakdown, s.step,
+            (extract(epoch FROM version.times[s.step] - version.times[s.step - 1]) * 1000000)
+                ::bigint AS microseconds,
+            sum(version.sign) AS units
+        FROM (
+            SELECT -1 AS sign, scope, old_breakdown AS breakdown, old_times AS times
+            FROM pg_temp.spectrum_entry_changes
+            UNION ALL
+            SELECT 1, scope, new_breakdown, new_times FROM pg_temp.spectrum_entry_changes
+        ) AS version
+        CROSS JOIN LATERAL generate_series(1, cardinality(version.times)) AS s (step)
+        GROUP BY 1, 2, 3, 4
+        HAVING sum(version.sign) <> 0
+    ) AS moved
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, moved.breakdown, moved.step, moved.microseconds;
+END
+$$;
+COMMENT ON FUNCTION analytics._lay_out_funnel_steps() IS
+    'Lays out, by account and step, how many units more or less took how long from the step '
+    'before.';
+
+CREATE FUNCTION analytics._move_funnel_sums(p_report integer, p_steps integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    INSERT INTO spectrum.rollup_funnel_seconds AS known (
+        report_id, account_id, breakdown, step, microseconds, units
+    )
+    SELECT p_report, account_id, breakdown, step, microseconds, units
+    FROM pg_temp.spectrum_funnel_steps
+    WHERE step > 1
+    ON CONFLICT (report_id, account_id, breakdown, step, microseconds) DO UPDATE SET
+        units = known.units + excluded.units;
+    DELETE FROM spectrum.rollup_funnel_seconds AS known
+    USING pg_temp.spectrum_funnel_steps AS moved
+    WHERE moved.units < 0 AND known.report_id = p_report AND known.account_id = moved.account_id
+        AND known.breakdown = moved.breakdown AND known.step = moved.step
+        AND known.microseconds = moved.microseconds AND known.units = 0;
+
+    -- All steps of an account that has any, with zeros where nobody came.
+    INSERT INTO analytics.mv_conversion_funnels (report_id, account_id, breakdown, step)
+    SELECT p_report, groups.account_id, groups.breakdown, step
+    FROM (SELECT DISTINCT account_id, breakdown FROM pg_temp.spectrum_funnel_steps) AS groups
+    CROSS JOIN generate_series(1, p_steps) AS step
+    ON CONFLICT (report_id, account_id, breakdown, step) DO NOTHING;
+    UPDATE analytics.mv_conversion_funnels AS sums
+    SET users = sums.users + moved.units,
+        microseconds = sums.microseconds + coalesce(moved.microseconds, 0),
+        below = sums.below + coalesce(moved.below, 0)
+    FROM (
+        SELECT steps.account_id, steps.breakdown, steps.step, sum(steps.units) AS units,
+            sum(steps.units * steps.microseconds) AS microseconds,
+            sum(steps.units) FILTER (WHERE steps.microseconds < cell.lower_median) AS below
+        FROM pg_temp.spectrum_funnel_steps AS steps
+        JOIN analytics.mv_conversion_funnels AS cell
+            ON cell.report_id = p_report AND cell.account_id = steps.account_id
+                AND cell.breakdown = steps.breakdown AND cell.step = steps.step
+        GROUP BY steps.account_id, steps.breakdown, steps.step
+    ) AS moved
+    WHERE sums.report_id = p_report AND sums.account_id = moved.account_id
+        AND sums.breakdown = moved.breakdown AND sums.step = moved.step;
+
+    PERFORM analytics._move_funnel_median(p_report, cell.account_id, cell.breakdown, cell.step)
+    FROM (
+        SELECT DISTINCT account_id, breakdown, step FROM pg_temp.spectrum_funnel_steps
+        WHERE step > 1
+    ) AS cell;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_funnel_sums(integer, integer) IS
+    'Moves the counts, times and medians of mv_conversion_funnels by the steps laid out.';
+
+CREATE FUNCTION analytics._move_funnel_median(
+    p_report integer,
+    p_account_id text,
+    p_breakdown text,
+    p_step integer
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+AS $$
+DECLARE
+    r_cell record;
+    r_lower record;
+    v_upper bigint;
+BEGIN
+    -- The middle is looked for from where it was: it moves by no more than came and went.
+    SELECT cell.users, cell.below, coalesce(cell.lower_median, -1) AS pivot,
+        (cell.users - 1) / 2 AS rank
+    INTO r_cell
+    FROM analytics.mv_conversion_funnels AS cell
+    WHERE cell.report_id = p_report AND cell.account_id = p_account_id
+        AND cell.breakdown = p_breakdown AND cell.step = p_step;
+
+    IF r_cell.users > 0 AND r_cell.rank < r_cell.below THEN
+        SELECT walk.microseconds, walk.below, walk.below + walk.units AS up_to INTO r_lower
+        FROM (
+            SELECT known.microseconds, known.units, r_cell.below
+                - sum(known.units) OVER (ORDER BY known.microseconds DESC) AS below
+            FROM spectrum.rollup_funnel_seconds AS known
+            WHERE known.report_id = p_report AND known.account_id = p_account_id
+                AND known.breakdown = p_breakdown AND known.step = p_step
+                AND known.microseconds < r_cell.pivot
+            ORDER BY known.microseconds DESC
+        ) AS walk
+        WHERE walk.below <= r_cell.rank
+        LIMIT 1;
+    ELSIF r_cell.users > 0 THEN
+        SELECT walk.microseconds, walk.up_to - walk.units AS below, walk.up_to INTO r_lower
+        FROM (
+            SELECT known.microseconds, known.units, r_cell.below
+                + sum(known.units) OVER (ORDER BY known.microseconds) AS up_to
+            FROM spectrum.rollup_funnel_seconds AS known
+            WHERE known.report_id = p_report AND known.account_id = p_account_id
+                AND known.breakdown = p_breakdown AND known.step = p_step
+                AND known.microseconds >= r_cell.pivot
+            ORDER BY known.microseconds
+        ) AS walk
+        WHERE walk.up_to > r_cell.rank
+        LIMIT 1;
+    ELSE
+        SELECT NULL::bigint AS microseconds, 0 AS below, 0 AS up_to INTO r_lower;
+    END IF;
+
+    v_upper := r_lower.microseconds;
+    IF r_cell.users / 2 >= r_lower.up_to THEN
+        v_upper := (
+            SELECT known.microseconds FROM spectrum.rollup_funnel_seconds AS known
+            WHERE known.report_id = p_report AND known.account_id = p_account_id
+                AND known.breakdown = p_breakdown AND known.step = p_step
+                AND known.microseconds > r_lower.microseconds
+            ORDER BY known.microseconds
+            LIMIT 1
+        );
+    END IF;
+    UPDATE analytics.mv_conversion_funnels AS cell
+    SET below = r_lower.below, lower_median = r_lower.microseconds, upper_median = v_upper
+    WHERE cell.report_id = p_report AND cell.account_id = p_account_id
+        AND cell.breakdown = p_breakdown AND cell.step = p_step;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_funnel_median(integer, text, text, integer) IS
+    'Finds the middle of a step''s times again, after its counts were moved.';
+
+CREATE FUNCTION analytics._move_funnel_days(p_report integer, p_steps integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_days date[];
+BEGIN
+    SELECT spectrum.period_starts(
+        'day', min(entry.entered_at), max(entry.entered_at) + interval '1 us'
+    ) INTO v_starts
+    FROM pg_temp.spectrum_entry_changes AS changed
+    CROSS JOIN LATERAL (
+        VALUES (changed.old_times[1]), (changed.new_times[1])
+    ) AS entry (entered_at);
+    v_days := analytics._period_dates(v_starts);
+
+    INSERT INTO analytics.mv_funnel_days AS sums (report_id, account_id, day, step, users)
+    SELECT p_report, scopes.account_id, v_days[moved.number], s.step,
+        coalesce(sum(moved.users) FILTER (WHERE moved.reached >= s.step), 0)
+    FROM (
+        SELECT version.scope, width_bucket(version.times[1], v_starts) AS number,
+            cardinality(version.times) AS reached, sum(version.sign) AS users
+        FROM (
+            SELECT -1 AS sign, scope, old_times AS times FROM pg_temp.spectrum_entry_changes
+            UNION ALL
+            SELECT 1, scope, new_times FROM pg_temp.spectrum_entry_changes
+        ) AS version
+        WHERE version.times IS NOT NULL
+        GROUP BY 1, 2, 3
+        HAVING sum(version.sign) <> 0
+    ) AS moved
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    CROSS JOIN generate_series(1, p_steps) AS s (step)
+    GROUP BY scopes.account_id, moved.number, s.step
+    ON CONFLICT (report_id, account_id, day, step) DO UPDATE SET
+        users = sums.users + excluded.users;
+
+    IF EXISTS (SELECT FROM pg_temp.spectrum_entry_changes WHERE old_times IS NOT NULL) THEN
+        DELETE FROM analytics.mv_funnel_days AS sums
+        USING analytics.mv_funnel_days AS entered
+        WHERE entered.report_id = p_report AND entered.step = 1 AND entered.users = 0
+            AND sums.report_id = p_report AND sums.account_id = entered.account_id
+            AND sums.day = entered.day;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_funnel_days(integer, integer) IS
+    'Moves mv_funnel_days by the entries that became others.';
+
+CREATE FUNCTION analytics._drop_empty_funnels(p_report integer, p_steps integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM analytics.mv_conversion_funnels AS sums
+    USING analytics.mv_conversion_funnels AS entered
+    WHERE entered.report_id = p_report AND entered.step = 1 AND entered.users = 0
+        AND sums.report_id = p_report AND sums.account_id = entered.account_id
+        AND sums.breakdown = entered.breakdown;
+    -- All accounts together have their steps even where nobody came.
+    INSERT INTO analytics.mv_conversion_funnels (report_id, account_id, breakdown, step)
+    SELECT p_report, '*', '', step
+    FROM generate_series(1, p_steps) AS step
+    WHERE NOT EXISTS (
+        SELECT FROM analytics.mv_conversion_funnels AS known
+        WHERE known.report_id = p_report AND known.account_id = '*'
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._drop_empty_funnels(integer, integer) IS
+    'Takes out the accounts and values of a breakdown that nobody entered by any more.';
+
+CREATE FUNCTION analytics._maintain_funnel(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_funnel record;
+    r_masks record;
+    v_steps integer;
+    v_is_build boolean;
+    v_has_exclusions boolean;
+    v_built_to bigint := p_built_to;
+BEGIN
+    SELECT definition.*, report.built_to, report.state INTO r_funnel
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.funnels, report.definition)
+        AS definition
+    WHERE report.report_id = p_report;
+    v_is_build := r_funnel.state = 'building' AND p_built_to = 9223372036854775807;
+    v_steps := jsonb_array_length(r_funnel.steps);
+    v_has_exclusions := coalesce(r_funnel.exclusions, '[]') <> '[]';
+    r_masks := analytics._funnel_masks(r_funnel.steps, r_funnel.exclusions);
+    -- An account is walked whole, whichever of its users brings it up.
+    IF r_funnel.unit = 'account' AND p_built_to >= 0 THEN
+        v_built_to := 9223372036854775807;
+    END IF;
+
+    PERFORM analytics._touch_funnel_units(
+        p_report, v_built_to, r_masks.keys, r_funnel.unit, r_funnel.time_window,
+        r_funnel.step_order = 'strict' OR r_funnel.unit = 'session', r_funnel.entry = 'first',
+        r_funnel.step_order = 'strict' OR r_funnel.unit = 'session' OR v_has_exclusions, v_is_build
+    );
+    PERFORM analytics._move_funnel_entries(
+        p_report, v_steps, r_masks.keys, r_masks.filters, r_masks.bits, r_funnel.time_window,
+        r_funnel.step_order, r_funnel.entry = 'first', r_funnel.unit, r_funnel.breakdown,
+        r_funnel.attribution = 'last', v_has_exclusions
+    );
+    PERFORM analytics._lay_out_funnel_steps();
+    PERFORM analytics._move_funnel_sums(p_report, v_steps);
+    PERFORM analytics._move_funnel_days(p_report, v_steps);
+    PERFORM analytics._drop_empty_funnels(p_report, v_steps);
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_funnel(integer, bigint) IS
+    'Moves the sums of a funnel by the news.';
 -- Room 60, standing funnels: the user's own definitions, and the views that show them. Read by
 -- dashboards. The numbers are those of analytics.funnel: the same entries, counted the same way.
 
@@ -3010,75 +4108,178 @@ BEGIN
     COMMENT ON COLUMN spectrum.funnels.exclusions IS 'Events that void an entry, written as steps.';
     COMMENT ON COLUMN spectrum.funnels.changed_at IS 'When it was last defined.';
 
-    CREATE MATERIALIZED VIEW analytics.mv_conversion_funnels AS
-    SELECT
-        account_id, funnel, step, event_type, users, rate_from_start, rate_from_previous,
-        median_seconds, mean_seconds, breakdown, unit
-    FROM analytics._standing_funnels();
-    CREATE UNIQUE INDEX mv_conversion_funnels_key
-    ON analytics.mv_conversion_funnels (funnel, account_id, breakdown, step);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_conversion_funnels IS
+    CREATE TABLE spectrum.rollup_funnel_entries (
+        report_id integer NOT NULL,
+        unit bigint NOT NULL,
+        scope bigint NOT NULL,
+        session_start timestamptz NOT NULL,
+        breakdown text NOT NULL,
+        step_times timestamptz[] NOT NULL,
+        CONSTRAINT rollup_funnel_entries_pkey PRIMARY KEY (report_id, unit, scope, session_start)
+    );
+    COMMENT ON TABLE spectrum.rollup_funnel_entries IS
+        'The one entry of each unit that a funnel counts.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.report_id IS 'spectrum.reports, kind funnel.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.unit IS
+        'dim_users; dim_accounts where the funnel counts accounts.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.session_start IS
+        'Of a session; -infinity where sessions are not counted.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.breakdown IS 'Empty where there is none.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.step_times IS
+        'When it reached step 1, step 2, ...; as long as the entry came.';
+
+    CREATE TABLE spectrum.rollup_funnel_seconds (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        breakdown text NOT NULL,
+        step integer NOT NULL,
+        microseconds bigint NOT NULL,
+        units bigint NOT NULL,
+        CONSTRAINT rollup_funnel_seconds_pkey
+        PRIMARY KEY (report_id, account_id, breakdown, step, microseconds)
+    );
+    COMMENT ON TABLE spectrum.rollup_funnel_seconds IS
+        'How many units took how long from the step before: what medians are found in.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_seconds.report_id IS 'spectrum.reports, kind funnel.';
+
+    CREATE TABLE analytics.mv_conversion_funnels (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        breakdown text NOT NULL,
+        step integer NOT NULL,
+        users bigint NOT NULL DEFAULT 0,
+        microseconds numeric NOT NULL DEFAULT 0,
+        below bigint NOT NULL DEFAULT 0,
+        lower_median bigint,
+        upper_median bigint,
+        CONSTRAINT mv_conversion_funnels_pkey
+        PRIMARY KEY (report_id, account_id, breakdown, step)
+    ) WITH (fillfactor = 70);
+    COMMENT ON TABLE analytics.mv_conversion_funnels IS
         'Steps of each defined funnel, for all accounts together (account_id *) and for each '
-        'account with an entry. Read it through analytics.conversion_funnels.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.funnel IS 'Name of the definition.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.step IS 'Number of the step, from 1.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.event_type IS 'Event of the step.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.users IS
-        'Users (accounts, sessions: see unit) that reached the step; 0 where nobody did.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.rate_from_start IS
-        'users / users of step 1; 0 where there are none.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.rate_from_previous IS
-        'users / users of the previous step; 0 where there are none.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.median_seconds IS
-        'Median time from the previous step, of those who took this one.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.mean_seconds IS 'Mean of the same.';
+        'account with an entry, kept by refreshes. Read it through analytics.conversion_funnels.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.report_id IS 'spectrum.reports, kind funnel.';
     COMMENT ON COLUMN analytics.mv_conversion_funnels.breakdown IS
         'Value of the breakdown; empty where there is none.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.unit IS
-        'What is counted: user, account or session.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.users IS
+        'Users (accounts, sessions) that reached the step; 0 where nobody did.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.microseconds IS
+        'Sum of the times from the previous step.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.below IS
+        'Units that took less time than lower_median.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.lower_median IS
+        'The middle of the times, in microseconds: the lower one where there are two.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.upper_median IS 'The upper one.';
 
-    CREATE VIEW analytics.conversion_funnels AS
-    SELECT
-        v.account_id, v.funnel, v.step, v.event_type, v.users, v.rate_from_start,
-        v.rate_from_previous, v.median_seconds, v.mean_seconds,
-        nullif(v.breakdown, '') AS breakdown, v.unit, s.as_of
-    FROM analytics.mv_conversion_funnels AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_conversion_funnels';
-    COMMENT ON VIEW analytics.conversion_funnels IS
-        'How many get from step to step of each defined funnel (account_id *: all accounts). One '
-        'row a step, and a value of the breakdown where the funnel has one.';
-    COMMENT ON COLUMN analytics.conversion_funnels.breakdown IS 'NULL: none, or an event without.';
-    COMMENT ON COLUMN analytics.conversion_funnels.as_of IS 'Events up to here are counted.';
-
-    CREATE MATERIALIZED VIEW analytics.mv_funnel_days AS
-    SELECT account_id, funnel, day, step, users FROM analytics._standing_funnel_days();
-    CREATE UNIQUE INDEX mv_funnel_days_key
-    ON analytics.mv_funnel_days (funnel, account_id, day, step);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_funnel_days IS
+    CREATE TABLE analytics.mv_funnel_days (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        step integer NOT NULL,
+        users bigint NOT NULL,
+        CONSTRAINT mv_funnel_days_pkey PRIMARY KEY (report_id, account_id, day, step)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_funnel_days IS
         'The standing funnels by the day of entry: summed over the days they are the whole. Days '
         'with an entry only. Read it through analytics.funnel_days.';
-    COMMENT ON COLUMN analytics.mv_funnel_days.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_funnel_days.funnel IS 'Name of the definition.';
+    COMMENT ON COLUMN analytics.mv_funnel_days.report_id IS 'spectrum.reports, kind funnel.';
     COMMENT ON COLUMN analytics.mv_funnel_days.day IS
         'Calendar day, in config.timezone, of step 1 of the counted entry.';
-    COMMENT ON COLUMN analytics.mv_funnel_days.step IS 'Number of the step, from 1.';
     COMMENT ON COLUMN analytics.mv_funnel_days.users IS
         'Users (accounts, sessions) that entered on the day and reached the step, whenever.';
-
-    CREATE VIEW analytics.funnel_days AS
-    SELECT v.account_id, v.funnel, v.day, v.step, v.users, s.as_of
-    FROM analytics.mv_funnel_days AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_funnel_days';
-    COMMENT ON VIEW analytics.funnel_days IS
-        'Each defined funnel by the day of entry (account_id *: all accounts).';
-    COMMENT ON COLUMN analytics.funnel_days.as_of IS 'Events up to here are counted.';
+    PERFORM spectrum._create_funnel_views();
+    PERFORM spectrum._add_kind('funnel', 50, '_maintain_funnel',
+        '{spectrum.rollup_funnel_entries, spectrum.rollup_funnel_seconds, '
+        'analytics.mv_conversion_funnels, analytics.mv_funnel_days}',
+        '{conversion_funnels, funnel_days}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_funnels() IS
-    'Room 60: makes spectrum.funnels, the standing funnels and their plain views.';
+    'Room 60: makes spectrum.funnels, the tables of the standing funnels and their plain views.';
 
-CREATE FUNCTION analytics._standing_funnels()
+CREATE FUNCTION spectrum._create_funnel_views()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.conversion_funnels AS
+    SELECT
+        sums.account_id,
+        report.name AS funnel,
+        sums.step,
+        coalesce(report.definition -> 'steps' -> (sums.step - 1) ->> 'event',
+            report.definition -> 'steps' ->> (sums.step - 1)) AS event_type,
+        sums.users,
+        coalesce(sums.users / nullif(first_value(sums.users) OVER steps, 0)::double precision, 0)
+            AS rate_from_start,
+        coalesce(sums.users / nullif(lag(sums.users, 1, sums.users) OVER steps, 0)
+            ::double precision, 0) AS rate_from_previous,
+        analytics._median_seconds(sums.lower_median, sums.upper_median) AS median_seconds,
+        CASE WHEN sums.step > 1 THEN
+            (sums.microseconds / nullif(sums.users, 0) / 1e6)::double precision
+        END AS mean_seconds,
+        nullif(sums.breakdown, '') AS breakdown,
+        report.definition ->> 'unit' AS unit,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_conversion_funnels AS sums USING (report_id)
+    WHERE report.kind = 'funnel' AND report.state = 'served'
+    WINDOW steps AS (PARTITION BY report.name, sums.account_id, sums.breakdown ORDER BY sums.step);
+    COMMENT ON VIEW analytics.conversion_funnels IS
+        'How many get from step to step of each defined funnel (account_id *: all accounts). One '
+        'row a step, and a value of the breakdown where the funnel has one.';
+    COMMENT ON COLUMN analytics.conversion_funnels.users IS
+        'Users (accounts, sessions: see unit) that reached the step; 0 where nobody did.';
+    COMMENT ON COLUMN analytics.conversion_funnels.rate_from_start IS
+        'users / users of step 1; 0 where there are none.';
+    COMMENT ON COLUMN analytics.conversion_funnels.rate_from_previous IS
+        'users / users of the previous step; 0 where there are none.';
+    COMMENT ON COLUMN analytics.conversion_funnels.median_seconds IS
+        'Median time from the previous step, of those who took this one.';
+    COMMENT ON COLUMN analytics.conversion_funnels.mean_seconds IS 'Their mean time.';
+    COMMENT ON COLUMN analytics.conversion_funnels.unit IS
+        'What is counted: user, account or session.';
+
+    CREATE VIEW analytics.funnel_days AS
+    SELECT
+        sums.account_id,
+        report.name AS funnel,
+        sums.day,
+        sums.step,
+        sums.users,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_funnel_days AS sums USING (report_id)
+    WHERE report.kind = 'funnel' AND report.state = 'served';
+    COMMENT ON VIEW analytics.funnel_days IS
+        'Each defined funnel by the day of entry (account_id *: all accounts).';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_funnel_views() IS
+    'Room 60: makes the plain views of the standing funnels.';
+
+CREATE FUNCTION analytics._median_seconds(p_lower bigint, p_upper bigint)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT low.seconds + 0.5 * (high.seconds - low.seconds)
+    FROM (
+        SELECT p_lower % 86400000000 / 1e6::double precision + p_lower / 86400000000 * 86400
+            AS seconds
+    ) AS low
+    CROSS JOIN (
+        SELECT p_upper % 86400000000 / 1e6::double precision + p_upper / 86400000000 * 86400
+            AS seconds
+    ) AS high
+$$;
+COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
+    'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
+    'of the epochs of intervals.';
+
+CREATE FUNCTION analytics._standing_conversion_funnels()
 RETURNS TABLE (
     account_id text,
     funnel text,
@@ -3097,18 +4298,20 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT r.account_id, f.funnel, coalesce(r.breakdown, ''), f.unit, r.step, r.event_type,
+    SELECT r.account_id, f.funnel, r.breakdown, f.unit, r.step, r.event_type,
         r.units, r.rate_from_start, r.rate_from_previous, r.median_seconds, r.mean_seconds
-    FROM spectrum.funnels AS f
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.funnels, report.definition) AS f
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._funnel_report(
         f.steps, NULL, NULL, f.time_window, f.step_order, f.entry, f.unit, NULL, f.breakdown,
         f.attribution, f.exclusions, scopes.by_account
-    ) AS r;
+    ) AS r
+    WHERE report.kind = 'funnel' AND report.state = 'served';
 END
 $$;
-COMMENT ON FUNCTION analytics._standing_funnels() IS
-    'The rows of mv_conversion_funnels: each definition for all accounts together and for each.';
+COMMENT ON FUNCTION analytics._standing_conversion_funnels() IS
+    'What analytics.conversion_funnels has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics._standing_funnel_days()
 RETURNS TABLE (account_id text, funnel text, day date, step integer, users bigint)
@@ -3121,12 +4324,14 @@ BEGIN
     WITH entries AS MATERIALIZED (
         SELECT e.account_id, f.funnel, f.steps, e.step_times[1] AS entered_at,
             cardinality(e.step_times) AS reached
-        FROM spectrum.funnels AS f
+        FROM spectrum.reports AS report
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.funnels, report.definition) AS f
         CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
         CROSS JOIN LATERAL analytics._funnel_entries(
             f.steps, NULL, NULL, f.time_window, f.step_order, f.entry, f.unit, NULL, NULL,
             f.attribution, f.exclusions, scopes.by_account
         ) AS e
+        WHERE report.kind = 'funnel' AND report.state = 'served'
     ),
     day_starts AS MATERIALIZED (
         SELECT spectrum.period_starts(
@@ -3149,7 +4354,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_funnel_days() IS
-    'The rows of mv_funnel_days: the same entries, by their day.';
+    'What analytics.funnel_days has to show, out of all events: for verify().';
 
 CREATE FUNCTION spectrum.define_funnel(
     p_name text,
@@ -3178,8 +4383,8 @@ BEGIN
     VALUES (
         p_name, p_steps, p_window, p_order, p_entry, p_unit, p_breakdown, p_attribution, p_exclude
     );
-    PERFORM spectrum._mark_stale('mv_conversion_funnels');
-    PERFORM spectrum._mark_stale('mv_funnel_days');
+    PERFORM spectrum._begin_report('funnel', p_name, to_jsonb(definition))
+    FROM spectrum.funnels AS definition WHERE funnel = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_funnel(
@@ -3198,12 +4403,11 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.funnels');
     END IF;
-    PERFORM spectrum._mark_stale('mv_conversion_funnels');
-    PERFORM spectrum._mark_stale('mv_funnel_days');
+    PERFORM spectrum._discard_reports('funnel', p_name);
 END
 $$;
 COMMENT ON FUNCTION spectrum.drop_funnel(text) IS
-    'Removes a standing funnel; the next refresh removes its rows.';
+    'Removes a standing funnel.';
 -- Room 60, retention: of the users who began something in a period, how many come back in the
 -- periods after it. Reads analytics.events; read by analytics.retention and the standing
 -- retentions.
@@ -3604,44 +4808,466 @@ BEGIN
     INSERT INTO spectrum.retentions (retention, period_kind, periods, cohort_kind, mode)
     VALUES ('default', 'week', 12, 'first', 'on');
 
-    CREATE MATERIALIZED VIEW analytics.mv_retention_cohorts AS
-    SELECT
-        account_id, retention, period_kind, cohort, period, cohort_size, users, rate, is_complete
-    FROM analytics._standing_retentions();
-    CREATE UNIQUE INDEX mv_retention_cohorts_key
-    ON analytics.mv_retention_cohorts (retention, account_id, cohort, period);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_retention_cohorts IS
+    CREATE TABLE spectrum.rollup_retention_days (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        day date NOT NULL,
+        first_start timestamptz,
+        last_return timestamptz,
+        CONSTRAINT rollup_retention_days_pkey PRIMARY KEY (report_id, user_key, scope, day)
+    );
+    COMMENT ON TABLE spectrum.rollup_retention_days IS
+        'What each user did in a day for a retention of certain events. Those of any events are '
+        'kept by rollup_user_days.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.report_id IS
+        'spectrum.reports, kind retention.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.first_start IS
+        'First start event of the day; NULL none.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.last_return IS
+        'Last return event of the day; NULL none.';
+
+    CREATE TABLE analytics.mv_retention_cohorts (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        cohort date NOT NULL,
+        cohort_size bigint NOT NULL,
+        users bigint[] NOT NULL,
+        CONSTRAINT mv_retention_cohorts_pkey PRIMARY KEY (report_id, account_id, cohort)
+    ) WITH (fillfactor = 70);
+    COMMENT ON TABLE analytics.mv_retention_cohorts IS
         'Cohorts of each defined retention, for all accounts together (account_id *) and for each '
-        'account. Read it through analytics.retention_cohorts.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.retention IS 'Name of the definition.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_kind IS 'day, week or month.';
+        'account, kept by refreshes. Read it through analytics.retention_cohorts.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.report_id IS
+        'spectrum.reports, kind retention.';
     COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort IS
         'First day of the period in which the users started.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.period IS
-        'Periods since then; 0 is the cohort''s own. One that has not begun is no row.';
     COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS 'Those of them who came back.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.rate IS 'users / cohort_size.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.is_complete IS
-        'Whether the period has ended; never in mode on_or_after.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS
+        'Element k + 1: those who count as back k periods later.';
 
     CREATE VIEW analytics.retention_cohorts AS
     SELECT
-        v.account_id, v.retention, v.period_kind, v.cohort, v.period, v.cohort_size, v.users,
-        v.rate, v.is_complete, s.as_of
-    FROM analytics.mv_retention_cohorts AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_retention_cohorts';
+        sums.account_id,
+        report.name AS retention,
+        report.definition ->> 'period_kind' AS period_kind,
+        sums.cohort,
+        back.number::integer - 1 AS period,
+        sums.cohort_size,
+        back.users,
+        back.users / sums.cohort_size::double precision AS rate,
+        report.definition ->> 'mode' = 'on'
+            AND (sums.cohort + back.number * step.length)::date <= today.day AS is_complete,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL (
+        SELECT ('1 ' || (report.definition ->> 'period_kind'))::interval AS length
+    ) AS step
+    CROSS JOIN (
+        SELECT spectrum.period_date(spectrum.period_start('day', now())) AS day OFFSET 0
+    ) AS today
+    JOIN analytics.mv_retention_cohorts AS sums USING (report_id)
+    CROSS JOIN LATERAL unnest(sums.users) WITH ORDINALITY AS back (users, number)
+    -- A period that has not begun is no row.
+    WHERE report.kind = 'retention' AND report.state = 'served'
+        AND (sums.cohort + (back.number - 1) * step.length)::date <= today.day;
     COMMENT ON VIEW analytics.retention_cohorts IS
         'How many users of each cohort come back, by period (account_id *: all accounts).';
-    COMMENT ON COLUMN analytics.retention_cohorts.as_of IS 'Events up to here are counted.';
+    COMMENT ON COLUMN analytics.retention_cohorts.cohort IS
+        'First day of the period in which the users started.';
+    COMMENT ON COLUMN analytics.retention_cohorts.period IS
+        'Periods since then; 0 is the cohort''s own. One that has not begun is no row.';
+    COMMENT ON COLUMN analytics.retention_cohorts.users IS 'Users back in the period.';
+    COMMENT ON COLUMN analytics.retention_cohorts.rate IS 'users / cohort_size.';
+    COMMENT ON COLUMN analytics.retention_cohorts.is_complete IS
+        'Whether the period has ended; never in mode on_or_after.';
+    PERFORM spectrum._add_kind('retention', 40, '_maintain_retention',
+        '{spectrum.rollup_retention_days, analytics.mv_retention_cohorts}', '{retention_cohorts}');
+    PERFORM spectrum._begin_report('retention', 'default', to_jsonb(definition))
+    FROM spectrum.retentions AS definition;
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_retention() IS
     'Room 60: makes spectrum.retentions with the retention default, mv_retention_cohorts and its '
     'plain view.';
 
-CREATE FUNCTION analytics._standing_retentions()
+CREATE FUNCTION analytics._known_periods(p_period text)
+RETURNS date[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- By the event types, of which there are few: a day more on both sides, since the day of an
+    -- instant depends on the time zone.
+    RETURN ARRAY(
+        SELECT start::date
+        FROM (
+            SELECT min(dim.first_seen) AS first_at, max(dim.last_seen) AS last_at
+            FROM warehouse.dim_event_types AS dim
+        ) AS known
+        CROSS JOIN analytics.settings AS setting
+        CROSS JOIN LATERAL generate_series(
+            spectrum._period_day(p_period, known.first_at AT TIME ZONE setting.timezone
+                - interval '1 day', setting.week_start),
+            known.last_at AT TIME ZONE setting.timezone + interval '1 day',
+            ('1 ' || p_period)::interval
+        ) AS start
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._known_periods(text) IS
+    'First days of all calendar periods that hold events, ascending and without a gap: a day is in '
+    'period width_bucket(day, periods).';
+
+CREATE FUNCTION analytics._retention_by_user_days(
+    p_activity integer,
+    p_period text,
+    p_is_build boolean
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts date[] := analytics._known_periods(p_period);
+BEGIN
+    IF p_is_build THEN
+        -- All that the chunk's users did is new to a report that is being built.
+        TRUNCATE pg_temp.spectrum_day_changes;
+        INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
+        SELECT known.user_key, known.scope, known.day, true
+        FROM (SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_news) AS users
+        JOIN spectrum.rollup_user_days AS known USING (user_key, scope)
+        WHERE known.report_id = p_activity;
+    END IF;
+
+    INSERT INTO pg_temp.spectrum_retention_periods (
+        sign, user_key, scope, period, first_start, last_return
+    )
+    WITH moved AS (
+        SELECT user_key, scope, width_bucket(day, v_starts) AS number,
+            sum(CASE WHEN is_added THEN 1 ELSE -1 END) AS days
+        FROM pg_temp.spectrum_day_changes
+        GROUP BY user_key, scope, number
+    ),
+    -- Users of whom a period became active, or no longer is.
+    users AS (
+        SELECT DISTINCT moved.user_key, moved.scope
+        FROM moved
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS days FROM spectrum.rollup_user_days AS known
+            WHERE known.report_id = p_activity AND known.user_key = moved.user_key
+                AND known.scope = moved.scope AND known.day >= v_starts[moved.number]
+                AND known.day < coalesce(v_starts[moved.number + 1], 'infinity')
+            OFFSET 0
+        ) AS now
+        WHERE (now.days = 0) <> (now.days = moved.days)
+    ),
+    periods AS (
+        SELECT users.user_key, users.scope, width_bucket(known.day, v_starts) AS number,
+            count(*) AS days
+        FROM users
+        CROSS JOIN LATERAL (
+            SELECT near.day FROM spectrum.rollup_user_days AS near
+            WHERE near.report_id = p_activity AND near.user_key = users.user_key
+                AND near.scope = users.scope
+            OFFSET 0
+        ) AS known
+        GROUP BY users.user_key, users.scope, number
+    )
+    SELECT version.sign, user_key, scope, v_starts[number], '-infinity', 'infinity'
+    FROM periods
+    FULL JOIN (SELECT moved.* FROM moved JOIN users USING (user_key, scope)) AS moved
+        USING (user_key, scope, number)
+    CROSS JOIN LATERAL (
+        VALUES (1, coalesce(periods.days, 0)),
+            (-1, coalesce(periods.days, 0) - coalesce(moved.days, 0))
+    ) AS version (sign, days)
+    WHERE version.days > 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_by_user_days(integer, text, boolean) IS
+    'Lays out the periods of users of whom one became active or inactive: for retentions of any '
+    'events, where each event is a start and a return.';
+
+CREATE FUNCTION analytics._event_key(p_event text)
+RETURNS integer
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN p_event IS NOT NULL THEN coalesce((
+        SELECT types.event_type_key FROM analytics.event_types AS types
+        WHERE types.event_type = p_event
+    ), -1) END;
+END
+$$;
+COMMENT ON FUNCTION analytics._event_key(text) IS
+    'Key of an event type: NULL for NULL, which stands for any, -1 for one never seen.';
+
+CREATE FUNCTION analytics._move_retention_days(
+    p_report integer,
+    p_built_to bigint,
+    p_start_key integer,
+    p_return_key integer,
+    p_filter jsonb
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_any boolean := p_start_key IS NULL OR p_return_key IS NULL;
+    v_starts timestamptz[];
+    v_days date[];
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_retention_days',
+        'user_key bigint, scope bigint, day date, old_start timestamptz, old_return timestamptz, '
+        'new_start timestamptz, new_return timestamptz');
+    SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
+
+    INSERT INTO pg_temp.spectrum_retention_days (
+        user_key, scope, day, old_start, old_return, new_start, new_return
+    )
+    SELECT touched.user_key, touched.scope, v_days[touched.number], known.first_start,
+        known.last_return, found.first_start, found.last_return
+    FROM (
+        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
+            bool_or(news.is_leaving) AS is_leaving
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.user_key <> 0 AND news.user_key <= p_built_to
+            AND (v_any OR news.event_type_key IN (p_start_key, p_return_key))
+        GROUP BY 1, 2, 3
+    ) AS touched
+    LEFT JOIN LATERAL (
+        SELECT before.first_start, before.last_return
+        FROM spectrum.rollup_retention_days AS before
+        WHERE before.report_id = p_report AND before.user_key = touched.user_key
+            AND before.scope = touched.scope AND before.day = v_days[touched.number]
+        OFFSET 0
+    ) AS known ON true
+    LEFT JOIN LATERAL (
+        SELECT
+            min(fact.occurred_at) FILTER (
+                WHERE p_start_key IS NULL OR fact.event_type_key = p_start_key) AS first_start,
+            max(fact.occurred_at) FILTER (
+                WHERE p_return_key IS NULL OR fact.event_type_key = p_return_key) AS last_return
+        FROM warehouse.fact_events AS fact
+        WHERE fact.user_key = touched.user_key
+            AND fact.occurred_at >= v_starts[touched.number]
+            AND fact.occurred_at < v_starts[touched.number + 1]
+            AND (v_any OR fact.event_type_key IN (p_start_key, p_return_key))
+            AND (touched.scope >= 0 OR fact.account_key = -touched.scope)
+            AND (p_filter IS NULL OR fact.properties @> p_filter)
+        OFFSET 0
+    ) AS found ON NOT touched.is_leaving
+    WHERE (known.first_start, known.last_return)
+        IS DISTINCT FROM (found.first_start, found.last_return);
+
+    DELETE FROM spectrum.rollup_retention_days AS known
+    USING pg_temp.spectrum_retention_days AS changed
+    WHERE known.report_id = p_report AND known.user_key = changed.user_key
+        AND known.scope = changed.scope AND known.day = changed.day;
+    INSERT INTO spectrum.rollup_retention_days (
+        report_id, user_key, scope, day, first_start, last_return
+    )
+    SELECT p_report, user_key, scope, day, new_start, new_return
+    FROM pg_temp.spectrum_retention_days
+    WHERE new_start IS NOT NULL OR new_return IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_retention_days(integer, bigint, integer, integer, jsonb) IS
+    'Brings rollup_retention_days up to the news and leaves in pg_temp.spectrum_retention_days '
+    'which days changed, from what to what.';
+
+CREATE FUNCTION analytics._retention_by_events(p_report integer, p_period text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts date[] := analytics._known_periods(p_period);
+BEGIN
+    INSERT INTO pg_temp.spectrum_retention_periods (
+        sign, user_key, scope, period, first_start, last_return
+    )
+    WITH users AS (
+        SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_retention_days
+    ),
+    days AS (
+        SELECT users.user_key, users.scope, known.day, known.first_start, known.last_return,
+            changed.day IS NOT NULL AS is_changed
+        FROM users
+        CROSS JOIN LATERAL (
+            SELECT near.day, near.first_start, near.last_return
+            FROM spectrum.rollup_retention_days AS near
+            WHERE near.report_id = p_report AND near.user_key = users.user_key
+                AND near.scope = users.scope
+            OFFSET 0
+        ) AS known
+        LEFT JOIN pg_temp.spectrum_retention_days AS changed
+            ON changed.user_key = users.user_key AND changed.scope = users.scope
+                AND changed.day = known.day
+    )
+    SELECT version.sign, version.user_key, version.scope,
+        v_starts[width_bucket(version.day, v_starts)] AS period,
+        min(version.first_start), max(version.last_return)
+    FROM (
+        SELECT 1 AS sign, user_key, scope, day, first_start, last_return FROM days
+        UNION ALL
+        SELECT -1, user_key, scope, day, first_start, last_return FROM days WHERE NOT is_changed
+        UNION ALL
+        SELECT -1, user_key, scope, day, old_start, old_return
+        FROM pg_temp.spectrum_retention_days
+        WHERE old_start IS NOT NULL OR old_return IS NOT NULL
+    ) AS version
+    GROUP BY version.sign, version.user_key, version.scope, period;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_by_events(integer, text) IS
+    'Lays out the periods of users of whom a day changed: for retentions of certain events.';
+
+CREATE FUNCTION analytics._move_retention_cohorts(
+    p_report integer,
+    p_period text,
+    p_periods integer,
+    p_is_recurring boolean,
+    p_is_on boolean,
+    p_start_returns boolean
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts date[] := analytics._known_periods(p_period);
+BEGIN
+    WITH periods AS MATERIALIZED (
+        SELECT sign, user_key, scope, width_bucket(period, v_starts) AS number,
+            first_start IS NOT NULL AS has_start,
+            last_return IS NOT NULL AS has_return,
+            -- Where each start is a return itself, there is a return at or after it.
+            first_start IS NOT NULL AND (p_start_returns OR coalesce(last_return >= first_start,
+                false)) AS has_return_after
+        FROM pg_temp.spectrum_retention_periods
+    ),
+    users AS (
+        SELECT sign, user_key, scope, min(number) FILTER (WHERE has_start) AS first_number,
+            max(number) FILTER (WHERE has_return) AS last_number
+        FROM periods
+        GROUP BY sign, user_key, scope
+    ),
+    cohorts AS MATERIALIZED (
+        SELECT periods.sign, periods.user_key, periods.scope, periods.number,
+            periods.has_return_after, users.last_number
+        FROM periods
+        JOIN users USING (sign, user_key, scope)
+        WHERE periods.has_start AND (p_is_recurring OR periods.number = users.first_number)
+    ),
+    contributions AS (
+        SELECT sign, scope, number AS cohort, -1 AS k FROM cohorts
+        UNION ALL
+        SELECT sign, scope, number, 0 FROM cohorts
+        WHERE has_return_after AND (p_is_on OR last_number <= number)
+        UNION ALL
+        SELECT cohorts.sign, cohorts.scope, cohorts.number, later.number - cohorts.number
+        FROM cohorts
+        JOIN periods AS later USING (sign, user_key, scope)
+        WHERE p_is_on AND later.has_return
+            AND later.number > cohorts.number AND later.number <= cohorts.number + p_periods
+        UNION ALL
+        SELECT cohorts.sign, cohorts.scope, cohorts.number, k
+        FROM cohorts
+        CROSS JOIN generate_series(0, least(cohorts.last_number - cohorts.number, p_periods)) AS k
+        WHERE NOT p_is_on AND cohorts.last_number > cohorts.number
+    ),
+    moves AS (
+        SELECT scopes.account_id, cells.cohort, cells.k, sum(cells.users)::bigint AS users
+        FROM (
+            SELECT scope, cohort, k, sum(sign) AS users FROM contributions
+            GROUP BY scope, cohort, k HAVING sum(sign) <> 0
+        ) AS cells
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY scopes.account_id, cells.cohort, cells.k
+    )
+    INSERT INTO analytics.mv_retention_cohorts AS sums (
+        report_id, account_id, cohort, cohort_size, users
+    )
+    SELECT p_report, filled.account_id, v_starts[filled.cohort],
+        sum(filled.users) FILTER (WHERE filled.k = -1),
+        array_agg(filled.users ORDER BY filled.k) FILTER (WHERE filled.k >= 0)
+    FROM (
+        SELECT moves.account_id, moves.cohort, k.number AS k,
+            coalesce(sum(moves.users) FILTER (WHERE moves.k = k.number), 0)::bigint AS users
+        FROM moves
+        CROSS JOIN generate_series(-1, p_periods) AS k (number)
+        GROUP BY moves.account_id, moves.cohort, k.number
+    ) AS filled
+    GROUP BY filled.account_id, filled.cohort
+    ON CONFLICT (report_id, account_id, cohort) DO UPDATE SET
+        cohort_size = sums.cohort_size + excluded.cohort_size,
+        users = spectrum._add_arrays(sums.users, excluded.users);
+
+    DELETE FROM analytics.mv_retention_cohorts WHERE report_id = p_report AND cohort_size = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_retention_cohorts(
+    integer, text, integer, boolean, boolean, boolean
+) IS
+    'Moves mv_retention_cohorts by the periods laid out, as they were and as they are. The rule is '
+    'that of analytics._retention_cohorts.';
+
+CREATE FUNCTION analytics._maintain_retention(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_retention record;
+    v_start_key integer;
+    v_return_key integer;
+BEGIN
+    SELECT definition.*, report.state = 'building' AND p_built_to = 9223372036854775807 AS is_build
+    INTO r_retention
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.retentions, report.definition)
+        AS definition
+    WHERE report.report_id = p_report;
+    v_start_key := analytics._event_key(r_retention.start_event);
+    v_return_key := analytics._event_key(r_retention.return_event);
+    PERFORM spectrum._empty_temporary('spectrum_retention_periods',
+        'sign integer, user_key bigint, scope bigint, period date, first_start timestamptz, '
+        'last_return timestamptz');
+
+    IF v_start_key IS NULL AND v_return_key IS NULL AND r_retention.properties_filter IS NULL THEN
+        PERFORM analytics._retention_by_user_days(
+            (SELECT max(report_id) FROM spectrum.reports
+            WHERE kind = 'activity' AND state <> 'discarded'),
+            r_retention.period_kind, r_retention.is_build
+        );
+    ELSE
+        PERFORM analytics._move_retention_days(
+            p_report, p_built_to, v_start_key, v_return_key, r_retention.properties_filter
+        );
+        PERFORM analytics._retention_by_events(p_report, r_retention.period_kind);
+    END IF;
+    PERFORM analytics._move_retention_cohorts(
+        p_report, r_retention.period_kind, r_retention.periods,
+        r_retention.cohort_kind = 'recurring', r_retention.mode = 'on',
+        v_return_key IS NULL OR coalesce(v_return_key = v_start_key, false)
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_retention(integer, bigint) IS
+    'Moves mv_retention_cohorts by the news: of each user concerned, the cohorts and periods that '
+    'he was counted in are taken out, those that he is in now are put in.';
+
+CREATE FUNCTION analytics._standing_retention_cohorts()
 RETURNS TABLE (
     account_id text,
     retention text,
@@ -3660,16 +5286,18 @@ BEGIN
     RETURN QUERY
     SELECT r.account_id, d.retention, d.period_kind, r.cohort, r.period, r.cohort_size, r.users,
         r.rate, r.is_complete
-    FROM spectrum.retentions AS d
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.retentions, report.definition) AS d
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._retention_report(
         d.start_event, d.return_event, d.period_kind, d.periods, NULL, NULL, d.cohort_kind,
         d.mode, NULL, d.properties_filter, scopes.by_account
-    ) AS r;
+    ) AS r
+    WHERE report.kind = 'retention' AND report.state = 'served';
 END
 $$;
-COMMENT ON FUNCTION analytics._standing_retentions() IS
-    'The rows of mv_retention_cohorts: each definition for all accounts together and for each.';
+COMMENT ON FUNCTION analytics._standing_retention_cohorts() IS
+    'What analytics.retention_cohorts has to show, out of all events: for verify().';
 
 CREATE FUNCTION spectrum.define_retention(
     p_name text,
@@ -3696,7 +5324,8 @@ BEGIN
     VALUES (
         p_name, p_start_event, p_return_event, p_period, p_periods, p_cohort, p_mode, p_where
     );
-    PERFORM spectrum._mark_stale('mv_retention_cohorts');
+    PERFORM spectrum._begin_report('retention', p_name, to_jsonb(definition))
+    FROM spectrum.retentions AS definition WHERE retention = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_retention(
@@ -3715,58 +5344,18 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.retentions');
     END IF;
-    PERFORM spectrum._mark_stale('mv_retention_cohorts');
+    PERFORM spectrum._discard_reports('retention', p_name);
 END
 $$;
 COMMENT ON FUNCTION spectrum.drop_retention(text) IS
     'Removes a standing retention; the next refresh removes its rows.';
 -- Room 60, active users: exact distinct users of each day, of the 7 and of the 30 days that end
--- with it. Reads analytics.events; read by analytics.active_users and mv_active_users.
+-- with it. Reads analytics.events; read by analytics.active_users and by verify().
 --
 -- Gaps and islands instead of a self join: an active day of a user makes him a weekly user on that
 -- day and the six after it, but only up to his next active day, which takes over. So each user-day
 -- carries the gap to the next one, users are counted by (day, gap), and each count is a running
 -- sum over these few cells: + at the day, - where its share ends.
-
-CREATE FUNCTION spectrum._create_active_users()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.mv_active_users') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE MATERIALIZED VIEW analytics.mv_active_users AS
-    SELECT account_id, day, dau, wau, mau, stickiness
-    FROM analytics._standing_active_users();
-    CREATE UNIQUE INDEX mv_active_users_key ON analytics.mv_active_users (account_id, day);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_active_users IS
-        'Active users per account and day, and for all accounts together (account_id *): from the '
-        'first active day of each to the last day with an event anywhere. Read it through '
-        'analytics.active_users.';
-    COMMENT ON COLUMN analytics.mv_active_users.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_active_users.day IS 'Calendar day in config.timezone.';
-    COMMENT ON COLUMN analytics.mv_active_users.dau IS 'Distinct users of the day.';
-    COMMENT ON COLUMN analytics.mv_active_users.wau IS
-        'Distinct users of the 7 days that end with it.';
-    COMMENT ON COLUMN analytics.mv_active_users.mau IS
-        'Distinct users of the 30 days that end with it.';
-    COMMENT ON COLUMN analytics.mv_active_users.stickiness IS
-        'dau / mau; NULL where mau is 0.';
-
-    CREATE VIEW analytics.active_users AS
-    SELECT v.account_id, v.day, v.dau, v.wau, v.mau, v.stickiness, s.as_of
-    FROM analytics.mv_active_users AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_active_users';
-    COMMENT ON VIEW analytics.active_users IS
-        'Daily, weekly and monthly active users per account and day (account_id *: all accounts).';
-    COMMENT ON COLUMN analytics.active_users.as_of IS 'Events up to here are counted.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_active_users() IS
-    'Room 60: makes mv_active_users and its plain view.';
 
 CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
 RETURNS void
@@ -4013,7 +5602,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_active_users() IS
-    'The rows of mv_active_users: all accounts together, then each by itself.';
+    'What analytics.active_users has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics.active_users(
     p_from timestamptz DEFAULT NULL,
@@ -4037,6 +5626,263 @@ COMMENT ON FUNCTION analytics.active_users(timestamptz, timestamptz, text) IS
     '[p_from, p_to) touches, zero days included; each day counts whole and the windows look back '
     'before p_from. NULL p_from: from the first active day; NULL p_to: to the last day with an '
     'event. p_account NULL: all accounts.';
+-- Room 60, standing activity: the user-days that reports are kept by, and the sums of active users.
+-- A refresh adds the user-days that its news bring and takes out those that lost their last event;
+-- each changes the sums of at most 30 days to both sides, whatever the length of the history.
+
+CREATE FUNCTION spectrum._create_active_users()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_active_users') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_user_days (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        day date NOT NULL,
+        CONSTRAINT rollup_user_days_pkey PRIMARY KEY (report_id, user_key, scope, day)
+    );
+    COMMENT ON TABLE spectrum.rollup_user_days IS
+        'The days on which each user was active.';
+    COMMENT ON COLUMN spectrum.rollup_user_days.report_id IS 'spectrum.reports, kind activity.';
+    COMMENT ON COLUMN spectrum.rollup_user_days.user_key IS 'dim_users; never the unknown user.';
+    COMMENT ON COLUMN spectrum.rollup_user_days.scope IS
+        'For which accounts it counts. a > 0: for account a and for all together; 0: for all '
+        'together; -a: for account a only, beside 0.';
+    COMMENT ON COLUMN spectrum.rollup_user_days.day IS 'Calendar day in config.timezone.';
+
+    CREATE TABLE analytics.mv_active_users (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        dau bigint NOT NULL,
+        wau bigint NOT NULL,
+        mau bigint NOT NULL,
+        CONSTRAINT mv_active_users_pkey PRIMARY KEY (report_id, account_id, day)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_active_users IS
+        'Active users per account and day, and for all accounts together (account_id *), kept by '
+        'refreshes; days on which somebody counts, up to 29 after the last event. Read it through '
+        'analytics.active_users.';
+    COMMENT ON COLUMN analytics.mv_active_users.report_id IS 'spectrum.reports, kind activity.';
+    COMMENT ON COLUMN analytics.mv_active_users.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_active_users.dau IS 'Distinct users of the day.';
+    COMMENT ON COLUMN analytics.mv_active_users.wau IS
+        'Distinct users of the 7 days that end with it.';
+    COMMENT ON COLUMN analytics.mv_active_users.mau IS
+        'Distinct users of the 30 days that end with it.';
+
+    CREATE VIEW analytics.active_users AS
+    SELECT
+        scope.account_id,
+        scope.first_day + calendar.number AS day,
+        coalesce(sums.dau, 0) AS dau,
+        coalesce(sums.wau, 0) AS wau,
+        coalesce(sums.mau, 0) AS mau,
+        sums.dau / nullif(sums.mau, 0)::double precision AS stickiness,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM (
+        SELECT known.report_id, known.account_id, min(known.day) AS first_day
+        FROM analytics.mv_active_users AS known
+        WHERE known.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'activity' AND report.state = 'served'
+        )
+        GROUP BY known.report_id, known.account_id
+    ) AS scope
+    CROSS JOIN LATERAL generate_series(0, (
+        SELECT max(events.day) FROM analytics.mv_daily_events AS events
+        WHERE events.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'volume' AND report.state = 'served'
+        ) AND events.account_id = '*'
+    ) - scope.first_day) AS calendar (number)
+    LEFT JOIN analytics.mv_active_users AS sums
+        ON sums.report_id = scope.report_id AND sums.account_id = scope.account_id
+            AND sums.day = scope.first_day + calendar.number;
+    COMMENT ON VIEW analytics.active_users IS
+        'Daily, weekly and monthly active users per account and day (account_id *: all accounts), '
+        'from the first active day of each to the last day with an event anywhere.';
+    COMMENT ON COLUMN analytics.active_users.stickiness IS 'dau / mau; NULL where mau is 0.';
+    PERFORM spectrum._add_kind('activity', 20, '_maintain_active_users',
+        '{spectrum.rollup_user_days, analytics.mv_active_users}', '{active_users}');
+    PERFORM spectrum._begin_report('activity');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_active_users() IS
+    'Room 60: makes rollup_user_days, mv_active_users and its plain view.';
+
+CREATE FUNCTION analytics._news_days(OUT starts timestamptz[], OUT days date[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT spectrum.period_starts(
+        'day', min(news.occurred_at), max(news.occurred_at) + interval '1 us'
+    ) INTO starts
+    FROM pg_temp.spectrum_news AS news;
+    days := analytics._period_dates(starts);
+END
+$$;
+COMMENT ON FUNCTION analytics._news_days() IS
+    'The calendar days of the news: starts, for width_bucket, and dates.';
+
+CREATE FUNCTION analytics._move_user_days(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_days date[];
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_day_changes',
+        'user_key bigint, scope bigint, day date, is_added boolean');
+    SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
+
+    WITH came AS (
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, v_starts) AS number
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.sign > 0 AND NOT news.is_leaving
+            AND news.user_key <> 0 AND news.user_key <= p_built_to
+    ), added AS (
+        INSERT INTO spectrum.rollup_user_days (report_id, user_key, scope, day)
+        SELECT p_report, came.user_key, came.scope, v_days[came.number]
+        FROM came
+        LEFT JOIN LATERAL (
+            SELECT true AS is_known FROM spectrum.rollup_user_days AS known
+            WHERE known.report_id = p_report AND known.user_key = came.user_key
+                AND known.scope = came.scope AND known.day = v_days[came.number]
+            OFFSET 0
+        ) AS before ON true
+        WHERE before.is_known IS NULL
+        RETURNING user_key, scope, day
+    )
+    INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
+    SELECT user_key, scope, day, true FROM added;
+
+    WITH went AS (
+        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
+            bool_or(news.is_leaving) AS is_leaving
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.sign < 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
+        GROUP BY 1, 2, 3
+    ), removed AS (
+        DELETE FROM spectrum.rollup_user_days AS known
+        USING went
+        WHERE known.report_id = p_report AND known.user_key = went.user_key
+            AND known.scope = went.scope AND known.day = v_days[went.number]
+            AND (went.is_leaving OR NOT EXISTS (
+                SELECT FROM warehouse.fact_events AS fact
+                WHERE fact.user_key = went.user_key
+                    AND fact.occurred_at >= v_starts[went.number]
+                    AND fact.occurred_at < v_starts[went.number + 1]
+                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+            ))
+        RETURNING known.user_key, known.scope, known.day
+    )
+    INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
+    SELECT user_key, scope, day, false FROM removed;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_user_days(integer, bigint) IS
+    'Brings rollup_user_days up to the news and leaves in pg_temp.spectrum_day_changes which user-'
+    'days came and which went.';
+
+CREATE FUNCTION analytics._maintain_active_users(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM analytics._move_user_days(p_report, p_built_to);
+
+    WITH hulls AS (
+        SELECT changes.user_key, changes.scope,
+            min(changes.day) - 30 AS from_day, max(changes.day) + 30 AS until_day
+        FROM pg_temp.spectrum_day_changes AS changes
+        GROUP BY changes.user_key, changes.scope
+    ),
+    days AS (
+        SELECT hulls.user_key, hulls.scope, known.day, changes.day IS NULL AS has_been,
+            true AS is_now
+        FROM hulls
+        CROSS JOIN LATERAL (
+            SELECT near.day FROM spectrum.rollup_user_days AS near
+            WHERE near.report_id = p_report AND near.user_key = hulls.user_key
+                AND near.scope = hulls.scope AND near.day BETWEEN hulls.from_day AND hulls.until_day
+            OFFSET 0
+        ) AS known
+        LEFT JOIN pg_temp.spectrum_day_changes AS changes
+            ON changes.user_key = hulls.user_key AND changes.scope = hulls.scope
+                AND changes.day = known.day AND changes.is_added
+        UNION ALL
+        SELECT user_key, scope, day, true, false FROM pg_temp.spectrum_day_changes
+        WHERE NOT is_added
+    ),
+    -- What each active day contributed and what it contributes, cf. analytics._active_days.
+    spans AS (
+        SELECT scope, day, -1 AS sign,
+            lead(day) OVER (PARTITION BY user_key, scope ORDER BY day) AS next_day
+        FROM days WHERE has_been
+        UNION ALL
+        SELECT scope, day, 1, lead(day) OVER (PARTITION BY user_key, scope ORDER BY day)
+        FROM days WHERE is_now
+    ),
+    changed_spans AS (
+        SELECT scope, day, next_day, sum(sign) AS users
+        FROM spans GROUP BY scope, day, next_day HAVING sum(sign) <> 0
+    ),
+    steps AS (
+        SELECT scopes.account_id, step.day, sum(step.dau) AS dau, sum(step.wau) AS wau,
+            sum(step.mau) AS mau
+        FROM changed_spans AS span
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        CROSS JOIN LATERAL (
+            VALUES
+                (span.day, span.users, span.users, span.users),
+                (least(span.day + 7, span.next_day), 0, -span.users, 0),
+                (least(span.day + 30, span.next_day), 0, 0, -span.users)
+        ) AS step (day, dau, wau, mau)
+        GROUP BY scopes.account_id, step.day
+    ),
+    running AS (
+        SELECT account_id, day, dau,
+            sum(wau) OVER until_day AS wau,
+            sum(mau) OVER until_day AS mau,
+            lead(day, 1, day + 1) OVER until_day - day AS length
+        FROM steps
+        WINDOW until_day AS (PARTITION BY account_id ORDER BY day)
+    )
+    INSERT INTO analytics.mv_active_users AS sums (report_id, account_id, day, dau, wau, mau)
+    SELECT p_report, running.account_id, running.day + number,
+        CASE WHEN number = 0 THEN running.dau ELSE 0 END, running.wau, running.mau
+    FROM running
+    CROSS JOIN LATERAL generate_series(0, running.length - 1) AS number
+    WHERE running.wau <> 0 OR running.mau <> 0 OR (running.dau <> 0 AND number = 0)
+    ON CONFLICT (report_id, account_id, day) DO UPDATE SET
+        dau = sums.dau + excluded.dau,
+        wau = sums.wau + excluded.wau,
+        mau = sums.mau + excluded.mau;
+
+    IF EXISTS (SELECT FROM pg_temp.spectrum_day_changes WHERE NOT is_added) THEN
+        DELETE FROM analytics.mv_active_users AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id AND sums.mau = 0;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_active_users(integer, bigint) IS
+    'Moves mv_active_users by the user-days that came and went: before and after, each active day '
+    'counts until the next one, for at most 7 and 30 days.';
 -- Room 60, trends: one measure of any events, by calendar period and, if asked, by the values of a
 -- property. Reads analytics.events only. Also here: how a property is read as a number,
 -- which is as money is read: a number below 10^15 in size, or a text that is exactly one.
@@ -4237,62 +6083,122 @@ COMMENT ON FUNCTION analytics.trend(
     'text that is exactly one; anything else there is left out). p_breakdown: event_type, '
     'account_id, country, region, city, or a top-level property. p_where: JSON containment. A '
     'period without events is a row too: 0, or NULL for avg and percentiles.';
--- Room 60, revenue: money by account, day and currency. Facts carry the amount as numeric and its
--- currency (room 20 reads them); here they become orders and refunds. Sums never mix currencies.
--- Reads analytics.events; read by analytics.revenue and mv_revenue_summary.
+-- Room 60, standing trend: events by day and type, a plain sum of the news.
 
-CREATE FUNCTION spectrum._create_revenue()
+CREATE FUNCTION spectrum._create_daily_events()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF to_regclass('analytics.mv_revenue_summary') IS NOT NULL THEN
+    IF to_regclass('analytics.mv_daily_events') IS NOT NULL THEN
         RETURN;
     END IF;
 
-    CREATE MATERIALIZED VIEW analytics.mv_revenue_summary AS
-    SELECT
-        account_id, day, currency, orders, gross, refunds, net, paying_users, active_users, arpu,
-        arppu
-    FROM analytics._standing_revenue_summary();
-    CREATE UNIQUE INDEX mv_revenue_summary_key
-        ON analytics.mv_revenue_summary (account_id, day, currency);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_revenue_summary IS
-        'Money per account, day and currency, and for all accounts together (account_id *). Read '
-        'it through analytics.revenue_summary.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.day IS 'Calendar day in config.timezone.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.currency IS 'Currency: three capital letters.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.orders IS
-        'Events with money that are no refunds.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.gross IS 'Sum of the orders.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.refunds IS
-        'Sum of the refunds, as a positive amount: events of a type in config.refund_events, and '
-        'negative amounts.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.net IS 'gross - refunds.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.paying_users IS
-        'Distinct users with an order above 0.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.active_users IS
-        'Distinct users of the account''s day, whatever they did.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.arpu IS
-        'net / active_users; NULL where there are none.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.arppu IS
-        'net / paying_users; NULL where there are none.';
+    CREATE TABLE analytics.mv_daily_events (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        event_type_key integer NOT NULL,
+        events bigint NOT NULL,
+        CONSTRAINT mv_daily_events_pkey PRIMARY KEY (report_id, account_id, day, event_type_key)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_daily_events IS
+        'Events per account, day and type, and for all accounts together (account_id *), kept by '
+        'refreshes. Read it through analytics.daily_events.';
+    COMMENT ON COLUMN analytics.mv_daily_events.report_id IS 'spectrum.reports, kind volume.';
+    COMMENT ON COLUMN analytics.mv_daily_events.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_daily_events.event_type_key IS 'dim_event_types.';
+    COMMENT ON COLUMN analytics.mv_daily_events.events IS 'Events, of the unknown user too.';
 
-    CREATE VIEW analytics.revenue_summary AS
+    CREATE VIEW analytics.daily_events AS
     SELECT
-        v.account_id, v.day, v.currency, v.orders, v.gross, v.refunds, v.net, v.paying_users,
-        v.active_users, v.arpu, v.arppu, s.as_of
-    FROM analytics.mv_revenue_summary AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_revenue_summary';
-    COMMENT ON VIEW analytics.revenue_summary IS
-        'Orders, refunds, net revenue, per user too, by account (* is all), day and currency.';
-    COMMENT ON COLUMN analytics.revenue_summary.as_of IS 'Events up to here are counted.';
+        sums.account_id,
+        sums.day,
+        dim_event_types.event_type,
+        sums.events,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_daily_events AS sums
+    JOIN warehouse.dim_event_types USING (event_type_key)
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'volume' AND report.state = 'served'
+    );
+    COMMENT ON VIEW analytics.daily_events IS
+        'Events per account (* is all), day and type; days without such an event are no rows.';
+    PERFORM spectrum._add_kind('volume', 10, '_maintain_daily_events',
+        '{analytics.mv_daily_events}', '{daily_events}');
+    PERFORM spectrum._begin_report('volume');
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_revenue() IS
-    'Room 60: makes mv_revenue_summary and its plain view.';
+COMMENT ON FUNCTION spectrum._create_daily_events() IS
+    'Room 60: makes mv_daily_events and its plain view.';
+
+CREATE FUNCTION analytics._maintain_daily_events(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_days date[];
+BEGIN
+    SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
+    INSERT INTO analytics.mv_daily_events AS sums (
+        report_id, account_id, day, event_type_key, events
+    )
+    SELECT p_report, scopes.account_id, v_days[counts.number], counts.event_type_key,
+        sum(counts.events)
+    FROM (
+        SELECT news.scope, width_bucket(news.occurred_at, v_starts) AS number,
+            news.event_type_key, sum(news.sign) AS events
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.user_key <= p_built_to
+        GROUP BY 1, 2, 3
+    ) AS counts
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, counts.number, counts.event_type_key
+    HAVING sum(counts.events) <> 0
+    ON CONFLICT (report_id, account_id, day, event_type_key) DO UPDATE SET
+        events = sums.events + excluded.events;
+
+    IF EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign < 0) THEN
+        DELETE FROM analytics.mv_daily_events AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+            AND sums.events = 0;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_daily_events(integer, bigint) IS
+    'Moves mv_daily_events by the news.';
+
+CREATE FUNCTION analytics._standing_daily_events()
+RETURNS TABLE (account_id text, day date, event_type text, events bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT scopes.account_id, t.period, t.breakdown, t.value::bigint
+    FROM (
+        SELECT '*' AS account_id, NULL AS account
+        UNION ALL
+        SELECT dim.account_id, dim.account_id FROM warehouse.dim_accounts AS dim
+        WHERE dim.account_key <> 0
+    ) AS scopes
+    CROSS JOIN LATERAL analytics.trend(
+        p_breakdown => 'event_type', p_account => scopes.account
+    ) AS t
+    WHERE t.value > 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_daily_events() IS
+    'What analytics.daily_events has to show, out of all events: for verify().';
+-- Room 60, revenue: money by account, day and currency. Facts carry the amount as numeric and its
+-- currency (room 20 reads them); here they become orders and refunds. Sums never mix currencies.
+-- Reads analytics.events; read by analytics.revenue and by verify().
 
 CREATE FUNCTION analytics._revenue_entries(
     p_from timestamptz,
@@ -4462,7 +6368,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_revenue_summary() IS
-    'The rows of mv_revenue_summary: all accounts together, then each by itself.';
+    'What analytics.revenue_summary has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics.revenue(
     p_from timestamptz DEFAULT NULL,
@@ -4503,6 +6409,225 @@ COMMENT ON FUNCTION analytics.revenue(timestamptz, timestamptz, text, text) IS
     'Orders, gross, refunds (positive), net, paying and active users, net per active user (arpu) '
     'and per paying user (arppu), by day and currency, over the events of [p_from, p_to); days and '
     'currencies without money are no rows. NULL: all time, all accounts, each currency.';
+-- Room 60, standing revenue: sums of the news that carry money, and the user-days with an order.
+
+CREATE FUNCTION spectrum._create_revenue()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_revenue_summary') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_paying_days (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        day date NOT NULL,
+        currency text COLLATE "C" NOT NULL,
+        CONSTRAINT rollup_paying_days_pkey PRIMARY KEY (report_id, user_key, scope, day, currency)
+    );
+    COMMENT ON TABLE spectrum.rollup_paying_days IS
+        'The days on which each user had an order above 0, by currency.';
+    COMMENT ON COLUMN spectrum.rollup_paying_days.report_id IS 'spectrum.reports, kind revenue.';
+    COMMENT ON COLUMN spectrum.rollup_paying_days.scope IS 'See rollup_user_days.scope.';
+
+    CREATE TABLE analytics.mv_revenue_summary (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        currency text COLLATE "C" NOT NULL,
+        money_events bigint NOT NULL DEFAULT 0,
+        orders bigint NOT NULL DEFAULT 0,
+        gross numeric NOT NULL DEFAULT 0,
+        refunds numeric NOT NULL DEFAULT 0,
+        paying_users bigint NOT NULL DEFAULT 0,
+        CONSTRAINT mv_revenue_summary_pkey PRIMARY KEY (report_id, account_id, day, currency)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_revenue_summary IS
+        'Money per account, day and currency, and for all accounts together (account_id *), kept '
+        'by refreshes. Read it through analytics.revenue_summary.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.report_id IS 'spectrum.reports, kind revenue.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.money_events IS 'Orders and refunds.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.orders IS
+        'Events with money that are no refunds.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.gross IS 'Sum of the orders.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.refunds IS
+        'Sum of the refunds, as a positive amount: events of a type in config.refund_events, and '
+        'negative amounts.';
+    COMMENT ON COLUMN analytics.mv_revenue_summary.paying_users IS
+        'Distinct users with an order above 0.';
+
+    CREATE VIEW analytics.revenue_summary AS
+    SELECT
+        sums.account_id, sums.day, sums.currency, sums.orders, sums.gross, sums.refunds,
+        sums.gross - sums.refunds AS net,
+        sums.paying_users,
+        coalesce(active.dau, 0) AS active_users,
+        trim_scale((sums.gross - sums.refunds) / nullif(active.dau, 0)) AS arpu,
+        trim_scale((sums.gross - sums.refunds) / nullif(sums.paying_users, 0)) AS arppu,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_revenue_summary AS sums
+    LEFT JOIN analytics.mv_active_users AS active
+        ON active.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'activity' AND report.state = 'served'
+        ) AND active.account_id = sums.account_id AND active.day = sums.day
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'revenue' AND report.state = 'served'
+    );
+    COMMENT ON VIEW analytics.revenue_summary IS
+        'Orders, refunds, net revenue, per user too, by account (* is all), day and currency.';
+    COMMENT ON COLUMN analytics.revenue_summary.active_users IS
+        'Distinct users of the account''s day, whatever they did.';
+    COMMENT ON COLUMN analytics.revenue_summary.arpu IS
+        'net / active_users; NULL where there are none.';
+    COMMENT ON COLUMN analytics.revenue_summary.arppu IS
+        'net / paying_users; NULL where there are none.';
+    PERFORM spectrum._add_kind('revenue', 30, '_maintain_revenue',
+        '{spectrum.rollup_paying_days, analytics.mv_revenue_summary}', '{revenue_summary}');
+    PERFORM spectrum._begin_report('revenue');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_revenue() IS
+    'Room 60: makes rollup_paying_days, mv_revenue_summary and its plain view.';
+
+CREATE FUNCTION analytics._move_paying_days(p_report integer, p_built_to bigint)
+RETURNS TABLE (scope bigint, day date, currency text, users bigint)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_starts timestamptz[];
+    v_days date[];
+    v_refund_keys integer[] := analytics._refund_keys();
+BEGIN
+    SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
+    RETURN QUERY
+    WITH orders AS (
+        SELECT news.sign, news.is_leaving, news.user_key, news.scope, news.currency,
+            width_bucket(news.occurred_at, v_starts) AS number
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.revenue > 0 AND news.event_type_key <> ALL (v_refund_keys)
+            AND news.user_key <> 0 AND news.user_key <= p_built_to
+    ), added AS (
+        INSERT INTO spectrum.rollup_paying_days (report_id, user_key, scope, day, currency)
+        SELECT DISTINCT p_report, orders.user_key, orders.scope, v_days[orders.number],
+            orders.currency
+        FROM orders
+        WHERE orders.sign > 0 AND NOT orders.is_leaving
+        ON CONFLICT DO NOTHING
+        RETURNING rollup_paying_days.scope, rollup_paying_days.day, rollup_paying_days.currency
+    ), went AS (
+        SELECT orders.user_key, orders.scope, orders.number, orders.currency,
+            bool_or(orders.is_leaving) AS is_leaving
+        FROM orders
+        WHERE orders.sign < 0
+        GROUP BY orders.user_key, orders.scope, orders.number, orders.currency
+    ), removed AS (
+        DELETE FROM spectrum.rollup_paying_days AS known
+        USING went
+        WHERE known.report_id = p_report AND known.user_key = went.user_key
+            AND known.scope = went.scope AND known.day = v_days[went.number]
+            AND known.currency = went.currency
+            AND (went.is_leaving OR NOT EXISTS (
+                SELECT FROM warehouse.fact_events AS fact
+                WHERE fact.user_key = went.user_key
+                    AND fact.occurred_at >= v_starts[went.number]
+                    AND fact.occurred_at < v_starts[went.number + 1]
+                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND fact.revenue > 0 AND fact.currency = went.currency
+                    AND fact.event_type_key <> ALL (v_refund_keys)
+            ))
+        RETURNING known.scope, known.day, known.currency
+    )
+    SELECT moved.scope, moved.day, moved.currency, sum(moved.users)::bigint
+    FROM (
+        SELECT added.*, 1 AS users FROM added
+        UNION ALL
+        SELECT removed.*, -1 FROM removed
+    ) AS moved
+    GROUP BY moved.scope, moved.day, moved.currency;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_paying_days(integer, bigint) IS
+    'Brings rollup_paying_days up to the news and returns how many users that is more or less.';
+
+CREATE FUNCTION analytics._refund_keys()
+RETURNS integer[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT types.event_type_key FROM analytics.event_types AS types
+        WHERE types.event_type = ANY ((SELECT s.refund_events FROM analytics.settings AS s)::text[])
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._refund_keys() IS
+    'Keys of the event types whose amount is a refund, whatever its sign.';
+
+CREATE FUNCTION analytics._maintain_revenue(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_days date[];
+    v_refund_keys integer[] := analytics._refund_keys();
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_news WHERE revenue IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
+    INSERT INTO analytics.mv_revenue_summary AS sums (
+        report_id, account_id, day, currency, money_events, orders, gross, refunds, paying_users
+    )
+    SELECT p_report, scopes.account_id, moved.day, moved.currency, sum(moved.money_events),
+        sum(moved.orders), sum(moved.gross), sum(moved.refunds), sum(moved.paying_users)
+    FROM (
+        SELECT news.scope, v_days[width_bucket(news.occurred_at, v_starts)] AS day, news.currency,
+            news.sign AS money_events,
+            CASE WHEN kind.is_refund THEN 0 ELSE news.sign END AS orders,
+            CASE WHEN kind.is_refund THEN 0 ELSE news.sign * news.revenue END AS gross,
+            CASE WHEN kind.is_refund THEN news.sign * abs(news.revenue) ELSE 0 END AS refunds,
+            0 AS paying_users
+        FROM pg_temp.spectrum_news AS news
+        CROSS JOIN LATERAL (
+            SELECT news.revenue < 0 OR news.event_type_key = ANY (v_refund_keys) AS is_refund
+        ) AS kind
+        WHERE news.revenue IS NOT NULL AND news.user_key <= p_built_to
+        UNION ALL
+        SELECT payers.scope, payers.day, payers.currency, 0, 0, 0, 0, payers.users
+        FROM analytics._move_paying_days(p_report, p_built_to) AS payers
+    ) AS moved
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, moved.day, moved.currency
+    ON CONFLICT (report_id, account_id, day, currency) DO UPDATE SET
+        money_events = sums.money_events + excluded.money_events,
+        orders = sums.orders + excluded.orders,
+        gross = sums.gross + excluded.gross,
+        refunds = sums.refunds + excluded.refunds,
+        paying_users = sums.paying_users + excluded.paying_users;
+
+    DELETE FROM analytics.mv_revenue_summary AS sums
+    USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+    WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+        AND sums.money_events = 0
+        AND EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign < 0);
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_revenue(integer, bigint) IS
+    'Moves mv_revenue_summary by the news that carry money.';
 -- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
 -- read by distributions.sql alone.
 --
@@ -5686,7 +7811,8 @@ BEGIN
         denominator_filter = excluded.denominator_filter,
         is_guardrail = excluded.is_guardrail,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._mark_stale('mv_experiment_results');
+    PERFORM spectrum._begin_report('experiment', experiment, to_jsonb(definition))
+    FROM spectrum.experiments AS definition WHERE p_name = ANY (metrics);
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_metric(
@@ -5828,7 +7954,8 @@ BEGIN
         confidence = excluded.confidence,
         correction = excluded.correction,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._mark_stale('mv_experiment_results');
+    PERFORM spectrum._begin_report('experiment', p_name, to_jsonb(definition))
+    FROM spectrum.experiments AS definition WHERE experiment = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_experiment(
@@ -5848,7 +7975,7 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'an experiment in spectrum.experiments');
     END IF;
-    PERFORM spectrum._mark_stale('mv_experiment_results');
+    PERFORM spectrum._discard_reports('experiment', p_name);
 END
 $$;
 COMMENT ON FUNCTION spectrum.drop_experiment(text) IS
@@ -6401,14 +8528,12 @@ BEGIN
     COMMENT ON VIEW analytics.experiments IS
         'The defined experiments, for all who may ask questions.';
 
-    CREATE MATERIALIZED VIEW analytics.mv_experiment_results AS
-    SELECT
-        account_id, experiment, metric, variant, is_control, units, excluded_units, conversions,
-        value, ci_low, ci_high, difference, difference_low, difference_high, lift, lift_low,
-        lift_high, p_value, p_adjusted, srm_p_value, is_reliable, kind, is_guardrail
-    FROM analytics._standing_experiment_results();
-    CREATE UNIQUE INDEX mv_experiment_results_key
-    ON analytics.mv_experiment_results (experiment, account_id, metric, variant);
+    CREATE TABLE analytics.mv_experiment_results AS
+    SELECT 0 AS report_id, results.* FROM analytics._standing_experiment_results() AS results
+    WITH NO DATA;
+    ALTER TABLE analytics.mv_experiment_results
+    ADD CONSTRAINT mv_experiment_results_pkey
+    PRIMARY KEY (report_id, account_id, metric, variant);
     PERFORM spectrum._comment_experiment_results();
 
     CREATE VIEW analytics.experiment_results AS
@@ -6416,13 +8541,17 @@ BEGIN
         v.account_id, v.experiment, v.metric, v.variant, v.is_control, v.units, v.excluded_units,
         v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
         v.difference_high, v.lift, v.lift_low, v.lift_high, v.p_value, v.p_adjusted,
-        v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail, s.as_of
-    FROM analytics.mv_experiment_results AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_experiment_results';
+        v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_experiment_results AS v USING (report_id)
+    WHERE report.kind = 'experiment' AND report.state = 'served';
     COMMENT ON VIEW analytics.experiment_results IS
         'Each metric of each defined experiment in each variant, compared with control '
         '(account_id *: all accounts).';
     COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
+    PERFORM spectrum._add_kind('experiment', 60, '_maintain_experiment',
+        '{analytics.mv_experiment_results}', '{experiment_results}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_experiment_views() IS
@@ -6434,7 +8563,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    COMMENT ON MATERIALIZED VIEW analytics.mv_experiment_results IS
+    COMMENT ON TABLE analytics.mv_experiment_results IS
         'Results of the defined experiments, for all accounts together (account_id *) and for each '
         'account with a unit. Read it through analytics.experiment_results.';
     COMMENT ON COLUMN analytics.mv_experiment_results.account_id IS 'Account; * is all accounts.';
@@ -6508,15 +8637,37 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT r.*
-    FROM spectrum.experiments AS e
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.experiments, report.definition) AS e
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
         e.experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
-    ) AS r;
+    ) AS r
+    WHERE report.kind = 'experiment' AND report.state = 'served';
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_experiment_results() IS
     'The rows of mv_experiment_results: each experiment for all accounts together and for each.';
+
+CREATE FUNCTION analytics._maintain_experiment(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_experiment text := (SELECT name FROM spectrum.reports WHERE report_id = p_report);
+BEGIN
+    DELETE FROM analytics.mv_experiment_results WHERE report_id = p_report;
+    INSERT INTO analytics.mv_experiment_results
+    SELECT p_report, r.*
+    FROM (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_results(
+        v_experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
+    ) AS r;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
+    'Makes the results of an experiment again.';
 
 CREATE FUNCTION analytics.experiment(
     p_experiment text,
@@ -6589,27 +8740,8 @@ COMMENT ON FUNCTION analytics.experiment(
     'value and interval, difference and lift against control, p-value, p-value adjusted for their '
     'number, p-value of the split. NULL arguments: as the experiment is defined, all accounts. '
     '[p_from, p_to) limits the exposures, and the events of metrics without a window.';
--- Room 80, refresh: brings the standing views up to the facts. A view that nothing changed is left
--- alone, because REFRESH CONCURRENTLY costs the size of the view however little changed.
-
-CREATE FUNCTION spectrum._register_views()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    INSERT INTO spectrum.refresh_state (view_name, position, follows_clock) VALUES
-        ('mv_active_users', 1, false),
-        ('mv_revenue_summary', 2, false),
-        ('mv_conversion_funnels', 3, false),
-        ('mv_funnel_days', 4, false),
-        ('mv_retention_cohorts', 5, true),
-        ('mv_experiment_results', 6, false)
-    ON CONFLICT (view_name) DO NOTHING;
-END
-$$;
-COMMENT ON FUNCTION spectrum._register_views() IS
-    'Lists the standing views in the order of their refresh.';
+-- Room 80, refresh: brings the standing views up to the facts, in steps of bounded work: the news
+-- of some batches, or some users of a report that is being built. Its cost follows the news.
 
 CREATE FUNCTION spectrum._pending_since()
 RETURNS timestamptz
@@ -6633,96 +8765,216 @@ COMMENT ON FUNCTION spectrum._pending_since() IS
     'When the oldest event that waits was received; NULL where none waits. Its cost follows what '
     'came lately, not the history.';
 
-CREATE FUNCTION spectrum._is_populated(p_view text)
-RETURNS boolean
-LANGUAGE plpgsql STABLE
+CREATE FUNCTION spectrum._widen_seen()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (
-        SELECT view.relispopulated FROM pg_class AS view
-        WHERE view.oid = to_regclass(format('analytics.%I', p_view))
-    );
+    WITH hulls AS MATERIALIZED (
+        SELECT user_key, account_key, event_type_key, geo_key,
+            min(occurred_at) AS first_at, max(occurred_at) AS last_at
+        FROM pg_temp.spectrum_news
+        WHERE sign > 0
+        GROUP BY GROUPING SETS ((user_key), (account_key), (event_type_key), (geo_key))
+    ), users AS (
+        UPDATE warehouse.dim_users AS dim
+        SET first_seen = least(dim.first_seen, hulls.first_at),
+            last_seen = greatest(dim.last_seen, hulls.last_at)
+        FROM hulls WHERE dim.user_key = hulls.user_key
+            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+                OR hulls.last_at > dim.last_seen)
+    ), accounts AS (
+        UPDATE warehouse.dim_accounts AS dim
+        SET first_seen = least(dim.first_seen, hulls.first_at),
+            last_seen = greatest(dim.last_seen, hulls.last_at)
+        FROM hulls WHERE dim.account_key = hulls.account_key
+            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+                OR hulls.last_at > dim.last_seen)
+    ), event_types AS (
+        UPDATE warehouse.dim_event_types AS dim
+        SET first_seen = least(dim.first_seen, hulls.first_at),
+            last_seen = greatest(dim.last_seen, hulls.last_at)
+        FROM hulls WHERE dim.event_type_key = hulls.event_type_key
+            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+                OR hulls.last_at > dim.last_seen)
+    )
+    UPDATE warehouse.dim_geography AS dim
+    SET first_seen = least(dim.first_seen, hulls.first_at),
+        last_seen = greatest(dim.last_seen, hulls.last_at)
+    FROM hulls WHERE dim.geo_key = hulls.geo_key
+        AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+            OR hulls.last_at > dim.last_seen);
 END
 $$;
-COMMENT ON FUNCTION spectrum._is_populated(text) IS
-    'Whether a materialized view of analytics holds rows; NULL where there is no such view.';
+COMMENT ON FUNCTION spectrum._widen_seen() IS
+    'Widens first_seen and last_seen of the dimensions by the news.';
 
-CREATE FUNCTION spectrum._refresh_view(p_view text, p_as_of timestamptz)
+CREATE FUNCTION spectrum._tell_reports(p_states text[], p_built_to bigint DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_started_at timestamptz := clock_timestamp();
+    r_report record;
 BEGIN
-    -- One that a restore left empty cannot be refreshed beside its readers; it has none.
-    EXECUTE format('REFRESH MATERIALIZED VIEW %s analytics.%I',
-        CASE WHEN spectrum._is_populated(p_view) THEN 'CONCURRENTLY' ELSE '' END, p_view);
-    UPDATE spectrum.refresh_state
-    SET is_stale = false,
-        as_of = p_as_of,
-        refreshed_at = now(),
-        seconds = extract(epoch FROM clock_timestamp() - v_started_at)
-    WHERE view_name = p_view;
+    FOR r_report IN
+        SELECT report.report_id, report.built_to, kind.maintained_by
+        FROM spectrum.reports AS report
+        JOIN spectrum.report_kinds AS kind USING (kind)
+        WHERE report.state = ANY (p_states) AND report.follows_news
+            AND (p_built_to IS NULL OR report.built_to = p_built_to)
+        ORDER BY kind.position, report.report_id
+    LOOP
+        EXECUTE format('SELECT analytics.%I($1, $2)', r_report.maintained_by)
+        USING r_report.report_id,
+            CASE WHEN p_built_to IS NULL THEN r_report.built_to ELSE 9223372036854775807 END;
+    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._refresh_view(text, timestamptz) IS
-    'Makes one standing view again and notes how far it is.';
+COMMENT ON FUNCTION spectrum._tell_reports(text[], bigint) IS
+    'Has the reports in some states move their sums by the news laid out: of the users they hold, '
+    'or, for those built up to p_built_to, of all.';
 
-CREATE FUNCTION spectrum._refresh_analytics()
-RETURNS integer
+CREATE FUNCTION spectrum._count_news(p_events bigint)
+RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_counted bigint;
+BEGIN
+    PERFORM spectrum._clear_news();
+    v_counted := spectrum._take_news(spectrum._last_note(p_events));
+    IF v_counted > 0 THEN
+        PERFORM spectrum._widen_seen();
+        PERFORM spectrum._scope_news(false);
+        PERFORM spectrum._tell_reports('{served, building}');
+    END IF;
+    RETURN v_counted;
+END
+$$;
+COMMENT ON FUNCTION spectrum._count_news(bigint) IS
+    'Step of a refresh: counts the news of the next batches, about p_events facts.';
+
+CREATE FUNCTION spectrum._build_reports(p_events bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_after bigint := (SELECT min(built_to) FROM spectrum.reports WHERE state = 'building');
+    v_users bigint;
+    v_until bigint;
+    v_added bigint := 0;
+BEGIN
+    -- As many users as have about p_events facts, by the statistics of both tables.
+    SELECT greatest(100, p_events * sum(greatest(part.reltuples, 1))
+            FILTER (WHERE part.oid = 'warehouse.dim_users'::regclass)
+        / greatest(1, sum(part.reltuples) FILTER (WHERE part.relispartition)))::bigint
+    INTO v_users
+    FROM pg_class AS part
+    WHERE part.oid = 'warehouse.dim_users'::regclass OR part.oid IN (
+        SELECT link.inhrelid FROM pg_inherits AS link
+        WHERE link.inhparent = 'warehouse.fact_events'::regclass
+    );
+    SELECT max(chunk.user_key) INTO v_until
+    FROM (
+        SELECT dim.user_key FROM warehouse.dim_users AS dim
+        WHERE dim.user_key > v_after
+        ORDER BY dim.user_key
+        LIMIT v_users
+    ) AS chunk;
+    -- Reports meet where another stands: from there on they go together.
+    v_until := least(v_until, (
+        SELECT min(report.built_to) FROM spectrum.reports AS report
+        WHERE report.state = 'building' AND report.built_to > v_after
+    ));
+    IF v_until IS NULL THEN
+        PERFORM spectrum._serve_report(report.report_id)
+        FROM spectrum.reports AS report
+        WHERE report.state = 'building' AND report.built_to = v_after;
+        RETURN 0;
+    END IF;
+
+    PERFORM spectrum._clear_news();
+    v_added := spectrum._add_history(v_after, v_until);
+    PERFORM spectrum._scope_news(true);
+    PERFORM spectrum._tell_reports('{building}', v_after);
+    UPDATE spectrum.reports SET built_to = v_until
+    WHERE state = 'building' AND built_to = v_after;
+    RETURN v_added;
+END
+$$;
+COMMENT ON FUNCTION spectrum._build_reports(bigint) IS
+    'Step of a refresh: adds the next users, with about p_events facts, to the reports that are '
+    'being built and have come least far; serves them where there are no further users.';
+
+CREATE FUNCTION spectrum._refresh_some(
+    p_events bigint,
+    OUT counted bigint,
+    OUT has_more boolean
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    v_started_at timestamptz := clock_timestamp();
     v_as_of timestamptz;
-    v_today date;
-    v_view text;
-    v_refreshed integer := 0;
+    v_news_left boolean;
+    v_is_building boolean;
 BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
     v_as_of := least(now(), spectrum._pending_since());
-    v_today := (SELECT (now() AT TIME ZONE config.timezone)::date FROM spectrum.config);
 
-    IF spectrum._fold_touched() > 0 THEN
-        PERFORM spectrum._mark_stale();
+    counted := spectrum._count_news(p_events);
+    v_news_left := EXISTS (SELECT FROM spectrum.news) OR EXISTS (SELECT FROM spectrum.withdrawals);
+    v_is_building := counted < p_events / 2
+        AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'building');
+    IF v_is_building THEN
+        counted := counted + spectrum._build_reports(p_events);
     END IF;
-    FOR v_view IN
-        SELECT state.view_name FROM spectrum.refresh_state AS state
-        CROSS JOIN spectrum.config
-        WHERE state.is_stale
-            OR NOT spectrum._is_populated(state.view_name)
-            OR (state.follows_clock
-                AND (state.refreshed_at AT TIME ZONE config.timezone)::date < v_today)
-        ORDER BY state.position
-    LOOP
-        PERFORM spectrum._refresh_view(v_view, v_as_of);
-        v_refreshed := v_refreshed + 1;
-    END LOOP;
-    UPDATE spectrum.refresh_state SET as_of = v_as_of WHERE as_of < v_as_of;
-    RETURN v_refreshed;
+    IF counted = 0 AND NOT v_is_building THEN
+        counted := spectrum._clear_discarded(p_events::integer);
+    END IF;
+
+    UPDATE spectrum.watermark
+    SET as_of = CASE WHEN v_news_left OR EXISTS (
+            SELECT FROM spectrum.reports WHERE state = 'served' AND NOT follows_news
+        ) THEN as_of ELSE greatest(as_of, v_as_of) END,
+        refreshed_at = now(),
+        seconds = extract(epoch FROM clock_timestamp() - v_started_at);
+    has_more := (counted > 0 OR v_is_building)
+        AND (v_news_left OR EXISTS (SELECT FROM spectrum.reports WHERE state <> 'served'));
 END
 $$;
-COMMENT ON FUNCTION spectrum._refresh_analytics() IS
-    'Brings the standing views up to the facts and returns how many were made again.';
+COMMENT ON FUNCTION spectrum._refresh_some(bigint) IS
+    'One step of a refresh, of about p_events facts: how many, and whether more is waiting. A '
+    'second one at the same time waits for the first.';
 
-CREATE PROCEDURE spectrum.refresh_analytics(INOUT refreshed integer DEFAULT NULL)
+CREATE PROCEDURE spectrum.refresh_analytics(INOUT counted bigint DEFAULT NULL)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_started_at timestamptz := clock_timestamp();
+    r_step record;
 BEGIN
-    refreshed := spectrum._refresh_analytics();
-    PERFORM spectrum._log_step(
-        NULL, 'refresh', v_started_at, format('%s views made again', refreshed)
-    );
+    counted := 0;
+    LOOP
+        r_step := spectrum._refresh_some(200000);
+        counted := counted + r_step.counted;
+        EXIT WHEN NOT r_step.has_more;
+    END LOOP;
+    PERFORM spectrum._log_step(NULL, 'refresh', v_started_at, format('%s facts counted', counted));
 END
 $$;
-COMMENT ON PROCEDURE spectrum.refresh_analytics(integer) IS
-    'Brings every view of analytics up to the facts and returns how many had to be made again. '
-    'A second one at the same time waits for the first.';
+COMMENT ON PROCEDURE spectrum.refresh_analytics(bigint) IS
+    'Brings every standing view up to the facts, in the caller''s transaction, and returns how many '
+    'facts it counted: those that came or went since the last refresh, and the history of reports '
+    'that were built. A second one at the same time waits for the first.';
 -- Room 80, run: the tick. run() only loops and commits; each step is one function call and one
 -- transaction, so that a crash loses at most the step under way. Turns are taken by advisory
 -- locks that end with the transaction: a cancelled run leaves none behind.
@@ -6829,13 +9081,18 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     v_message text;
     v_state text;
+    r_refresh record;
 BEGIN
     IF p_step = 'process' THEN
         RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
+    ELSIF p_step IN ('refresh', 'refresh between') THEN
+        r_refresh := spectrum._refresh_some(200000);
+        PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at,
+            format('%s facts counted', r_refresh.counted));
+        RETURN r_refresh.has_more;
     END IF;
     PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, CASE p_step
         WHEN 'provision' THEN spectrum._provision()
-        WHEN 'refresh' THEN format('%s views made again', spectrum._refresh_analytics())
         WHEN 'upkeep' THEN spectrum._upkeep()
     END);
     RETURN false;
@@ -6844,7 +9101,7 @@ EXCEPTION
         GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_state = RETURNED_SQLSTATE;
         RAISE WARNING 'spectrum: step % of run % failed and was undone: % (SQLSTATE %)',
             p_step, p_run_id, v_message, v_state;
-        PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, NULL,
+        PERFORM spectrum._log_step(p_run_id, split_part(p_step, ' ', 1), v_started_at, NULL,
             format('%s (SQLSTATE %s)', v_message, v_state));
         RETURN false;
 END
@@ -6906,9 +9163,13 @@ BEGIN
     FROM spectrum.run_log AS run CROSS JOIN spectrum.config
     WHERE run.log_id = p_run_id;
     RETURN CASE
-        WHEN p_step = 'provision' OR (p_step = 'process' AND v_has_more AND v_in_budget)
-            THEN 'process'
-        WHEN p_step = 'process' THEN 'refresh'
+        -- Not too much news at once: what a refresh works on has to fit into memory.
+        WHEN p_step = 'process' AND v_has_more AND v_in_budget
+            AND (SELECT sum(news.events) FROM spectrum.news) >= 200000 THEN 'refresh between'
+        WHEN p_step IN ('provision', 'refresh between')
+            OR (p_step = 'process' AND v_has_more AND v_in_budget) THEN 'process'
+        WHEN p_step = 'process' OR (p_step = 'refresh' AND v_has_more AND v_in_budget)
+            THEN 'refresh'
         ELSE 'upkeep'
     END;
 END
@@ -7098,10 +9359,7 @@ BEGIN
         WHERE link.inhparent = 'warehouse.fact_events'::regclass
             AND month.relname > 'fact_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')
     ) AS months
-    CROSS JOIN (
-        SELECT max(state.refreshed_at) AS refreshed_at, min(state.as_of) AS as_of
-        FROM spectrum.refresh_state AS state
-    ) AS views;
+    CROSS JOIN spectrum.watermark AS views;
     COMMENT ON VIEW spectrum.pipeline IS
         'The state of the pipeline, one row. It counts raw_events: 0.1 s per million rows kept.';
     COMMENT ON COLUMN spectrum.pipeline.pending IS 'Raw events that wait.';
@@ -7115,7 +9373,7 @@ BEGIN
     COMMENT ON COLUMN spectrum.pipeline.last_run_at IS 'End of the last run.';
     COMMENT ON COLUMN spectrum.pipeline.last_run_error IS 'What failed in it; NULL if nothing.';
     COMMENT ON COLUMN spectrum.pipeline.months_ready IS 'Month partitions after this month.';
-    COMMENT ON COLUMN spectrum.pipeline.last_refresh_at IS 'When a view was last made again.';
+    COMMENT ON COLUMN spectrum.pipeline.last_refresh_at IS 'When a refresh last ended.';
     COMMENT ON COLUMN spectrum.pipeline.as_of IS
         'Every event received before this is counted in every view.';
     COMMENT ON COLUMN spectrum.pipeline.lag_seconds IS 'Age of as_of.';
@@ -7380,22 +9638,31 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_view text;
-    v_query text;
+    r_view record;
 BEGIN
     RETURN QUERY
     SELECT facts.check_name, facts.expected, facts.actual, facts.expected = facts.actual
     FROM spectrum._verify_facts() AS facts;
 
-    FOR v_view IN SELECT state.view_name FROM spectrum.refresh_state AS state ORDER BY position
+    FOR r_view IN
+        SELECT view.name, string_agg(format('%I', shown.attname), ', ' ORDER BY shown.attnum)
+            AS columns
+        FROM spectrum.report_kinds AS kind
+        CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
+        JOIN pg_attribute AS shown
+            ON shown.attrelid = format('analytics.%I', view.name)::regclass
+                AND shown.attnum > 0 AND shown.attname <> 'as_of'
+        GROUP BY kind.position, view.number, view.name
+        ORDER BY kind.position, view.number
     LOOP
-        v_query := rtrim(pg_get_viewdef(format('analytics.%I', v_view)::regclass), ';');
         RETURN QUERY EXECUTE format(
-            'WITH made_again AS MATERIALIZED (%s), differences AS ('
-            '(SELECT * FROM made_again EXCEPT ALL SELECT * FROM analytics.%I) UNION ALL '
-            '(SELECT * FROM analytics.%2$I EXCEPT ALL SELECT * FROM made_again)) '
-            'SELECT %L, 0::bigint, count(*), count(*) = 0 FROM differences',
-            v_query, v_view, format('%s: rows that differ when made again', v_view));
+            'WITH made_again AS MATERIALIZED (SELECT %s FROM analytics.%I()), '
+            'shown AS MATERIALIZED (SELECT %1$s FROM analytics.%3$I), differences AS ('
+            '(SELECT * FROM made_again EXCEPT ALL SELECT * FROM shown) UNION ALL '
+            '(SELECT * FROM shown EXCEPT ALL SELECT * FROM made_again)) '
+            'SELECT %4$L, 0::bigint, count(*), count(*) = 0 FROM differences',
+            r_view.columns, '_standing_' || r_view.name, r_view.name,
+            r_view.name || ': rows that differ when made again');
     END LOOP;
 END
 $$;
@@ -7452,16 +9719,18 @@ BEGIN
     PERFORM spectrum._create_reading();
     PERFORM spectrum._create_dimensions();
     PERFORM spectrum._create_facts();
-    PERFORM spectrum._create_rollups();
+    PERFORM spectrum._create_news();
+    PERFORM spectrum._create_reports();
     PERFORM spectrum._create_events();
+    PERFORM spectrum._create_daily_events();
     PERFORM spectrum._create_active_users();
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
     PERFORM spectrum._create_experiments();
-    PERFORM spectrum._register_views();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
+    PERFORM spectrum._serve_first_reports();
     PERFORM spectrum._release_data();
 END
 $$;

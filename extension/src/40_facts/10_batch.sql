@@ -152,18 +152,17 @@ BEGIN
         WHERE fact.user_key = entries.user_key
             AND fact.occurred_at = entries.occurred_at
             AND fact.event_id = entries.event_id
-        RETURNING fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
-            fact.occurred_at
+        RETURNING fact.*
     )
-    INSERT INTO spectrum.touched (
-        user_key, account_key, event_type_key, geo_key, first_at, last_at
+    INSERT INTO spectrum.withdrawals (
+        note_no, event_id, occurred_at, account_key, user_key, event_type_key, geo_key,
+        properties, revenue, currency
     )
-    SELECT facts.user_key, facts.account_key, facts.event_type_key, facts.geo_key,
-        min(facts.occurred_at), max(facts.occurred_at)
-    FROM facts
-    GROUP BY GROUPING SETS (
-        (facts.user_key), (facts.account_key), (facts.event_type_key), (facts.geo_key)
-    );
+    SELECT
+        nextval('spectrum.news_note_no_seq'), facts.event_id, facts.occurred_at,
+        facts.account_key, facts.user_key, facts.event_type_key, facts.geo_key,
+        facts.properties, facts.revenue, facts.currency
+    FROM facts;
 END
 $$;
 COMMENT ON FUNCTION spectrum._withdraw(uuid[]) IS
@@ -211,12 +210,13 @@ BEGIN
         SELECT event_id, seq, occurred_at, user_key FROM new_facts
         ORDER BY event_id
     ), notes AS (
-        INSERT INTO spectrum.touched (
-            user_key, account_key, event_type_key, geo_key, first_at, last_at
+        INSERT INTO spectrum.news (
+            events, first_at, last_at, user_keys, occurred_ats, event_ids
         )
-        SELECT user_key, account_key, event_type_key, geo_key, min(occurred_at), max(occurred_at)
+        SELECT count(*), min(occurred_at), max(occurred_at), array_agg(user_key),
+            array_agg(occurred_at), array_agg(event_id)
         FROM new_facts
-        GROUP BY GROUPING SETS ((user_key), (account_key), (event_type_key), (geo_key))
+        HAVING count(*) > 0
     )
     INSERT INTO warehouse.fact_events (
         event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
@@ -231,8 +231,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._insert_facts() IS
-    'Inserts the batch''s events that the ledger does not know: ledger, facts and the notes of '
-    'what they touch. Returns how many.';
+    'Inserts the batch''s events that the ledger does not know: ledger, facts and the news of '
+    'them. Returns how many.';
 
 CREATE FUNCTION spectrum._withdraw_reread(p_is_retry boolean)
 RETURNS void

@@ -45,75 +45,178 @@ BEGIN
     COMMENT ON COLUMN spectrum.funnels.exclusions IS 'Events that void an entry, written as steps.';
     COMMENT ON COLUMN spectrum.funnels.changed_at IS 'When it was last defined.';
 
-    CREATE MATERIALIZED VIEW analytics.mv_conversion_funnels AS
-    SELECT
-        account_id, funnel, step, event_type, users, rate_from_start, rate_from_previous,
-        median_seconds, mean_seconds, breakdown, unit
-    FROM analytics._standing_funnels();
-    CREATE UNIQUE INDEX mv_conversion_funnels_key
-    ON analytics.mv_conversion_funnels (funnel, account_id, breakdown, step);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_conversion_funnels IS
+    CREATE TABLE spectrum.rollup_funnel_entries (
+        report_id integer NOT NULL,
+        unit bigint NOT NULL,
+        scope bigint NOT NULL,
+        session_start timestamptz NOT NULL,
+        breakdown text NOT NULL,
+        step_times timestamptz[] NOT NULL,
+        CONSTRAINT rollup_funnel_entries_pkey PRIMARY KEY (report_id, unit, scope, session_start)
+    );
+    COMMENT ON TABLE spectrum.rollup_funnel_entries IS
+        'The one entry of each unit that a funnel counts.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.report_id IS 'spectrum.reports, kind funnel.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.unit IS
+        'dim_users; dim_accounts where the funnel counts accounts.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.session_start IS
+        'Of a session; -infinity where sessions are not counted.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.breakdown IS 'Empty where there is none.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_entries.step_times IS
+        'When it reached step 1, step 2, ...; as long as the entry came.';
+
+    CREATE TABLE spectrum.rollup_funnel_seconds (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        breakdown text NOT NULL,
+        step integer NOT NULL,
+        microseconds bigint NOT NULL,
+        units bigint NOT NULL,
+        CONSTRAINT rollup_funnel_seconds_pkey
+        PRIMARY KEY (report_id, account_id, breakdown, step, microseconds)
+    );
+    COMMENT ON TABLE spectrum.rollup_funnel_seconds IS
+        'How many units took how long from the step before: what medians are found in.';
+    COMMENT ON COLUMN spectrum.rollup_funnel_seconds.report_id IS 'spectrum.reports, kind funnel.';
+
+    CREATE TABLE analytics.mv_conversion_funnels (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        breakdown text NOT NULL,
+        step integer NOT NULL,
+        users bigint NOT NULL DEFAULT 0,
+        microseconds numeric NOT NULL DEFAULT 0,
+        below bigint NOT NULL DEFAULT 0,
+        lower_median bigint,
+        upper_median bigint,
+        CONSTRAINT mv_conversion_funnels_pkey
+        PRIMARY KEY (report_id, account_id, breakdown, step)
+    ) WITH (fillfactor = 70);
+    COMMENT ON TABLE analytics.mv_conversion_funnels IS
         'Steps of each defined funnel, for all accounts together (account_id *) and for each '
-        'account with an entry. Read it through analytics.conversion_funnels.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.funnel IS 'Name of the definition.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.step IS 'Number of the step, from 1.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.event_type IS 'Event of the step.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.users IS
-        'Users (accounts, sessions: see unit) that reached the step; 0 where nobody did.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.rate_from_start IS
-        'users / users of step 1; 0 where there are none.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.rate_from_previous IS
-        'users / users of the previous step; 0 where there are none.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.median_seconds IS
-        'Median time from the previous step, of those who took this one.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.mean_seconds IS 'Mean of the same.';
+        'account with an entry, kept by refreshes. Read it through analytics.conversion_funnels.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.report_id IS 'spectrum.reports, kind funnel.';
     COMMENT ON COLUMN analytics.mv_conversion_funnels.breakdown IS
         'Value of the breakdown; empty where there is none.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.unit IS
-        'What is counted: user, account or session.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.users IS
+        'Users (accounts, sessions) that reached the step; 0 where nobody did.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.microseconds IS
+        'Sum of the times from the previous step.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.below IS
+        'Units that took less time than lower_median.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.lower_median IS
+        'The middle of the times, in microseconds: the lower one where there are two.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.upper_median IS 'The upper one.';
 
-    CREATE VIEW analytics.conversion_funnels AS
-    SELECT
-        v.account_id, v.funnel, v.step, v.event_type, v.users, v.rate_from_start,
-        v.rate_from_previous, v.median_seconds, v.mean_seconds,
-        nullif(v.breakdown, '') AS breakdown, v.unit, s.as_of
-    FROM analytics.mv_conversion_funnels AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_conversion_funnels';
-    COMMENT ON VIEW analytics.conversion_funnels IS
-        'How many get from step to step of each defined funnel (account_id *: all accounts). One '
-        'row a step, and a value of the breakdown where the funnel has one.';
-    COMMENT ON COLUMN analytics.conversion_funnels.breakdown IS 'NULL: none, or an event without.';
-    COMMENT ON COLUMN analytics.conversion_funnels.as_of IS 'Events up to here are counted.';
-
-    CREATE MATERIALIZED VIEW analytics.mv_funnel_days AS
-    SELECT account_id, funnel, day, step, users FROM analytics._standing_funnel_days();
-    CREATE UNIQUE INDEX mv_funnel_days_key
-    ON analytics.mv_funnel_days (funnel, account_id, day, step);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_funnel_days IS
+    CREATE TABLE analytics.mv_funnel_days (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        step integer NOT NULL,
+        users bigint NOT NULL,
+        CONSTRAINT mv_funnel_days_pkey PRIMARY KEY (report_id, account_id, day, step)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_funnel_days IS
         'The standing funnels by the day of entry: summed over the days they are the whole. Days '
         'with an entry only. Read it through analytics.funnel_days.';
-    COMMENT ON COLUMN analytics.mv_funnel_days.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_funnel_days.funnel IS 'Name of the definition.';
+    COMMENT ON COLUMN analytics.mv_funnel_days.report_id IS 'spectrum.reports, kind funnel.';
     COMMENT ON COLUMN analytics.mv_funnel_days.day IS
         'Calendar day, in config.timezone, of step 1 of the counted entry.';
-    COMMENT ON COLUMN analytics.mv_funnel_days.step IS 'Number of the step, from 1.';
     COMMENT ON COLUMN analytics.mv_funnel_days.users IS
         'Users (accounts, sessions) that entered on the day and reached the step, whenever.';
-
-    CREATE VIEW analytics.funnel_days AS
-    SELECT v.account_id, v.funnel, v.day, v.step, v.users, s.as_of
-    FROM analytics.mv_funnel_days AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_funnel_days';
-    COMMENT ON VIEW analytics.funnel_days IS
-        'Each defined funnel by the day of entry (account_id *: all accounts).';
-    COMMENT ON COLUMN analytics.funnel_days.as_of IS 'Events up to here are counted.';
+    PERFORM spectrum._create_funnel_views();
+    PERFORM spectrum._add_kind('funnel', 50, '_maintain_funnel',
+        '{spectrum.rollup_funnel_entries, spectrum.rollup_funnel_seconds, '
+        'analytics.mv_conversion_funnels, analytics.mv_funnel_days}',
+        '{conversion_funnels, funnel_days}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_funnels() IS
-    'Room 60: makes spectrum.funnels, the standing funnels and their plain views.';
+    'Room 60: makes spectrum.funnels, the tables of the standing funnels and their plain views.';
 
-CREATE FUNCTION analytics._standing_funnels()
+CREATE FUNCTION spectrum._create_funnel_views()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.conversion_funnels AS
+    SELECT
+        sums.account_id,
+        report.name AS funnel,
+        sums.step,
+        coalesce(report.definition -> 'steps' -> (sums.step - 1) ->> 'event',
+            report.definition -> 'steps' ->> (sums.step - 1)) AS event_type,
+        sums.users,
+        coalesce(sums.users / nullif(first_value(sums.users) OVER steps, 0)::double precision, 0)
+            AS rate_from_start,
+        coalesce(sums.users / nullif(lag(sums.users, 1, sums.users) OVER steps, 0)
+            ::double precision, 0) AS rate_from_previous,
+        analytics._median_seconds(sums.lower_median, sums.upper_median) AS median_seconds,
+        CASE WHEN sums.step > 1 THEN
+            (sums.microseconds / nullif(sums.users, 0) / 1e6)::double precision
+        END AS mean_seconds,
+        nullif(sums.breakdown, '') AS breakdown,
+        report.definition ->> 'unit' AS unit,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_conversion_funnels AS sums USING (report_id)
+    WHERE report.kind = 'funnel' AND report.state = 'served'
+    WINDOW steps AS (PARTITION BY report.name, sums.account_id, sums.breakdown ORDER BY sums.step);
+    COMMENT ON VIEW analytics.conversion_funnels IS
+        'How many get from step to step of each defined funnel (account_id *: all accounts). One '
+        'row a step, and a value of the breakdown where the funnel has one.';
+    COMMENT ON COLUMN analytics.conversion_funnels.users IS
+        'Users (accounts, sessions: see unit) that reached the step; 0 where nobody did.';
+    COMMENT ON COLUMN analytics.conversion_funnels.rate_from_start IS
+        'users / users of step 1; 0 where there are none.';
+    COMMENT ON COLUMN analytics.conversion_funnels.rate_from_previous IS
+        'users / users of the previous step; 0 where there are none.';
+    COMMENT ON COLUMN analytics.conversion_funnels.median_seconds IS
+        'Median time from the previous step, of those who took this one.';
+    COMMENT ON COLUMN analytics.conversion_funnels.mean_seconds IS 'Their mean time.';
+    COMMENT ON COLUMN analytics.conversion_funnels.unit IS
+        'What is counted: user, account or session.';
+
+    CREATE VIEW analytics.funnel_days AS
+    SELECT
+        sums.account_id,
+        report.name AS funnel,
+        sums.day,
+        sums.step,
+        sums.users,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_funnel_days AS sums USING (report_id)
+    WHERE report.kind = 'funnel' AND report.state = 'served';
+    COMMENT ON VIEW analytics.funnel_days IS
+        'Each defined funnel by the day of entry (account_id *: all accounts).';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_funnel_views() IS
+    'Room 60: makes the plain views of the standing funnels.';
+
+CREATE FUNCTION analytics._median_seconds(p_lower bigint, p_upper bigint)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT low.seconds + 0.5 * (high.seconds - low.seconds)
+    FROM (
+        SELECT p_lower % 86400000000 / 1e6::double precision + p_lower / 86400000000 * 86400
+            AS seconds
+    ) AS low
+    CROSS JOIN (
+        SELECT p_upper % 86400000000 / 1e6::double precision + p_upper / 86400000000 * 86400
+            AS seconds
+    ) AS high
+$$;
+COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
+    'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
+    'of the epochs of intervals.';
+
+CREATE FUNCTION analytics._standing_conversion_funnels()
 RETURNS TABLE (
     account_id text,
     funnel text,
@@ -132,18 +235,20 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT r.account_id, f.funnel, coalesce(r.breakdown, ''), f.unit, r.step, r.event_type,
+    SELECT r.account_id, f.funnel, r.breakdown, f.unit, r.step, r.event_type,
         r.units, r.rate_from_start, r.rate_from_previous, r.median_seconds, r.mean_seconds
-    FROM spectrum.funnels AS f
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.funnels, report.definition) AS f
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._funnel_report(
         f.steps, NULL, NULL, f.time_window, f.step_order, f.entry, f.unit, NULL, f.breakdown,
         f.attribution, f.exclusions, scopes.by_account
-    ) AS r;
+    ) AS r
+    WHERE report.kind = 'funnel' AND report.state = 'served';
 END
 $$;
-COMMENT ON FUNCTION analytics._standing_funnels() IS
-    'The rows of mv_conversion_funnels: each definition for all accounts together and for each.';
+COMMENT ON FUNCTION analytics._standing_conversion_funnels() IS
+    'What analytics.conversion_funnels has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics._standing_funnel_days()
 RETURNS TABLE (account_id text, funnel text, day date, step integer, users bigint)
@@ -156,12 +261,14 @@ BEGIN
     WITH entries AS MATERIALIZED (
         SELECT e.account_id, f.funnel, f.steps, e.step_times[1] AS entered_at,
             cardinality(e.step_times) AS reached
-        FROM spectrum.funnels AS f
+        FROM spectrum.reports AS report
+        CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.funnels, report.definition) AS f
         CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
         CROSS JOIN LATERAL analytics._funnel_entries(
             f.steps, NULL, NULL, f.time_window, f.step_order, f.entry, f.unit, NULL, NULL,
             f.attribution, f.exclusions, scopes.by_account
         ) AS e
+        WHERE report.kind = 'funnel' AND report.state = 'served'
     ),
     day_starts AS MATERIALIZED (
         SELECT spectrum.period_starts(
@@ -184,7 +291,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_funnel_days() IS
-    'The rows of mv_funnel_days: the same entries, by their day.';
+    'What analytics.funnel_days has to show, out of all events: for verify().';
 
 CREATE FUNCTION spectrum.define_funnel(
     p_name text,
@@ -213,8 +320,8 @@ BEGIN
     VALUES (
         p_name, p_steps, p_window, p_order, p_entry, p_unit, p_breakdown, p_attribution, p_exclude
     );
-    PERFORM spectrum._mark_stale('mv_conversion_funnels');
-    PERFORM spectrum._mark_stale('mv_funnel_days');
+    PERFORM spectrum._begin_report('funnel', p_name, to_jsonb(definition))
+    FROM spectrum.funnels AS definition WHERE funnel = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_funnel(
@@ -233,9 +340,8 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.funnels');
     END IF;
-    PERFORM spectrum._mark_stale('mv_conversion_funnels');
-    PERFORM spectrum._mark_stale('mv_funnel_days');
+    PERFORM spectrum._discard_reports('funnel', p_name);
 END
 $$;
 COMMENT ON FUNCTION spectrum.drop_funnel(text) IS
-    'Removes a standing funnel; the next refresh removes its rows.';
+    'Removes a standing funnel.';

@@ -1,50 +1,10 @@
 -- Room 60, active users: exact distinct users of each day, of the 7 and of the 30 days that end
--- with it. Reads analytics.events; read by analytics.active_users and mv_active_users.
+-- with it. Reads analytics.events; read by analytics.active_users and by verify().
 --
 -- Gaps and islands instead of a self join: an active day of a user makes him a weekly user on that
 -- day and the six after it, but only up to his next active day, which takes over. So each user-day
 -- carries the gap to the next one, users are counted by (day, gap), and each count is a running
 -- sum over these few cells: + at the day, - where its share ends.
-
-CREATE FUNCTION spectrum._create_active_users()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.mv_active_users') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE MATERIALIZED VIEW analytics.mv_active_users AS
-    SELECT account_id, day, dau, wau, mau, stickiness
-    FROM analytics._standing_active_users();
-    CREATE UNIQUE INDEX mv_active_users_key ON analytics.mv_active_users (account_id, day);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_active_users IS
-        'Active users per account and day, and for all accounts together (account_id *): from the '
-        'first active day of each to the last day with an event anywhere. Read it through '
-        'analytics.active_users.';
-    COMMENT ON COLUMN analytics.mv_active_users.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_active_users.day IS 'Calendar day in config.timezone.';
-    COMMENT ON COLUMN analytics.mv_active_users.dau IS 'Distinct users of the day.';
-    COMMENT ON COLUMN analytics.mv_active_users.wau IS
-        'Distinct users of the 7 days that end with it.';
-    COMMENT ON COLUMN analytics.mv_active_users.mau IS
-        'Distinct users of the 30 days that end with it.';
-    COMMENT ON COLUMN analytics.mv_active_users.stickiness IS
-        'dau / mau; NULL where mau is 0.';
-
-    CREATE VIEW analytics.active_users AS
-    SELECT v.account_id, v.day, v.dau, v.wau, v.mau, v.stickiness, s.as_of
-    FROM analytics.mv_active_users AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_active_users';
-    COMMENT ON VIEW analytics.active_users IS
-        'Daily, weekly and monthly active users per account and day (account_id *: all accounts).';
-    COMMENT ON COLUMN analytics.active_users.as_of IS 'Events up to here are counted.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_active_users() IS
-    'Room 60: makes mv_active_users and its plain view.';
 
 CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
 RETURNS void
@@ -291,7 +251,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_active_users() IS
-    'The rows of mv_active_users: all accounts together, then each by itself.';
+    'What analytics.active_users has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics.active_users(
     p_from timestamptz DEFAULT NULL,

@@ -1,59 +1,6 @@
 -- Room 60, revenue: money by account, day and currency. Facts carry the amount as numeric and its
 -- currency (room 20 reads them); here they become orders and refunds. Sums never mix currencies.
--- Reads analytics.events; read by analytics.revenue and mv_revenue_summary.
-
-CREATE FUNCTION spectrum._create_revenue()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.mv_revenue_summary') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE MATERIALIZED VIEW analytics.mv_revenue_summary AS
-    SELECT
-        account_id, day, currency, orders, gross, refunds, net, paying_users, active_users, arpu,
-        arppu
-    FROM analytics._standing_revenue_summary();
-    CREATE UNIQUE INDEX mv_revenue_summary_key
-        ON analytics.mv_revenue_summary (account_id, day, currency);
-    COMMENT ON MATERIALIZED VIEW analytics.mv_revenue_summary IS
-        'Money per account, day and currency, and for all accounts together (account_id *). Read '
-        'it through analytics.revenue_summary.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.account_id IS 'Account; * is all accounts.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.day IS 'Calendar day in config.timezone.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.currency IS 'Currency: three capital letters.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.orders IS
-        'Events with money that are no refunds.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.gross IS 'Sum of the orders.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.refunds IS
-        'Sum of the refunds, as a positive amount: events of a type in config.refund_events, and '
-        'negative amounts.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.net IS 'gross - refunds.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.paying_users IS
-        'Distinct users with an order above 0.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.active_users IS
-        'Distinct users of the account''s day, whatever they did.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.arpu IS
-        'net / active_users; NULL where there are none.';
-    COMMENT ON COLUMN analytics.mv_revenue_summary.arppu IS
-        'net / paying_users; NULL where there are none.';
-
-    CREATE VIEW analytics.revenue_summary AS
-    SELECT
-        v.account_id, v.day, v.currency, v.orders, v.gross, v.refunds, v.net, v.paying_users,
-        v.active_users, v.arpu, v.arppu, s.as_of
-    FROM analytics.mv_revenue_summary AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_revenue_summary';
-    COMMENT ON VIEW analytics.revenue_summary IS
-        'Orders, refunds, net revenue, per user too, by account (* is all), day and currency.';
-    COMMENT ON COLUMN analytics.revenue_summary.as_of IS 'Events up to here are counted.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_revenue() IS
-    'Room 60: makes mv_revenue_summary and its plain view.';
+-- Reads analytics.events; read by analytics.revenue and by verify().
 
 CREATE FUNCTION analytics._revenue_entries(
     p_from timestamptz,
@@ -223,7 +170,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_revenue_summary() IS
-    'The rows of mv_revenue_summary: all accounts together, then each by itself.';
+    'What analytics.revenue_summary has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics.revenue(
     p_from timestamptz DEFAULT NULL,

@@ -150,7 +150,8 @@ BEGIN
         denominator_filter = excluded.denominator_filter,
         is_guardrail = excluded.is_guardrail,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._mark_stale('mv_experiment_results');
+    PERFORM spectrum._begin_report('experiment', experiment, to_jsonb(definition))
+    FROM spectrum.experiments AS definition WHERE p_name = ANY (metrics);
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_metric(
@@ -292,7 +293,8 @@ BEGIN
         confidence = excluded.confidence,
         correction = excluded.correction,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._mark_stale('mv_experiment_results');
+    PERFORM spectrum._begin_report('experiment', p_name, to_jsonb(definition))
+    FROM spectrum.experiments AS definition WHERE experiment = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_experiment(
@@ -312,7 +314,7 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'an experiment in spectrum.experiments');
     END IF;
-    PERFORM spectrum._mark_stale('mv_experiment_results');
+    PERFORM spectrum._discard_reports('experiment', p_name);
 END
 $$;
 COMMENT ON FUNCTION spectrum.drop_experiment(text) IS

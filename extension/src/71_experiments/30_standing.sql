@@ -22,14 +22,12 @@ BEGIN
     COMMENT ON VIEW analytics.experiments IS
         'The defined experiments, for all who may ask questions.';
 
-    CREATE MATERIALIZED VIEW analytics.mv_experiment_results AS
-    SELECT
-        account_id, experiment, metric, variant, is_control, units, excluded_units, conversions,
-        value, ci_low, ci_high, difference, difference_low, difference_high, lift, lift_low,
-        lift_high, p_value, p_adjusted, srm_p_value, is_reliable, kind, is_guardrail
-    FROM analytics._standing_experiment_results();
-    CREATE UNIQUE INDEX mv_experiment_results_key
-    ON analytics.mv_experiment_results (experiment, account_id, metric, variant);
+    CREATE TABLE analytics.mv_experiment_results AS
+    SELECT 0 AS report_id, results.* FROM analytics._standing_experiment_results() AS results
+    WITH NO DATA;
+    ALTER TABLE analytics.mv_experiment_results
+    ADD CONSTRAINT mv_experiment_results_pkey
+    PRIMARY KEY (report_id, account_id, metric, variant);
     PERFORM spectrum._comment_experiment_results();
 
     CREATE VIEW analytics.experiment_results AS
@@ -37,13 +35,17 @@ BEGIN
         v.account_id, v.experiment, v.metric, v.variant, v.is_control, v.units, v.excluded_units,
         v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
         v.difference_high, v.lift, v.lift_low, v.lift_high, v.p_value, v.p_adjusted,
-        v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail, s.as_of
-    FROM analytics.mv_experiment_results AS v
-    LEFT JOIN spectrum.refresh_state AS s ON s.view_name = 'mv_experiment_results';
+        v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_experiment_results AS v USING (report_id)
+    WHERE report.kind = 'experiment' AND report.state = 'served';
     COMMENT ON VIEW analytics.experiment_results IS
         'Each metric of each defined experiment in each variant, compared with control '
         '(account_id *: all accounts).';
     COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
+    PERFORM spectrum._add_kind('experiment', 60, '_maintain_experiment',
+        '{analytics.mv_experiment_results}', '{experiment_results}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_experiment_views() IS
@@ -55,7 +57,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    COMMENT ON MATERIALIZED VIEW analytics.mv_experiment_results IS
+    COMMENT ON TABLE analytics.mv_experiment_results IS
         'Results of the defined experiments, for all accounts together (account_id *) and for each '
         'account with a unit. Read it through analytics.experiment_results.';
     COMMENT ON COLUMN analytics.mv_experiment_results.account_id IS 'Account; * is all accounts.';
@@ -129,15 +131,37 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT r.*
-    FROM spectrum.experiments AS e
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.experiments, report.definition) AS e
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
         e.experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
-    ) AS r;
+    ) AS r
+    WHERE report.kind = 'experiment' AND report.state = 'served';
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_experiment_results() IS
     'The rows of mv_experiment_results: each experiment for all accounts together and for each.';
+
+CREATE FUNCTION analytics._maintain_experiment(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_experiment text := (SELECT name FROM spectrum.reports WHERE report_id = p_report);
+BEGIN
+    DELETE FROM analytics.mv_experiment_results WHERE report_id = p_report;
+    INSERT INTO analytics.mv_experiment_results
+    SELECT p_report, r.*
+    FROM (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_results(
+        v_experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
+    ) AS r;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
+    'Makes the results of an experiment again.';
 
 CREATE FUNCTION analytics.experiment(
     p_experiment text,

@@ -1,24 +1,5 @@
--- Room 80, refresh: brings the standing views up to the facts. A view that nothing changed is left
--- alone, because REFRESH CONCURRENTLY costs the size of the view however little changed.
-
-CREATE FUNCTION spectrum._register_views()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    INSERT INTO spectrum.refresh_state (view_name, position, follows_clock) VALUES
-        ('mv_active_users', 1, false),
-        ('mv_revenue_summary', 2, false),
-        ('mv_conversion_funnels', 3, false),
-        ('mv_funnel_days', 4, false),
-        ('mv_retention_cohorts', 5, true),
-        ('mv_experiment_results', 6, false)
-    ON CONFLICT (view_name) DO NOTHING;
-END
-$$;
-COMMENT ON FUNCTION spectrum._register_views() IS
-    'Lists the standing views in the order of their refresh.';
+-- Room 80, refresh: brings the standing views up to the facts, in steps of bounded work: the news
+-- of some batches, or some users of a report that is being built. Its cost follows the news.
 
 CREATE FUNCTION spectrum._pending_since()
 RETURNS timestamptz
@@ -42,93 +23,213 @@ COMMENT ON FUNCTION spectrum._pending_since() IS
     'When the oldest event that waits was received; NULL where none waits. Its cost follows what '
     'came lately, not the history.';
 
-CREATE FUNCTION spectrum._is_populated(p_view text)
-RETURNS boolean
-LANGUAGE plpgsql STABLE
+CREATE FUNCTION spectrum._widen_seen()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (
-        SELECT view.relispopulated FROM pg_class AS view
-        WHERE view.oid = to_regclass(format('analytics.%I', p_view))
-    );
+    WITH hulls AS MATERIALIZED (
+        SELECT user_key, account_key, event_type_key, geo_key,
+            min(occurred_at) AS first_at, max(occurred_at) AS last_at
+        FROM pg_temp.spectrum_news
+        WHERE sign > 0
+        GROUP BY GROUPING SETS ((user_key), (account_key), (event_type_key), (geo_key))
+    ), users AS (
+        UPDATE warehouse.dim_users AS dim
+        SET first_seen = least(dim.first_seen, hulls.first_at),
+            last_seen = greatest(dim.last_seen, hulls.last_at)
+        FROM hulls WHERE dim.user_key = hulls.user_key
+            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+                OR hulls.last_at > dim.last_seen)
+    ), accounts AS (
+        UPDATE warehouse.dim_accounts AS dim
+        SET first_seen = least(dim.first_seen, hulls.first_at),
+            last_seen = greatest(dim.last_seen, hulls.last_at)
+        FROM hulls WHERE dim.account_key = hulls.account_key
+            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+                OR hulls.last_at > dim.last_seen)
+    ), event_types AS (
+        UPDATE warehouse.dim_event_types AS dim
+        SET first_seen = least(dim.first_seen, hulls.first_at),
+            last_seen = greatest(dim.last_seen, hulls.last_at)
+        FROM hulls WHERE dim.event_type_key = hulls.event_type_key
+            AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+                OR hulls.last_at > dim.last_seen)
+    )
+    UPDATE warehouse.dim_geography AS dim
+    SET first_seen = least(dim.first_seen, hulls.first_at),
+        last_seen = greatest(dim.last_seen, hulls.last_at)
+    FROM hulls WHERE dim.geo_key = hulls.geo_key
+        AND (dim.first_seen IS NULL OR hulls.first_at < dim.first_seen
+            OR hulls.last_at > dim.last_seen);
 END
 $$;
-COMMENT ON FUNCTION spectrum._is_populated(text) IS
-    'Whether a materialized view of analytics holds rows; NULL where there is no such view.';
+COMMENT ON FUNCTION spectrum._widen_seen() IS
+    'Widens first_seen and last_seen of the dimensions by the news.';
 
-CREATE FUNCTION spectrum._refresh_view(p_view text, p_as_of timestamptz)
+CREATE FUNCTION spectrum._tell_reports(p_states text[], p_built_to bigint DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_started_at timestamptz := clock_timestamp();
+    r_report record;
 BEGIN
-    -- One that a restore left empty cannot be refreshed beside its readers; it has none.
-    EXECUTE format('REFRESH MATERIALIZED VIEW %s analytics.%I',
-        CASE WHEN spectrum._is_populated(p_view) THEN 'CONCURRENTLY' ELSE '' END, p_view);
-    UPDATE spectrum.refresh_state
-    SET is_stale = false,
-        as_of = p_as_of,
-        refreshed_at = now(),
-        seconds = extract(epoch FROM clock_timestamp() - v_started_at)
-    WHERE view_name = p_view;
+    FOR r_report IN
+        SELECT report.report_id, report.built_to, kind.maintained_by
+        FROM spectrum.reports AS report
+        JOIN spectrum.report_kinds AS kind USING (kind)
+        WHERE report.state = ANY (p_states) AND report.follows_news
+            AND (p_built_to IS NULL OR report.built_to = p_built_to)
+        ORDER BY kind.position, report.report_id
+    LOOP
+        EXECUTE format('SELECT analytics.%I($1, $2)', r_report.maintained_by)
+        USING r_report.report_id,
+            CASE WHEN p_built_to IS NULL THEN r_report.built_to ELSE 9223372036854775807 END;
+    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._refresh_view(text, timestamptz) IS
-    'Makes one standing view again and notes how far it is.';
+COMMENT ON FUNCTION spectrum._tell_reports(text[], bigint) IS
+    'Has the reports in some states move their sums by the news laid out: of the users they hold, '
+    'or, for those built up to p_built_to, of all.';
 
-CREATE FUNCTION spectrum._refresh_analytics()
-RETURNS integer
+CREATE FUNCTION spectrum._count_news(p_events bigint)
+RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_counted bigint;
+BEGIN
+    PERFORM spectrum._clear_news();
+    v_counted := spectrum._take_news(spectrum._last_note(p_events));
+    IF v_counted > 0 THEN
+        PERFORM spectrum._widen_seen();
+        PERFORM spectrum._scope_news(false);
+        PERFORM spectrum._tell_reports('{served, building}');
+    END IF;
+    RETURN v_counted;
+END
+$$;
+COMMENT ON FUNCTION spectrum._count_news(bigint) IS
+    'Step of a refresh: counts the news of the next batches, about p_events facts.';
+
+CREATE FUNCTION spectrum._build_reports(p_events bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_after bigint := (SELECT min(built_to) FROM spectrum.reports WHERE state = 'building');
+    v_users bigint;
+    v_until bigint;
+    v_added bigint := 0;
+BEGIN
+    -- As many users as have about p_events facts, by the statistics of both tables.
+    SELECT greatest(100, p_events * sum(greatest(part.reltuples, 1))
+            FILTER (WHERE part.oid = 'warehouse.dim_users'::regclass)
+        / greatest(1, sum(part.reltuples) FILTER (WHERE part.relispartition)))::bigint
+    INTO v_users
+    FROM pg_class AS part
+    WHERE part.oid = 'warehouse.dim_users'::regclass OR part.oid IN (
+        SELECT link.inhrelid FROM pg_inherits AS link
+        WHERE link.inhparent = 'warehouse.fact_events'::regclass
+    );
+    SELECT max(chunk.user_key) INTO v_until
+    FROM (
+        SELECT dim.user_key FROM warehouse.dim_users AS dim
+        WHERE dim.user_key > v_after
+        ORDER BY dim.user_key
+        LIMIT v_users
+    ) AS chunk;
+    -- Reports meet where another stands: from there on they go together.
+    v_until := least(v_until, (
+        SELECT min(report.built_to) FROM spectrum.reports AS report
+        WHERE report.state = 'building' AND report.built_to > v_after
+    ));
+    IF v_until IS NULL THEN
+        PERFORM spectrum._serve_report(report.report_id)
+        FROM spectrum.reports AS report
+        WHERE report.state = 'building' AND report.built_to = v_after;
+        RETURN 0;
+    END IF;
+
+    PERFORM spectrum._clear_news();
+    v_added := spectrum._add_history(v_after, v_until);
+    PERFORM spectrum._scope_news(true);
+    PERFORM spectrum._tell_reports('{building}', v_after);
+    UPDATE spectrum.reports SET built_to = v_until
+    WHERE state = 'building' AND built_to = v_after;
+    RETURN v_added;
+END
+$$;
+COMMENT ON FUNCTION spectrum._build_reports(bigint) IS
+    'Step of a refresh: adds the next users, with about p_events facts, to the reports that are '
+    'being built and have come least far; serves them where there are no further users.';
+
+CREATE FUNCTION spectrum._refresh_some(
+    p_events bigint,
+    OUT counted bigint,
+    OUT has_more boolean
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    v_started_at timestamptz := clock_timestamp();
     v_as_of timestamptz;
-    v_today date;
-    v_view text;
-    v_refreshed integer := 0;
+    v_news_left boolean;
+    v_is_building boolean;
 BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
     v_as_of := least(now(), spectrum._pending_since());
-    v_today := (SELECT (now() AT TIME ZONE config.timezone)::date FROM spectrum.config);
 
-    IF spectrum._fold_touched() > 0 THEN
-        PERFORM spectrum._mark_stale();
+    counted := spectrum._count_news(p_events);
+    v_news_left := EXISTS (SELECT FROM spectrum.news) OR EXISTS (SELECT FROM spectrum.withdrawals);
+    v_is_building := counted < p_events / 2
+        AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'building');
+    IF v_is_building THEN
+        counted := counted + spectrum._build_reports(p_events);
     END IF;
-    FOR v_view IN
-        SELECT state.view_name FROM spectrum.refresh_state AS state
-        CROSS JOIN spectrum.config
-        WHERE state.is_stale
-            OR NOT spectrum._is_populated(state.view_name)
-            OR (state.follows_clock
-                AND (state.refreshed_at AT TIME ZONE config.timezone)::date < v_today)
-        ORDER BY state.position
-    LOOP
-        PERFORM spectrum._refresh_view(v_view, v_as_of);
-        v_refreshed := v_refreshed + 1;
-    END LOOP;
-    UPDATE spectrum.refresh_state SET as_of = v_as_of WHERE as_of < v_as_of;
-    RETURN v_refreshed;
+    IF counted = 0 AND NOT v_is_building THEN
+        counted := spectrum._clear_discarded(p_events::integer);
+    END IF;
+
+    UPDATE spectrum.watermark
+    SET as_of = CASE WHEN v_news_left OR EXISTS (
+            SELECT FROM spectrum.reports WHERE state = 'served' AND NOT follows_news
+        ) THEN as_of ELSE greatest(as_of, v_as_of) END,
+        refreshed_at = now(),
+        seconds = extract(epoch FROM clock_timestamp() - v_started_at);
+    has_more := (counted > 0 OR v_is_building)
+        AND (v_news_left OR EXISTS (SELECT FROM spectrum.reports WHERE state <> 'served'));
 END
 $$;
-COMMENT ON FUNCTION spectrum._refresh_analytics() IS
-    'Brings the standing views up to the facts and returns how many were made again.';
+COMMENT ON FUNCTION spectrum._refresh_some(bigint) IS
+    'One step of a refresh, of about p_events facts: how many, and whether more is waiting. A '
+    'second one at the same time waits for the first.';
 
-CREATE PROCEDURE spectrum.refresh_analytics(INOUT refreshed integer DEFAULT NULL)
+CREATE PROCEDURE spectrum.refresh_analytics(INOUT counted bigint DEFAULT NULL)
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_started_at timestamptz := clock_timestamp();
+    r_step record;
 BEGIN
-    refreshed := spectrum._refresh_analytics();
-    PERFORM spectrum._log_step(
-        NULL, 'refresh', v_started_at, format('%s views made again', refreshed)
-    );
+    counted := 0;
+    LOOP
+        r_step := spectrum._refresh_some(200000);
+        counted := counted + r_step.counted;
+        EXIT WHEN NOT r_step.has_more;
+    END LOOP;
+    PERFORM spectrum._log_step(NULL, 'refresh', v_started_at, format('%s facts counted', counted));
 END
 $$;
-COMMENT ON PROCEDURE spectrum.refresh_analytics(integer) IS
-    'Brings every view of analytics up to the facts and returns how many had to be made again. '
-    'A second one at the same time waits for the first.';
+COMMENT ON PROCEDURE spectrum.refresh_analytics(bigint) IS
+    'Brings every standing view up to the facts, in the caller''s transaction, and returns how many '
+    'facts it counted: those that came or went since the last refresh, and the history of reports '
+    'that were built. A second one at the same time waits for the first.';

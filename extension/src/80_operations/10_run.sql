@@ -104,13 +104,18 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     v_message text;
     v_state text;
+    r_refresh record;
 BEGIN
     IF p_step = 'process' THEN
         RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
+    ELSIF p_step IN ('refresh', 'refresh between') THEN
+        r_refresh := spectrum._refresh_some(200000);
+        PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at,
+            format('%s facts counted', r_refresh.counted));
+        RETURN r_refresh.has_more;
     END IF;
     PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, CASE p_step
         WHEN 'provision' THEN spectrum._provision()
-        WHEN 'refresh' THEN format('%s views made again', spectrum._refresh_analytics())
         WHEN 'upkeep' THEN spectrum._upkeep()
     END);
     RETURN false;
@@ -119,7 +124,7 @@ EXCEPTION
         GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_state = RETURNED_SQLSTATE;
         RAISE WARNING 'spectrum: step % of run % failed and was undone: % (SQLSTATE %)',
             p_step, p_run_id, v_message, v_state;
-        PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, NULL,
+        PERFORM spectrum._log_step(p_run_id, split_part(p_step, ' ', 1), v_started_at, NULL,
             format('%s (SQLSTATE %s)', v_message, v_state));
         RETURN false;
 END
@@ -181,9 +186,13 @@ BEGIN
     FROM spectrum.run_log AS run CROSS JOIN spectrum.config
     WHERE run.log_id = p_run_id;
     RETURN CASE
-        WHEN p_step = 'provision' OR (p_step = 'process' AND v_has_more AND v_in_budget)
-            THEN 'process'
-        WHEN p_step = 'process' THEN 'refresh'
+        -- Not too much news at once: what a refresh works on has to fit into memory.
+        WHEN p_step = 'process' AND v_has_more AND v_in_budget
+            AND (SELECT sum(news.events) FROM spectrum.news) >= 200000 THEN 'refresh between'
+        WHEN p_step IN ('provision', 'refresh between')
+            OR (p_step = 'process' AND v_has_more AND v_in_budget) THEN 'process'
+        WHEN p_step = 'process' OR (p_step = 'refresh' AND v_has_more AND v_in_budget)
+            THEN 'refresh'
         ELSE 'upkeep'
     END;
 END

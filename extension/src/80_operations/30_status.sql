@@ -52,10 +52,7 @@ BEGIN
         WHERE link.inhparent = 'warehouse.fact_events'::regclass
             AND month.relname > 'fact_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM')
     ) AS months
-    CROSS JOIN (
-        SELECT max(state.refreshed_at) AS refreshed_at, min(state.as_of) AS as_of
-        FROM spectrum.refresh_state AS state
-    ) AS views;
+    CROSS JOIN spectrum.watermark AS views;
     COMMENT ON VIEW spectrum.pipeline IS
         'The state of the pipeline, one row. It counts raw_events: 0.1 s per million rows kept.';
     COMMENT ON COLUMN spectrum.pipeline.pending IS 'Raw events that wait.';
@@ -69,7 +66,7 @@ BEGIN
     COMMENT ON COLUMN spectrum.pipeline.last_run_at IS 'End of the last run.';
     COMMENT ON COLUMN spectrum.pipeline.last_run_error IS 'What failed in it; NULL if nothing.';
     COMMENT ON COLUMN spectrum.pipeline.months_ready IS 'Month partitions after this month.';
-    COMMENT ON COLUMN spectrum.pipeline.last_refresh_at IS 'When a view was last made again.';
+    COMMENT ON COLUMN spectrum.pipeline.last_refresh_at IS 'When a refresh last ended.';
     COMMENT ON COLUMN spectrum.pipeline.as_of IS
         'Every event received before this is counted in every view.';
     COMMENT ON COLUMN spectrum.pipeline.lag_seconds IS 'Age of as_of.';

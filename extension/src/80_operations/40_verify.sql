@@ -63,22 +63,31 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_view text;
-    v_query text;
+    r_view record;
 BEGIN
     RETURN QUERY
     SELECT facts.check_name, facts.expected, facts.actual, facts.expected = facts.actual
     FROM spectrum._verify_facts() AS facts;
 
-    FOR v_view IN SELECT state.view_name FROM spectrum.refresh_state AS state ORDER BY position
+    FOR r_view IN
+        SELECT view.name, string_agg(format('%I', shown.attname), ', ' ORDER BY shown.attnum)
+            AS columns
+        FROM spectrum.report_kinds AS kind
+        CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
+        JOIN pg_attribute AS shown
+            ON shown.attrelid = format('analytics.%I', view.name)::regclass
+                AND shown.attnum > 0 AND shown.attname <> 'as_of'
+        GROUP BY kind.position, view.number, view.name
+        ORDER BY kind.position, view.number
     LOOP
-        v_query := rtrim(pg_get_viewdef(format('analytics.%I', v_view)::regclass), ';');
         RETURN QUERY EXECUTE format(
-            'WITH made_again AS MATERIALIZED (%s), differences AS ('
-            '(SELECT * FROM made_again EXCEPT ALL SELECT * FROM analytics.%I) UNION ALL '
-            '(SELECT * FROM analytics.%2$I EXCEPT ALL SELECT * FROM made_again)) '
-            'SELECT %L, 0::bigint, count(*), count(*) = 0 FROM differences',
-            v_query, v_view, format('%s: rows that differ when made again', v_view));
+            'WITH made_again AS MATERIALIZED (SELECT %s FROM analytics.%I()), '
+            'shown AS MATERIALIZED (SELECT %1$s FROM analytics.%3$I), differences AS ('
+            '(SELECT * FROM made_again EXCEPT ALL SELECT * FROM shown) UNION ALL '
+            '(SELECT * FROM shown EXCEPT ALL SELECT * FROM made_again)) '
+            'SELECT %4$L, 0::bigint, count(*), count(*) = 0 FROM differences',
+            r_view.columns, '_standing_' || r_view.name, r_view.name,
+            r_view.name || ': rows that differ when made again');
     END LOOP;
 END
 $$;

@@ -47,16 +47,18 @@ BEGIN
     PERFORM spectrum._create_reading();
     PERFORM spectrum._create_dimensions();
     PERFORM spectrum._create_facts();
-    PERFORM spectrum._create_rollups();
+    PERFORM spectrum._create_news();
+    PERFORM spectrum._create_reports();
     PERFORM spectrum._create_events();
+    PERFORM spectrum._create_daily_events();
     PERFORM spectrum._create_active_users();
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
     PERFORM spectrum._create_experiments();
-    PERFORM spectrum._register_views();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
+    PERFORM spectrum._serve_first_reports();
     PERFORM spectrum._release_data();
 END
 $$;

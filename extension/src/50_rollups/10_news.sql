@@ -1,0 +1,335 @@
+-- Room 50, news: what a refresh works on. It takes the notes of the batches and lays out, in
+-- temporary tables that all reports read, which facts came (+) and went (-) and whom they concern.
+--
+-- Scope: for which accounts a user's events count. One number:
+--   a > 0   all his events are of account a: they count for a and for all accounts together
+--   0       for all accounts together only: he has events of several accounts, or of none
+--   -a      his events of account a, for a only: beside scope 0
+-- So a user of one account, as nearly all are, is looked at once, not twice. The unknown user is
+-- no unit of any report; his events are in scope of their own account, for sums of events.
+
+CREATE FUNCTION spectrum._empty_temporary(p_name text, p_columns text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass(format('pg_temp.%I', p_name)) IS NULL THEN
+        EXECUTE format('CREATE TEMPORARY TABLE %I (%s) ON COMMIT DELETE ROWS', p_name, p_columns);
+    ELSE
+        EXECUTE format('TRUNCATE pg_temp.%I', p_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._empty_temporary(text, text) IS
+    'Makes a temporary table of the session, or empties it.';
+
+CREATE FUNCTION spectrum._clear_news()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_news',
+        'sign integer, scope bigint, is_leaving boolean NOT NULL DEFAULT false, user_key bigint, '
+        'account_key bigint, event_type_key integer, geo_key integer, occurred_at timestamptz, '
+        'event_id uuid, properties jsonb, revenue numeric, currency text');
+    PERFORM spectrum._empty_temporary('spectrum_scopes',
+        'scope bigint, account_id text COLLATE "C", PRIMARY KEY (scope, account_id)');
+END
+$$;
+COMMENT ON FUNCTION spectrum._clear_news() IS
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, or went: sign -1, by scope; '
+    'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
+    'scope counts for).';
+
+CREATE FUNCTION spectrum._last_note(p_events bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_last_no bigint := (
+        SELECT max(waiting.note_no)
+        FROM (
+            SELECT news.note_no,
+                sum(news.events) OVER (ORDER BY news.note_no) - news.events AS before
+            FROM spectrum.news
+        ) AS waiting
+        WHERE waiting.before < p_events
+    );
+BEGIN
+    IF v_last_no IS NULL OR NOT EXISTS (SELECT FROM spectrum.news WHERE note_no > v_last_no) THEN
+        RETURN 9223372036854775807;
+    END IF;
+    RETURN v_last_no;
+END
+$$;
+COMMENT ON FUNCTION spectrum._last_note(bigint) IS
+    'The number up to which notes name about p_events facts; the highest where no more wait.';
+
+CREATE FUNCTION spectrum._take_news(p_last_no bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_from timestamptz;
+    v_until timestamptz;
+    v_taken bigint;
+BEGIN
+    SELECT min(first_at), max(last_at) INTO v_from, v_until FROM spectrum.news
+    WHERE note_no <= p_last_no;
+
+    -- One statement, so one snapshot: notes and facts that belong together are seen together.
+    -- What an event was before is what its first note says was taken back; what it is now is the
+    -- fact, or what a note that is still to come says was taken back.
+    WITH notes AS (
+        DELETE FROM spectrum.news WHERE note_no <= p_last_no
+        RETURNING note_no, user_keys, occurred_ats, event_ids
+    ),
+    came AS MATERIALIZED (
+        SELECT notes.note_no, came.user_key, came.occurred_at, came.event_id
+        FROM notes
+        CROSS JOIN LATERAL unnest(notes.user_keys, notes.occurred_ats, notes.event_ids)
+            AS came (user_key, occurred_at, event_id)
+    ),
+    went AS MATERIALIZED (
+        DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *
+    ),
+    was AS (
+        SELECT DISTINCT ON (went.event_id, went.user_key, went.occurred_at) went.*
+        FROM went
+        WHERE NOT EXISTS (
+            SELECT FROM came
+            WHERE came.event_id = went.event_id AND came.user_key = went.user_key
+                AND came.occurred_at = went.occurred_at AND came.note_no < went.note_no
+        )
+        ORDER BY went.event_id, went.user_key, went.occurred_at, went.note_no
+    ),
+    still_to_come AS (
+        SELECT DISTINCT ON (gone.event_id, gone.user_key, gone.occurred_at) gone.*
+        FROM spectrum.withdrawals AS gone
+        WHERE gone.note_no > p_last_no
+        ORDER BY gone.event_id, gone.user_key, gone.occurred_at, gone.note_no
+    ),
+    stayed AS (
+        SELECT DISTINCT came.event_id, came.user_key, came.occurred_at
+        FROM came
+        WHERE NOT EXISTS (
+            SELECT FROM went
+            WHERE went.event_id = came.event_id AND went.user_key = came.user_key
+                AND went.occurred_at = came.occurred_at AND went.note_no > came.note_no
+        )
+    ),
+    changes AS (
+        SELECT -1 AS sign, was.user_key, was.account_key, was.event_type_key, was.geo_key,
+            was.occurred_at, was.event_id, was.properties, was.revenue, was.currency
+        FROM was
+        UNION ALL
+        SELECT 1, fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
+            fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
+        FROM stayed
+        -- A subquery that names the row it looks up, so that this is a look-up in any plan.
+        CROSS JOIN LATERAL (
+            SELECT known.* FROM warehouse.fact_events AS known
+            WHERE known.user_key = stayed.user_key AND known.occurred_at = stayed.occurred_at
+                AND known.event_id = stayed.event_id
+                AND known.occurred_at BETWEEN v_from AND v_until
+            OFFSET 0
+        ) AS fact
+        WHERE NOT EXISTS (
+            SELECT FROM still_to_come
+            WHERE still_to_come.event_id = stayed.event_id
+                AND still_to_come.user_key = stayed.user_key
+                AND still_to_come.occurred_at = stayed.occurred_at
+        )
+        UNION ALL
+        SELECT 1, gone.user_key, gone.account_key, gone.event_type_key, gone.geo_key,
+            gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
+        FROM stayed
+        JOIN still_to_come AS gone USING (event_id, user_key, occurred_at)
+    )
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    )
+    SELECT sign, account_key, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    FROM changes;
+    GET DIAGNOSTICS v_taken = ROW_COUNT;
+    RETURN v_taken;
+END
+$$;
+COMMENT ON FUNCTION spectrum._take_news(bigint) IS
+    'Takes the notes up to a number and lays out in pg_temp.spectrum_news what they changed, net: '
+    'facts that count from now on (+) and facts as they counted before (-). Returns how many.';
+
+CREATE FUNCTION spectrum._add_history(
+    p_after bigint,
+    p_until bigint,
+    p_users bigint[] DEFAULT NULL
+)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_added bigint;
+BEGIN
+    -- Again one statement: facts that a note still to come will bring are left out, those that
+    -- one will take back are put in.
+    WITH still_to_come AS MATERIALIZED (
+        SELECT news.note_no, came.user_key, came.occurred_at, came.event_id
+        FROM spectrum.news
+        CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats, news.event_ids)
+            AS came (user_key, occurred_at, event_id)
+        WHERE came.user_key > p_after AND came.user_key <= p_until
+            AND (p_users IS NULL OR came.user_key = ANY (p_users))
+    ),
+    history AS (
+        SELECT fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
+            fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
+        FROM warehouse.fact_events AS fact
+        WHERE fact.user_key > p_after AND fact.user_key <= p_until
+            AND (p_users IS NULL OR fact.user_key = ANY (p_users))
+            AND NOT EXISTS (
+                SELECT FROM still_to_come AS came
+                WHERE came.event_id = fact.event_id AND came.user_key = fact.user_key
+                    AND came.occurred_at = fact.occurred_at
+            )
+        UNION ALL
+        SELECT gone.user_key, gone.account_key, gone.event_type_key, gone.geo_key,
+            gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
+        FROM (
+            SELECT DISTINCT ON (event_id, user_key, occurred_at) withdrawals.*
+            FROM spectrum.withdrawals
+            WHERE user_key > p_after AND user_key <= p_until
+                AND (p_users IS NULL OR user_key = ANY (p_users))
+            ORDER BY event_id, user_key, occurred_at, note_no
+        ) AS gone
+        WHERE NOT EXISTS (
+            SELECT FROM still_to_come AS came
+            WHERE came.event_id = gone.event_id AND came.user_key = gone.user_key
+                AND came.occurred_at = gone.occurred_at AND came.note_no < gone.note_no
+        )
+    )
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    )
+    SELECT 1, account_key, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
+    FROM history;
+    GET DIAGNOSTICS v_added = ROW_COUNT;
+    RETURN v_added;
+END
+$$;
+COMMENT ON FUNCTION spectrum._add_history(bigint, bigint, bigint[]) IS
+    'Lays out in pg_temp.spectrum_news, as if it came now, all that counts so far of the users '
+    'with keys in (p_after, p_until], of some of them if a list is given. Returns how many facts.';
+
+CREATE FUNCTION spectrum._scope_shared_users()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
+        event_id, properties, revenue, currency
+    )
+    SELECT news.sign, -news.account_key, false, news.user_key, news.account_key,
+        news.event_type_key, news.geo_key, news.occurred_at, news.event_id, news.properties,
+        news.revenue, news.currency
+    FROM pg_temp.spectrum_news AS news
+    JOIN spectrum.shared_users USING (user_key)
+    WHERE NOT news.is_leaving AND news.account_key <> 0;
+
+    UPDATE pg_temp.spectrum_news AS news SET scope = 0
+    FROM spectrum.shared_users
+    WHERE shared_users.user_key = news.user_key AND NOT news.is_leaving AND news.scope > 0;
+END
+$$;
+COMMENT ON FUNCTION spectrum._scope_shared_users() IS
+    'Puts the news of users with several accounts into both of their scopes.';
+
+CREATE FUNCTION spectrum._scope_news(p_is_history boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_newly_shared bigint[];
+BEGIN
+    WITH newly_shared AS (
+        INSERT INTO spectrum.shared_users (user_key)
+        SELECT DISTINCT news.user_key
+        FROM pg_temp.spectrum_news AS news
+        JOIN warehouse.dim_users AS dim USING (user_key)
+        WHERE news.user_key <> 0 AND news.account_key <> dim.account_key
+        ORDER BY news.user_key
+        ON CONFLICT (user_key) DO NOTHING
+        RETURNING shared_users.user_key
+    )
+    -- Who had no account so far was in scope 0 already, with nothing that counts for one.
+    SELECT array_agg(newly_shared.user_key) INTO v_newly_shared
+    FROM newly_shared
+    JOIN warehouse.dim_users AS dim USING (user_key)
+    WHERE dim.account_key <> 0;
+
+    IF v_newly_shared IS NOT NULL AND NOT p_is_history THEN
+        -- All that they contributed so far leaves its scope, all that is now enters the new ones.
+        UPDATE pg_temp.spectrum_news AS news SET is_leaving = true, scope = dim.account_key
+        FROM warehouse.dim_users AS dim
+        WHERE dim.user_key = news.user_key AND news.user_key = ANY (v_newly_shared);
+        PERFORM spectrum._add_history(0, 9223372036854775807, v_newly_shared);
+        INSERT INTO pg_temp.spectrum_news (
+            sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
+            event_id, properties, revenue, currency
+        )
+        SELECT -1, dim.account_key, true, news.user_key, news.account_key, news.event_type_key,
+            news.geo_key, news.occurred_at, news.event_id, news.properties, news.revenue,
+            news.currency
+        FROM pg_temp.spectrum_news AS news
+        JOIN warehouse.dim_users AS dim USING (user_key)
+        WHERE NOT news.is_leaving AND news.user_key = ANY (v_newly_shared);
+    END IF;
+    IF EXISTS (SELECT FROM spectrum.shared_users) THEN
+        PERFORM spectrum._scope_shared_users();
+    END IF;
+
+    INSERT INTO pg_temp.spectrum_scopes (scope, account_id)
+    SELECT 0, '*'
+    UNION ALL
+    SELECT scopes.scope, scopes.account_id
+    FROM (
+        SELECT news.account_key FROM pg_temp.spectrum_news AS news
+        UNION
+        SELECT news.scope FROM pg_temp.spectrum_news AS news WHERE news.scope > 0
+    ) AS accounts
+    JOIN warehouse.dim_accounts AS dim USING (account_key)
+    CROSS JOIN LATERAL (
+        VALUES (dim.account_key, '*'), (dim.account_key, dim.account_id),
+            (-dim.account_key, dim.account_id)
+    ) AS scopes (scope, account_id)
+    WHERE accounts.account_key <> 0;
+END
+$$;
+COMMENT ON FUNCTION spectrum._scope_news(boolean) IS
+    'Gives the news their scopes, and pg_temp.spectrum_scopes the accounts that each scope counts '
+    'for. A user met in a second account is moved from one scope to two.';
+
+CREATE FUNCTION spectrum._add_arrays(p_left bigint[], p_right bigint[])
+RETURNS bigint[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT array_agg(coalesce(pair.a, 0) + coalesce(pair.b, 0) ORDER BY pair.number)
+    FROM unnest(p_left, p_right) WITH ORDINALITY AS pair (a, b, number)
+$$;
+COMMENT ON FUNCTION spectrum._add_arrays(bigint[], bigint[]) IS
+    'Adds two arrays element by element; what one lacks is 0.';
