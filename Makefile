@@ -16,14 +16,18 @@ SOURCES = $(addprefix extension/src/, \
 	40_facts/20_process.sql \
 	50_rollups.sql \
 	60_analytics/00_events.sql \
+	60_analytics/05_ranges.sql \
 	60_analytics/60_funnel_walks.sql \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_standing.sql \
 	60_analytics/61_retention.sql \
 	60_analytics/61_retention_standing.sql \
 	60_analytics/62_active_users.sql \
+	60_analytics/62_lifecycle.sql \
+	60_analytics/62_stickiness.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/64_revenue.sql \
+	60_analytics/67_feature_adoption.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -51,8 +55,11 @@ REGRESS = \
 	60_funnels \
 	61_retention \
 	62_active_users \
+	62_lifecycle \
+	62_stickiness \
 	63_trends \
 	64_revenue \
+	67_feature_adoption \
 	70_statistics \
 	71_experiments \
 	80_operations \

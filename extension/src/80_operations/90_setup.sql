@@ -53,6 +53,7 @@ BEGIN
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
+    PERFORM spectrum._create_features();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._register_views();
     PERFORM spectrum._create_status();
