@@ -4979,7 +4979,7 @@ BEGIN
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
     ) AS u
-    WHERE (p_feature IS NULL AND u.feature <> '') OR u.feature = p_feature
+    WHERE u.feature <> '' AND (p_feature IS NULL OR u.feature = p_feature)
     GROUP BY u.user_key, u.feature, u.scope_key;
 END
 $$;

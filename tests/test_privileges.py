@@ -74,6 +74,7 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
     db = owner_db
     db.execute("""SELECT spectrum.define_funnel('sale', '["visit", "buy"]')""")
     db.execute("SELECT spectrum.define_metric('bought', 'proportion', 'buy')")
+    db.execute("SELECT spectrum.define_feature('buying', 'buy')")
     db.execute(
         """SELECT spectrum.define_experiment('button', '{"a": 0.5, "b": 0.5}', 'a', '["bought"]')"""
     )
