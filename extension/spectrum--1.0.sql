@@ -2237,7 +2237,7 @@ COMMENT ON FUNCTION spectrum._create_events() IS
 -- periods get their dates. Reads analytics.events; read by every question.
 --
 -- Nothing orders all events by time, so first and last come in two steps: the months that hold all
--- events are bisected, and only the months at the two ends are looked at whole.
+-- events are bisected, and only those at the two ends are looked at whole.
 
 CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
 RETURNS void
@@ -2331,7 +2331,7 @@ BEGIN
         FROM analytics.events AS e
         WHERE e.occurred_at >= v_end - interval '1 month' AND e.occurred_at < v_end;
     END IF;
-    -- An account may begin after the first month.
+    -- Month by month: an account may begin after the first.
     WHILE from_at IS NULL AND v_month < v_end LOOP
         SELECT min(e.occurred_at) INTO from_at
         FROM analytics.events AS e
