@@ -54,3 +54,12 @@ def test_an_end_that_is_given_stays(db: psycopg.Connection) -> None:
     assert db.execute(SETTLE, (start, None, None)).fetchall() == [(start, just_after)]
     assert db.execute(SETTLE, (None, end, None)).fetchall() == [(at, end)]
     assert db.execute(SETTLE, (None, end, "a1")).fetchall() == [(None, end)]
+
+
+def test_months_are_those_of_utc(db: psycopg.Connection) -> None:
+    """A month back from 31 March, 21:30, in Newfoundland is 29 February: 1 March, 01:00, in UTC."""
+    db.execute("SET timezone = 'America/St_Johns'")
+    at = datetime(2024, 3, 1, 0, 30, tzinfo=UTC)
+    load(db, [{"event_type": "visit", "occurred_at": at.isoformat()}])
+    expected = [(at, at + timedelta(microseconds=1))]
+    assert db.execute(SETTLE, (None, None, None)).fetchall() == expected
