@@ -18,6 +18,7 @@ SOURCES = $(addprefix extension/src/, \
 	50_rollups/00_reports.sql \
 	50_rollups/10_news.sql \
 	60_analytics/00_events.sql \
+	60_analytics/05_ranges.sql \
 	60_analytics/60_funnel_walks.sql \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_kept.sql \
@@ -26,10 +27,13 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/61_retention_standing.sql \
 	60_analytics/62_active_users.sql \
 	60_analytics/62_active_users_standing.sql \
+	60_analytics/62_lifecycle.sql \
+	60_analytics/62_stickiness.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/63_daily_events.sql \
 	60_analytics/64_revenue.sql \
 	60_analytics/64_revenue_standing.sql \
+	60_analytics/67_feature_adoption.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -57,8 +61,11 @@ REGRESS = \
 	60_funnels \
 	61_retention \
 	62_active_users \
+	62_lifecycle \
+	62_stickiness \
 	63_trends \
 	64_revenue \
+	67_feature_adoption \
 	70_statistics \
 	71_experiments \
 	80_operations \

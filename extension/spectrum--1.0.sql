@@ -2744,6 +2744,164 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_events() IS
     'Room 60: makes analytics.events, analytics.settings and analytics.event_types.';
+-- Room 60, ranges: how a question's range of time is checked, how its open ends are settled and how
+-- periods get their dates. Reads analytics.events; read by every question.
+--
+-- Nothing orders all events by time, so first and last come in two steps: the months that hold all
+-- events are bisected, and only those at the two ends are looked at whole.
+
+CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT isfinite(p_from) THEN
+        PERFORM spectrum._reject('p_from', p_from::text, 'a finite time or NULL');
+    END IF;
+    IF NOT isfinite(p_to) OR p_to < p_from THEN
+        PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_range(timestamptz, timestamptz) IS
+    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open.';
+
+CREATE FUNCTION analytics._event_months(OUT first_at timestamptz, OUT end_at timestamptz)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_months timestamptz[] := ARRAY(
+        SELECT generate_series('1900-01-01'::timestamptz, '2200-01-01', interval '1 month')
+    );
+    v_low integer := 1;
+    v_high integer := cardinality(v_months);
+    v_middle integer;
+BEGIN
+    WHILE v_low < v_high LOOP
+        v_middle := (v_low + v_high) / 2;
+        IF EXISTS (
+            SELECT FROM analytics.events AS e WHERE e.occurred_at < v_months[v_middle + 1]
+        ) THEN
+            v_high := v_middle;
+        ELSE
+            v_low := v_middle + 1;
+        END IF;
+    END LOOP;
+    IF v_low = cardinality(v_months) THEN
+        RETURN;
+    END IF;
+    first_at := v_months[v_low];
+
+    v_high := cardinality(v_months);
+    WHILE v_low < v_high LOOP
+        v_middle := (v_low + v_high) / 2;
+        IF EXISTS (
+            SELECT FROM analytics.events AS e WHERE e.occurred_at >= v_months[v_middle + 1]
+        ) THEN
+            v_low := v_middle + 1;
+        ELSE
+            v_high := v_middle;
+        END IF;
+    END LOOP;
+    end_at := v_months[v_low + 1];
+END
+$$;
+COMMENT ON FUNCTION analytics._event_months() IS
+    'The months, in UTC, that hold all events: bisected, since each look at one side of a month '
+    'ends with the first event found, where the exact bounds would take a look at all. NULL where '
+    'there are none.';
+
+CREATE FUNCTION analytics._settle_range(
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    OUT from_at timestamptz,
+    OUT to_at timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_month timestamptz;
+    v_end timestamptz;
+BEGIN
+    from_at := p_from;
+    to_at := p_to;
+    IF p_from IS NOT NULL AND p_to IS NOT NULL THEN
+        RETURN;
+    END IF;
+    SELECT m.first_at, m.end_at INTO v_month, v_end FROM analytics._event_months() AS m;
+    IF p_to IS NULL THEN
+        SELECT max(e.occurred_at) + interval '1 us' INTO to_at
+        FROM analytics.events AS e
+        WHERE e.occurred_at >= v_end - interval '1 month' AND e.occurred_at < v_end;
+    END IF;
+    -- Month by month: an account may begin after the first.
+    WHILE from_at IS NULL AND v_month < v_end LOOP
+        SELECT min(e.occurred_at) INTO from_at
+        FROM analytics.events AS e
+        WHERE e.occurred_at >= v_month AND e.occurred_at < v_month + interval '1 month'
+            AND (p_account IS NULL OR e.account_id = p_account);
+        v_month := v_month + interval '1 month';
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION analytics._settle_range(timestamptz, timestamptz, text) IS
+    'The range with its open ends settled, without a clock: from the first event of the account '
+    '(NULL: of all) to just after the last event of any account, which is how far time is known to '
+    'have come. An end stays NULL where there is no such event.';
+
+CREATE FUNCTION analytics._history_periods(
+    p_period text,
+    p_from timestamptz,
+    p_to timestamptz,
+    OUT starts timestamptz[],
+    OUT first_number integer
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_first timestamptz := (SELECT m.first_at FROM analytics._event_months() AS m);
+    v_to timestamptz := (
+        SELECT r.to_at FROM analytics._settle_range(coalesce(p_from, v_first), p_to, NULL) AS r
+    );
+BEGIN
+    starts := '{}';
+    IF p_from IS NULL OR p_from < v_to THEN
+        starts := spectrum.period_starts(
+            p_period, least(p_from, v_first, v_to - interval '1 us'), v_to
+        );
+        first_number := width_bucket(p_from, starts);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._history_periods(text, timestamptz, timestamptz) IS
+    'For questions that look before their range: the starts of all periods from the first event '
+    'of any account to the end of the range, and the number of the period in which the range '
+    'begins, NULL where it is open. Empty where the range is.';
+
+CREATE FUNCTION analytics._period_dates(p_starts timestamptz[])
+RETURNS date[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT spectrum.period_date(s.start)
+        FROM unnest(p_starts) WITH ORDINALITY AS s (start, number)
+        ORDER BY s.number
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._period_dates(timestamptz[]) IS
+    'The dates that period starts stand for, so that a row looks its date up by number.';
 -- Room 60, walks: what one unit (a user, an account, a session) did in a funnel. Pure functions of
 -- its history: p_times, ascending, and beside each time a mask of what the event can be: bit k - 1
 -- for step k, bit 30 for an exclusion. They return the positions of the events that fill the steps
@@ -4436,54 +4594,6 @@ $$;
 COMMENT ON FUNCTION analytics._check_retention(text, integer, text, text, jsonb) IS
     'Raises 22023 unless the options describe a retention.';
 
-CREATE FUNCTION analytics._event_months(OUT first_at timestamptz, OUT end_at timestamptz)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET timezone = 'UTC'
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    v_months timestamptz[] := ARRAY(
-        SELECT generate_series('1900-01-01'::timestamptz, '2200-01-01', interval '1 month')
-    );
-    v_low integer := 1;
-    v_high integer := cardinality(v_months);
-    v_middle integer;
-BEGIN
-    WHILE v_low < v_high LOOP
-        v_middle := (v_low + v_high) / 2;
-        IF EXISTS (
-            SELECT FROM analytics.events AS e WHERE e.occurred_at < v_months[v_middle + 1]
-        ) THEN
-            v_high := v_middle;
-        ELSE
-            v_low := v_middle + 1;
-        END IF;
-    END LOOP;
-    IF v_low = cardinality(v_months) THEN
-        RETURN;
-    END IF;
-    first_at := v_months[v_low];
-
-    v_high := cardinality(v_months);
-    WHILE v_low < v_high LOOP
-        v_middle := (v_low + v_high) / 2;
-        IF EXISTS (
-            SELECT FROM analytics.events AS e WHERE e.occurred_at >= v_months[v_middle + 1]
-        ) THEN
-            v_low := v_middle + 1;
-        ELSE
-            v_high := v_middle;
-        END IF;
-    END LOOP;
-    end_at := v_months[v_low + 1];
-END
-$$;
-COMMENT ON FUNCTION analytics._event_months() IS
-    'The months, in UTC, that hold all events: bisected, since each look at one side of a month '
-    'ends with the first event found, where the exact bounds would take a look at all. NULL where '
-    'there are none.';
-
 CREATE FUNCTION analytics._retention_users(
     p_start_key integer,
     p_return_key integer,
@@ -5357,59 +5467,6 @@ COMMENT ON FUNCTION spectrum.drop_retention(text) IS
 -- carries the gap to the next one, users are counted by (day, gap), and each count is a running
 -- sum over these few cells: + at the day, - where its share ends.
 
-CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
-RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT isfinite(p_from) THEN
-        PERFORM spectrum._reject('p_from', p_from::text, 'a finite time or NULL');
-    END IF;
-    IF NOT isfinite(p_to) OR p_to < p_from THEN
-        PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION analytics._check_range(timestamptz, timestamptz) IS
-    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open.';
-
-CREATE FUNCTION analytics._event_bounds(
-    p_account text,
-    OUT first_at timestamptz,
-    OUT last_at timestamptz
-)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-BEGIN
-    SELECT
-        min(e.occurred_at) FILTER (WHERE p_account IS NULL OR e.account_id = p_account),
-        max(e.occurred_at)
-    INTO first_at, last_at
-    FROM analytics.events AS e;
-END
-$$;
-COMMENT ON FUNCTION analytics._event_bounds(text) IS
-    'All time, without a clock: the first event of the account (NULL: of all) and the last event '
-    'of any account, which is how far time is known to have come.';
-
-CREATE FUNCTION analytics._period_dates(p_starts timestamptz[])
-RETURNS date[]
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN ARRAY(
-        SELECT spectrum.period_date(s.start)
-        FROM unnest(p_starts) WITH ORDINALITY AS s (start, number)
-        ORDER BY s.number
-    );
-END
-$$;
-COMMENT ON FUNCTION analytics._period_dates(timestamptz[]) IS
-    'The dates that period starts stand for, so that a row looks its date up by number.';
 
 CREATE FUNCTION analytics._active_days(
     p_from timestamptz,
@@ -5556,18 +5613,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_first_day date := spectrum.period_date(spectrum.period_start('day', p_from));
-    -- 30 days end with the first day asked for; 31, since days differ in length.
-    v_read_from timestamptz := spectrum.period_start('day', p_from) - interval '31 days';
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
+    v_read_from timestamptz;
     v_last_day timestamptz[];
 BEGIN
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT
-            coalesce(v_read_from, spectrum.period_start('day', b.first_at)),
-            coalesce(v_to, b.last_at + interval '1 us')
-        INTO v_read_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
+    -- 30 days end with the first day asked for; 31, since days differ in length.
+    v_read_from := spectrum.period_start('day', v_from)
+        - CASE WHEN p_from IS NULL THEN interval '0' ELSE interval '31 days' END;
     IF v_to IS NULL OR v_read_from IS NULL OR v_to <= coalesce(p_from, v_read_from) THEN
         RETURN;
     END IF;
@@ -5883,6 +5938,278 @@ $$;
 COMMENT ON FUNCTION analytics._maintain_active_users(integer, bigint) IS
     'Moves mv_active_users by the user-days that came and went: before and after, each active day '
     'counts until the next one, for at most 7 and 30 days.';
+-- Room 60, lifecycle: of the users of each period, who is new, who returns, who comes back after a
+-- pause, and who stays away. Reads analytics.events. Also here: in which periods a user was active,
+-- which stickiness and feature adoption count too.
+--
+-- An active period of a user tells on itself and on the next one, and how depends only on when he
+-- was active before: analytics._lifecycle_rule. So users are counted by (period, time since their
+-- last active one), and the rule is applied to these few cells.
+
+CREATE FUNCTION analytics._active_periods(
+    p_event text,
+    p_starts timestamptz[],
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (account_id text, user_key bigint, numbers integer[], first_at timestamptz)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_event_key integer := (
+        SELECT t.event_type_key FROM analytics.event_types AS t WHERE t.event_type = p_event
+    );
+BEGIN
+    IF p_event IS NOT NULL AND v_event_key IS NULL THEN
+        RETURN;
+    END IF;
+
+    -- Sorting events by user, and each user's few numbers by themselves, beats sorting by both.
+    RETURN QUERY
+    SELECT
+        CASE WHEN p_by_account THEN min(e.account_id) ELSE coalesce(p_account, '*') END,
+        e.user_key,
+        array_agg(DISTINCT e.number ORDER BY e.number),
+        min(e.occurred_at)
+    FROM (
+        SELECT
+            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
+            e.account_id,
+            e.user_key,
+            e.occurred_at,
+            width_bucket(e.occurred_at, p_starts) AS number
+        FROM analytics.events AS e
+        WHERE e.user_key <> 0
+            AND e.occurred_at >= p_starts[1]
+            AND e.occurred_at < p_starts[cardinality(p_starts)]
+            AND (v_event_key IS NULL OR e.event_type_key = v_event_key)
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (NOT p_by_account OR e.account_key <> 0)
+    ) AS e
+    GROUP BY e.user_key, e.scope_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._active_periods(text, timestamptz[], text, boolean) IS
+    'Each user''s periods (numbered by p_starts, ascending) with p_event (NULL: any event), and '
+    'the first time of it. For one account, for all together (*), or, with p_by_account, for each '
+    'account by itself.';
+
+CREATE FUNCTION analytics._lifecycle_rule()
+RETURNS TABLE (
+    since integer,
+    shift integer,
+    new integer,
+    "returning" integer,
+    resurrecting integer,
+    dormant integer
+)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    VALUES
+        (0, 0, 1, 0, 0, 0),
+        (0, 1, 0, 0, 0, -1),
+        -- Dormant was noted by the period before, until this one says otherwise.
+        (1, 0, 0, 1, 0, 1),
+        (1, 1, 0, 0, 0, -1),
+        (2, 0, 0, 0, 1, 0),
+        (2, 1, 0, 0, 0, -1)
+$$;
+COMMENT ON FUNCTION analytics._lifecycle_rule() IS
+    'What an active period of a user adds to itself (shift 0) and to the next period (shift 1), by '
+    'the periods since his last active one: 0 there was none, 1 the period before, 2 longer ago.';
+
+CREATE FUNCTION analytics._lifecycle(
+    p_period text,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_event text,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    period date,
+    new bigint,
+    "returning" bigint,
+    resurrecting bigint,
+    dormant bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_first_number integer;
+    v_dates date[];
+BEGIN
+    SELECT h.starts, h.first_number INTO v_starts, v_first_number
+    FROM analytics._history_periods(p_period, p_from, p_to) AS h;
+    v_dates := analytics._period_dates(v_starts);
+
+    RETURN QUERY
+    WITH cells AS MATERIALIZED (
+        SELECT
+            u.account_id,
+            a.number,
+            least(2, coalesce(a.number - a.previous, 0)) AS since,
+            count(*) AS users
+        FROM analytics._active_periods(p_event, v_starts, p_account, p_by_account) AS u
+        CROSS JOIN LATERAL unnest(u.numbers, array_prepend(NULL, u.numbers))
+            AS a (number, previous)
+        WHERE a.number IS NOT NULL
+        GROUP BY u.account_id, a.number, since
+    ),
+    scopes AS (
+        SELECT c.account_id, coalesce(v_first_number, min(c.number)) AS first_number
+        FROM cells AS c
+        GROUP BY c.account_id
+        UNION
+        -- A single scope has the periods that were asked for even where nobody came.
+        SELECT coalesce(p_account, '*'), v_first_number
+        WHERE NOT p_by_account
+    ),
+    amounts AS (
+        SELECT
+            c.account_id,
+            c.number + r.shift AS number,
+            c.users * r.new AS new,
+            c.users * r."returning" AS "returning",
+            c.users * r.resurrecting AS resurrecting,
+            c.users * r.dormant AS dormant
+        FROM cells AS c
+        JOIN analytics._lifecycle_rule() AS r USING (since)
+        UNION ALL
+        SELECT s.account_id, n.number, 0, 0, 0, 0
+        FROM scopes AS s
+        CROSS JOIN generate_series(s.first_number, cardinality(v_starts) - 1) AS n (number)
+    )
+    SELECT
+        a.account_id,
+        v_dates[a.number],
+        sum(a.new)::bigint,
+        sum(a."returning")::bigint,
+        sum(a.resurrecting)::bigint,
+        sum(a.dormant)::bigint
+    FROM amounts AS a
+    WHERE a.number >= coalesce(v_first_number, 1) AND a.number < cardinality(v_starts)
+    GROUP BY a.account_id, a.number;
+END
+$$;
+COMMENT ON FUNCTION analytics._lifecycle(
+    text, timestamptz, timestamptz, text, text, boolean
+) IS
+    'The lifecycle of each scope: every user''s whole history up to the end of the range, in the '
+    'periods of the range; of an open one from the first active period of each scope.';
+
+CREATE FUNCTION analytics.lifecycle(
+    p_period text DEFAULT 'day',
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_event text DEFAULT NULL,
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (
+    period date,
+    new bigint,
+    "returning" bigint,
+    resurrecting bigint,
+    dormant bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM analytics._check_range(p_from, p_to);
+    RETURN QUERY
+    SELECT l.period, l.new, l."returning", l.resurrecting, l.dormant
+    FROM analytics._lifecycle(p_period, p_from, p_to, p_event, p_account, false) AS l
+    ORDER BY l.period;
+END
+$$;
+COMMENT ON FUNCTION analytics.lifecycle(text, timestamptz, timestamptz, text, text) IS
+    'Users by what their activity (p_event; NULL: any event) is to them, one row a day, week or '
+    'month that [p_from, p_to) touches, each whole: new (active for the first time ever, looking '
+    'before p_from too), returning (active in the period before), resurrecting (active again after '
+    'a pause), dormant (active in the period before and not in this one: a negative number). NULL '
+    'p_from: from the first active period; NULL p_to: to the last period with an event.';
+-- Room 60, stickiness: in how many periods of a range users were active. Reads analytics.events
+-- through analytics._active_periods. A user adds himself to the one row that is his number of
+-- distinct active periods.
+
+CREATE FUNCTION analytics._stickiness(
+    p_starts timestamptz[],
+    p_is_open boolean,
+    p_event text,
+    p_account text
+)
+RETURNS TABLE (periods integer, users_exactly bigint, users_at_least bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH cells AS MATERIALIZED (
+        SELECT
+            cardinality(u.numbers) AS periods,
+            count(*) AS users,
+            min(u.numbers[1]) AS first_number
+        FROM analytics._active_periods(p_event, p_starts, p_account, false) AS u
+        GROUP BY cardinality(u.numbers)
+    ),
+    range_lengths AS (
+        SELECT cardinality(p_starts) - CASE WHEN p_is_open THEN min(c.first_number) ELSE 1 END
+            AS periods
+        FROM cells AS c
+    )
+    SELECT
+        n.number,
+        coalesce(c.users, 0),
+        coalesce(sum(c.users) OVER (ORDER BY n.number DESC), 0)::bigint
+    FROM range_lengths AS r
+    CROSS JOIN generate_series(1, r.periods) AS n (number)
+    LEFT JOIN cells AS c ON c.periods = n.number;
+END
+$$;
+COMMENT ON FUNCTION analytics._stickiness(timestamptz[], boolean, text, text) IS
+    'Users by their number of active periods among those of p_starts; p_is_open: among those from '
+    'the first in which anyone was active.';
+
+CREATE FUNCTION analytics.stickiness(
+    p_period text DEFAULT 'day',
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_event text DEFAULT NULL,
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (periods integer, users_exactly bigint, users_at_least bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_starts timestamptz[];
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM analytics._check_range(p_from, p_to);
+    SELECT h.starts[coalesce(h.first_number, 1) :] INTO v_starts
+    FROM analytics._history_periods(p_period, p_from, p_to) AS h;
+    RETURN QUERY
+    SELECT s.periods, s.users_exactly, s.users_at_least
+    FROM analytics._stickiness(v_starts, p_from IS NULL, p_event, p_account) AS s
+    ORDER BY s.periods;
+END
+$$;
+COMMENT ON FUNCTION analytics.stickiness(text, timestamptz, timestamptz, text, text) IS
+    'How often users come: of the days, weeks or months that [p_from, p_to) touches, each whole, '
+    'in how many was a user active (p_event; NULL: any event). One row for each possible number '
+    'from 1 on: the users active in exactly that many periods, and in at least that many. NULL '
+    'p_from: from the first active period; NULL p_to: to the last period with an event.';
 -- Room 60, trends: one measure of any events, by calendar period and, if asked, by the values of a
 -- property. Reads analytics.events only. Also here: how a property is read as a number,
 -- which is as money is read: a number below 10^15 in size, or a text that is exactly one.
@@ -6040,8 +6367,8 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
     v_starts timestamptz[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
@@ -6056,11 +6383,8 @@ BEGIN
     END IF;
     PERFORM analytics._check_filter('p_where', p_where);
 
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -6286,16 +6610,13 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
     v_starts timestamptz[];
     v_days date[];
 BEGIN
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -6628,6 +6949,290 @@ END
 $$;
 COMMENT ON FUNCTION analytics._maintain_revenue(integer, bigint) IS
     'Moves mv_revenue_summary by the news that carry money.';
+-- Room 60, feature adoption: who uses a feature, of those who were active, by the week of the
+-- user's first event. Each value of the property feature of feature_used is a feature;
+-- spectrum.features holds those that the user defines by an event type, a filter, or both.
+-- Reads analytics.events and analytics.features.
+
+CREATE FUNCTION spectrum._create_features()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.features') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.features (
+        feature text NOT NULL CONSTRAINT features_pkey PRIMARY KEY,
+        event_type text,
+        properties_filter jsonb,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        CONSTRAINT features_say_what_counts
+        CHECK (num_nonnulls(event_type, properties_filter) > 0)
+    );
+    COMMENT ON TABLE spectrum.features IS
+        'The features that are told by other events than feature_used. Define one with '
+        'spectrum.define_feature().';
+    COMMENT ON COLUMN spectrum.features.feature IS 'Name.';
+    COMMENT ON COLUMN spectrum.features.event_type IS 'Event that is a use of it; NULL any.';
+    COMMENT ON COLUMN spectrum.features.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN spectrum.features.changed_at IS 'When it was last defined.';
+
+    CREATE VIEW analytics.features WITH (security_barrier) AS
+    SELECT features.feature, features.event_type, features.properties_filter, features.changed_at
+    FROM spectrum.features;
+    COMMENT ON VIEW analytics.features IS
+        'The defined features, for all who may ask questions.';
+    COMMENT ON COLUMN analytics.features.feature IS 'Name.';
+    COMMENT ON COLUMN analytics.features.event_type IS 'Event that is a use of it; NULL any.';
+    COMMENT ON COLUMN analytics.features.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN analytics.features.changed_at IS 'When it was last defined.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_features() IS
+    'Room 60: makes spectrum.features and its plain view.';
+
+CREATE FUNCTION spectrum.define_feature(
+    p_name text,
+    p_event text DEFAULT NULL,
+    p_where jsonb DEFAULT NULL
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM analytics._check_filter('p_where', p_where);
+    IF p_event = '' OR (p_event IS NULL AND p_where IS NULL) THEN
+        PERFORM spectrum._reject('p_event', p_event, 'an event type, or NULL with a p_where');
+    END IF;
+
+    INSERT INTO spectrum.features (feature, event_type, properties_filter)
+    VALUES (p_name, p_event, p_where)
+    ON CONFLICT ON CONSTRAINT features_pkey DO UPDATE SET
+        event_type = excluded.event_type,
+        properties_filter = excluded.properties_filter,
+        changed_at = excluded.changed_at;
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_feature(text, text, jsonb) IS
+    'Defines a feature or replaces it: used by each event of type p_event (NULL: of any) whose '
+    'properties contain p_where (NULL: whatever they are). It takes the place of the value of the '
+    'same name in feature_used.';
+
+CREATE FUNCTION spectrum.drop_feature(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.features WHERE feature = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a feature in spectrum.features');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_feature(text) IS
+    'Forgets the definition of a feature, not its events; 22023 if there is none of that name.';
+
+CREATE FUNCTION analytics._feature_rules()
+RETURNS TABLE (event_type_key integer, feature text, properties_filter jsonb)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT t.event_type_key, f.feature, f.properties_filter
+    FROM analytics.event_types AS t
+    JOIN analytics.features AS f ON f.event_type IS NULL OR f.event_type = t.event_type
+    UNION ALL
+    SELECT t.event_type_key, NULL, NULL
+    FROM analytics.event_types AS t
+    WHERE t.event_type = 'feature_used';
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_rules() IS
+    'Which events are a use of which feature: of this type, with properties that contain the '
+    'filter, if any. feature NULL: the one that the event''s property feature names, unless that '
+    'name is defined.';
+
+CREATE FUNCTION analytics._feature_uses(
+    p_feature text,
+    p_starts timestamptz[],
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (account_id text, user_key bigint, feature text, numbers integer[])
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_defined text[] := ARRAY(SELECT f.feature FROM analytics.features AS f);
+    v_event_keys integer[] := ARRAY(
+        SELECT r.event_type_key FROM analytics._feature_rules() AS r
+        WHERE p_feature IS NULL OR r.feature = p_feature
+            OR (r.feature IS NULL AND p_feature <> ALL (v_defined))
+    );
+BEGIN
+    RETURN QUERY
+    SELECT
+        CASE WHEN p_by_account THEN min(u.account_id) ELSE coalesce(p_account, '*') END,
+        u.user_key,
+        u.feature,
+        array_agg(DISTINCT u.number ORDER BY u.number)
+    FROM (
+        SELECT
+            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
+            e.account_id,
+            e.user_key,
+            coalesce(r.feature, e.properties ->> 'feature') AS feature,
+            width_bucket(e.occurred_at, p_starts) AS number
+        FROM analytics.events AS e
+        JOIN analytics._feature_rules() AS r ON r.event_type_key = e.event_type_key
+        WHERE e.user_key <> 0
+            AND e.event_type_key = ANY (v_event_keys)
+            AND e.occurred_at >= p_starts[1]
+            AND e.occurred_at < p_starts[cardinality(p_starts)]
+            AND (r.properties_filter IS NULL OR e.properties @> r.properties_filter)
+            AND (r.feature IS NOT NULL OR e.properties ->> 'feature' <> ALL (v_defined))
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (NOT p_by_account OR e.account_key <> 0)
+    ) AS u
+    WHERE u.feature <> '' AND (p_feature IS NULL OR u.feature = p_feature)
+    GROUP BY u.user_key, u.feature, u.scope_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_uses(text, timestamptz[], text, boolean) IS
+    'Each user''s periods (numbered by p_starts, ascending) with a use of each feature (p_feature '
+    'NULL: all). For one account, for all together (*), or, with p_by_account, for each account by '
+    'itself.';
+
+CREATE FUNCTION analytics._feature_adoption(
+    p_feature text,
+    p_period text,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    feature text,
+    cohort_week date,
+    period date,
+    active_users bigint,
+    users bigint,
+    first_users bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_first_number integer;
+    v_dates date[];
+    v_weeks timestamptz[];
+    v_week_dates date[];
+    v_named text[] := CASE
+        WHEN p_feature IS NULL THEN ARRAY(SELECT f.feature FROM analytics.features AS f)
+        ELSE ARRAY[p_feature]
+    END;
+BEGIN
+    SELECT h.starts, coalesce(h.first_number, 1) INTO v_starts, v_first_number
+    FROM analytics._history_periods(p_period, p_from, p_to) AS h;
+    v_dates := analytics._period_dates(v_starts);
+    v_weeks := spectrum.period_starts('week', v_starts[1], v_starts[cardinality(v_starts)]);
+    v_week_dates := analytics._period_dates(v_weeks);
+
+    RETURN QUERY
+    WITH cohort_users AS MATERIALIZED (
+        SELECT u.account_id, u.user_key, width_bucket(u.first_at, v_weeks) AS week, u.numbers
+        FROM analytics._active_periods(NULL, v_starts, p_account, p_by_account) AS u
+    ),
+    active_cells AS MATERIALIZED (
+        SELECT c.account_id, c.week, a.number, count(*) AS users
+        FROM cohort_users AS c
+        CROSS JOIN LATERAL unnest(c.numbers) AS a (number)
+        WHERE a.number >= v_first_number
+        GROUP BY c.account_id, c.week, a.number
+    ),
+    uses AS MATERIALIZED (
+        SELECT u.account_id, u.user_key, u.feature, u.numbers
+        FROM analytics._feature_uses(p_feature, v_starts, p_account, p_by_account) AS u
+    ),
+    use_cells AS (
+        SELECT u.account_id, u.feature, c.week, a.number, count(*) AS users,
+            count(*) FILTER (WHERE a.number = u.numbers[1]) AS first_users
+        FROM uses AS u
+        JOIN cohort_users AS c ON c.user_key = u.user_key AND c.account_id = u.account_id
+        CROSS JOIN LATERAL unnest(u.numbers) AS a (number)
+        GROUP BY u.account_id, u.feature, c.week, a.number
+    ),
+    features AS (
+        SELECT u.account_id, u.feature FROM uses AS u
+        UNION
+        SELECT a.account_id, n.feature
+        FROM active_cells AS a
+        CROSS JOIN unnest(v_named) AS n (feature)
+    )
+    SELECT a.account_id, f.feature, v_week_dates[a.week], v_dates[a.number], a.users,
+        coalesce(u.users, 0), coalesce(u.first_users, 0)
+    FROM active_cells AS a
+    JOIN features AS f ON f.account_id = a.account_id
+    LEFT JOIN use_cells AS u ON u.account_id = a.account_id AND u.feature = f.feature
+        AND u.week = a.week AND u.number = a.number;
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_adoption(
+    text, text, timestamptz, timestamptz, text, boolean
+) IS
+    'Adoption in each scope: a user''s use in a period counts in the week of his first event, and '
+    'as his first if he did not use the feature in a period before.';
+
+CREATE FUNCTION analytics.feature_adoption(
+    p_feature text DEFAULT NULL,
+    p_period text DEFAULT 'week',
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (
+    feature text,
+    cohort_week date,
+    period date,
+    active_users bigint,
+    users bigint,
+    first_users bigint,
+    repeat_users bigint,
+    rate double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM analytics._check_range(p_from, p_to);
+    RETURN QUERY
+    SELECT a.feature, a.cohort_week, a.period, a.active_users, a.users, a.first_users,
+        a.users - a.first_users, a.users / a.active_users::double precision
+    FROM analytics._feature_adoption(p_feature, p_period, p_from, p_to, p_account, false) AS a
+    ORDER BY a.feature, a.cohort_week, a.period;
+END
+$$;
+COMMENT ON FUNCTION analytics.feature_adoption(text, text, timestamptz, timestamptz, text) IS
+    'Of the users whose first event ever fell in cohort_week and who were active in a day, week or '
+    'month that [p_from, p_to) touches (each whole), how many used the feature in it, how many of '
+    'them in no period before (first_users), and rate = users / active_users. One row for each '
+    'feature, cohort and period with an active user. p_feature NULL: every feature that is defined '
+    'or was used up to the end of the range. p_account: its events alone.';
 -- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
 -- read by distributions.sql alone.
 --
@@ -9727,6 +10332,7 @@ BEGIN
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
+    PERFORM spectrum._create_features();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();

@@ -28,6 +28,9 @@ QUESTIONS = [
     "analytics.trend()",
     "analytics.trend('visit', p_measure => 'users', p_period => 'month', p_breakdown => 'plan')",
     "analytics.active_users()",
+    "analytics.lifecycle()",
+    "analytics.stickiness()",
+    "analytics.feature_adoption()",
     "analytics.revenue()",
     "analytics.experiment('button')",
     "spectrum.wilson_interval(5, 10, 0.95)",
@@ -71,6 +74,7 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
     db = owner_db
     db.execute("""SELECT spectrum.define_funnel('sale', '["visit", "buy"]')""")
     db.execute("SELECT spectrum.define_metric('bought', 'proportion', 'buy')")
+    db.execute("SELECT spectrum.define_feature('buying', 'buy')")
     db.execute(
         """SELECT spectrum.define_experiment('button', '{"a": 0.5, "b": 0.5}', 'a', '["bought"]')"""
     )

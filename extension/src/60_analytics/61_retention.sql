@@ -26,54 +26,6 @@ $$;
 COMMENT ON FUNCTION analytics._check_retention(text, integer, text, text, jsonb) IS
     'Raises 22023 unless the options describe a retention.';
 
-CREATE FUNCTION analytics._event_months(OUT first_at timestamptz, OUT end_at timestamptz)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET timezone = 'UTC'
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    v_months timestamptz[] := ARRAY(
-        SELECT generate_series('1900-01-01'::timestamptz, '2200-01-01', interval '1 month')
-    );
-    v_low integer := 1;
-    v_high integer := cardinality(v_months);
-    v_middle integer;
-BEGIN
-    WHILE v_low < v_high LOOP
-        v_middle := (v_low + v_high) / 2;
-        IF EXISTS (
-            SELECT FROM analytics.events AS e WHERE e.occurred_at < v_months[v_middle + 1]
-        ) THEN
-            v_high := v_middle;
-        ELSE
-            v_low := v_middle + 1;
-        END IF;
-    END LOOP;
-    IF v_low = cardinality(v_months) THEN
-        RETURN;
-    END IF;
-    first_at := v_months[v_low];
-
-    v_high := cardinality(v_months);
-    WHILE v_low < v_high LOOP
-        v_middle := (v_low + v_high) / 2;
-        IF EXISTS (
-            SELECT FROM analytics.events AS e WHERE e.occurred_at >= v_months[v_middle + 1]
-        ) THEN
-            v_low := v_middle + 1;
-        ELSE
-            v_high := v_middle;
-        END IF;
-    END LOOP;
-    end_at := v_months[v_low + 1];
-END
-$$;
-COMMENT ON FUNCTION analytics._event_months() IS
-    'The months, in UTC, that hold all events: bisected, since each look at one side of a month '
-    'ends with the first event found, where the exact bounds would take a look at all. NULL where '
-    'there are none.';
-
 CREATE FUNCTION analytics._retention_users(
     p_start_key integer,
     p_return_key integer,

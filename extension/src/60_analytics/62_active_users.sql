@@ -6,59 +6,6 @@
 -- carries the gap to the next one, users are counted by (day, gap), and each count is a running
 -- sum over these few cells: + at the day, - where its share ends.
 
-CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
-RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT isfinite(p_from) THEN
-        PERFORM spectrum._reject('p_from', p_from::text, 'a finite time or NULL');
-    END IF;
-    IF NOT isfinite(p_to) OR p_to < p_from THEN
-        PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION analytics._check_range(timestamptz, timestamptz) IS
-    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open.';
-
-CREATE FUNCTION analytics._event_bounds(
-    p_account text,
-    OUT first_at timestamptz,
-    OUT last_at timestamptz
-)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-BEGIN
-    SELECT
-        min(e.occurred_at) FILTER (WHERE p_account IS NULL OR e.account_id = p_account),
-        max(e.occurred_at)
-    INTO first_at, last_at
-    FROM analytics.events AS e;
-END
-$$;
-COMMENT ON FUNCTION analytics._event_bounds(text) IS
-    'All time, without a clock: the first event of the account (NULL: of all) and the last event '
-    'of any account, which is how far time is known to have come.';
-
-CREATE FUNCTION analytics._period_dates(p_starts timestamptz[])
-RETURNS date[]
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN ARRAY(
-        SELECT spectrum.period_date(s.start)
-        FROM unnest(p_starts) WITH ORDINALITY AS s (start, number)
-        ORDER BY s.number
-    );
-END
-$$;
-COMMENT ON FUNCTION analytics._period_dates(timestamptz[]) IS
-    'The dates that period starts stand for, so that a row looks its date up by number.';
 
 CREATE FUNCTION analytics._active_days(
     p_from timestamptz,
@@ -205,18 +152,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_first_day date := spectrum.period_date(spectrum.period_start('day', p_from));
-    -- 30 days end with the first day asked for; 31, since days differ in length.
-    v_read_from timestamptz := spectrum.period_start('day', p_from) - interval '31 days';
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
+    v_read_from timestamptz;
     v_last_day timestamptz[];
 BEGIN
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT
-            coalesce(v_read_from, spectrum.period_start('day', b.first_at)),
-            coalesce(v_to, b.last_at + interval '1 us')
-        INTO v_read_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
+    -- 30 days end with the first day asked for; 31, since days differ in length.
+    v_read_from := spectrum.period_start('day', v_from)
+        - CASE WHEN p_from IS NULL THEN interval '0' ELSE interval '31 days' END;
     IF v_to IS NULL OR v_read_from IS NULL OR v_to <= coalesce(p_from, v_read_from) THEN
         RETURN;
     END IF;
