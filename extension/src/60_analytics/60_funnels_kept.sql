@@ -441,7 +441,7 @@ BEGIN
         WHERE walk.up_to > r_cell.rank
         LIMIT 1;
     ELSE
-        SELECT NULL::bigint AS microseconds, 0 AS below, 0 AS up_to INTO r_lower;
+        SELECT NULL::bigint AS microseconds, 0::numeric AS below, 0::numeric AS up_to INTO r_lower;
     END IF;
 
     v_upper := r_lower.microseconds;
