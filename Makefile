@@ -24,6 +24,9 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/62_active_users.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/64_revenue.sql \
+	60_analytics/65_sessions.sql \
+	60_analytics/65_attribution.sql \
+	60_analytics/66_paths.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -53,6 +56,8 @@ REGRESS = \
 	62_active_users \
 	63_trends \
 	64_revenue \
+	65_sessions \
+	66_paths \
 	70_statistics \
 	71_experiments \
 	80_operations \
