@@ -4570,7 +4570,7 @@ DECLARE
     v_last timestamptz := (SELECT max(w.until) FROM unnest(p_untils) AS w (until));
 BEGIN
     -- The arguments are constants of this plan: of the event view it reads only what the parts ask
-    -- for. The groupings are prefixes of the order below them, so arrays are built in that order.
+    -- for. The last grouping is a prefix of the order below it, so arrays are built in that order.
     RETURN QUERY
     SELECT
         CASE WHEN p_by_account THEN min(s.account_id) ELSE coalesce(p_account, '*') END,
@@ -4584,13 +4584,14 @@ BEGIN
         ((array_agg(s.place) FILTER (WHERE s.place IS NOT NULL))[count(s.place)])::text[],
         CASE WHEN 'steps' = ANY (p_parts) THEN array_agg(s.event_type_key) END
     FROM (
-        SELECT o.*, width_bucket(
-            o.occurred_at,
-            analytics._cut_sessions(o.occurred_at) OVER (PARTITION BY o.scope_key, o.user_key)
-        ) AS number
+        SELECT o.*, width_bucket(o.occurred_at, analytics._cut_sessions(o.occurred_at) OVER (
+            PARTITION BY CASE WHEN p_by_account THEN o.account_key END, o.user_key
+            ORDER BY o.occurred_at, o.event_id
+            ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+        )) AS number
         FROM (
             SELECT
-                CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
+                CASE WHEN p_by_account THEN e.account_key END AS account_key,
                 CASE WHEN p_by_account THEN e.account_id END AS account_id,
                 e.user_key,
                 CASE WHEN 'users' = ANY (p_parts) THEN e.user_id END AS user_id,
@@ -4622,11 +4623,11 @@ BEGIN
             WHERE e.user_key <> 0
                 AND (p_account IS NULL OR e.account_id = p_account)
                 AND (NOT p_by_account OR e.account_key <> 0)
-            ORDER BY 1, e.user_key, e.occurred_at, e.event_id
         ) AS o
-        ORDER BY o.scope_key, o.user_key, number, o.occurred_at, o.event_id
+        ORDER BY CASE WHEN p_by_account THEN o.account_key END, o.user_key, number,
+            o.occurred_at, o.event_id
     ) AS s
-    GROUP BY s.scope_key, s.user_key, s.number;
+    GROUP BY CASE WHEN p_by_account THEN s.account_key END, s.user_key, s.number;
 END
 $$;
 COMMENT ON FUNCTION analytics._sessions(

@@ -89,6 +89,10 @@ class Visit:
         return at_of(self.payloads[-1])
 
     @property
+    def span(self) -> tuple[datetime, datetime]:
+        return self.started_at, self.ended_at
+
+    @property
     def seconds(self) -> float:
         return (self.ended_at - self.started_at).total_seconds()
 

@@ -29,6 +29,22 @@ PATHS = """
         %(start)s, %(end)s, %(start_event)s, %(max_steps)s, %(account)s
     )
 """
+BY_ACCOUNT = """
+    SELECT account_id, user_id, started_at AT TIME ZONE 'UTC', ended_at AT TIME ZONE 'UTC'
+    FROM analytics._sessions(
+        '-infinity', 'infinity', NULL, NULL, NULL, NULL, p_by_account => true, p_parts => '{users}'
+    )
+    ORDER BY account_id, user_id, started_at
+"""
+PART = """
+    SELECT s.started_at, s.ended_at
+    FROM analytics._sessions(
+        NULL, NULL,
+        ARRAY(SELECT min(user_key) FROM analytics.events WHERE user_id = %(user)s),
+        ARRAY[%(since)s], ARRAY[%(until)s], NULL, p_by_account => false, p_parts => '{}'
+    ) AS s
+    ORDER BY s.started_at
+"""
 BREAKDOWNS = [
     None, "country", "region", "city", "entry_page", "exit_page", "utm_source", "utm_medium",
     "utm_campaign", "channel",
@@ -67,8 +83,10 @@ def some_walk(random: Random, epoch: datetime, user: str) -> list[Payload]:
     """What one user did, in order: some stay on for days without a gap."""
     at = epoch + random.choice([timedelta(), timedelta(hours=-30), timedelta(hours=5)])
     walk = []
+    is_complete = random.randrange(3)
+    accounts = random.choice([["a1"], ["a1", "a1", "a2"]])
     gaps = random.choices(GAPS, k=random.choice([1, 5, 25]))
-    if not random.randrange(3):
+    if not random.randrange(2):
         restless = random.choices(RESTLESS, k=1) * random.choice([49, 110])
         place = random.randrange(len(gaps))
         gaps[place:place] = restless
@@ -79,7 +97,7 @@ def some_walk(random: Random, epoch: datetime, user: str) -> list[Payload]:
             "event_type": random.choice(["page_view", "$pageview", "click", "buy"]),
             "occurred_at": at.isoformat(),
             "user_id": user,
-            "account_id": random.choice(["a1", "a1", "a2"]),
+            "account_id": random.choice(accounts),
             "geo": {
                 name: random.choice(["A", "B"])
                 for name in ("country", "region", "city")
@@ -88,7 +106,7 @@ def some_walk(random: Random, epoch: datetime, user: str) -> list[Payload]:
             "properties": some_properties(random),
         }
         for field in ("user_id", "account_id", "geo", "properties"):
-            if not random.randrange(12):
+            if not is_complete and not random.randrange(6):
                 del event[field]
         walk.append(event)
     return walk
@@ -153,6 +171,32 @@ def test_sessions_of_any_history(
             assert daily.keys() == expected.keys()
             assert [k for k in daily if not same(daily[k], expected[k])] == []
             assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+
+
+@exploring
+@given(random=randoms, epoch=epochs)
+def test_any_part_of_a_history_is_cut_like_the_whole(
+    db: psycopg.Connection, random: Random, epoch: datetime
+) -> None:
+    """Each account by itself, in one go; and of one user what lies between two sessions' starts."""
+    history = some_history(random, epoch)
+    with loaded(db, history):
+        found = db.execute(BY_ACCOUNT).fetchall()
+        assert found == [
+            (account, visit.user, *(at.replace(tzinfo=None) for at in visit.span))
+            for account in ("a1", "a2")
+            for visit in sorted(oracle.visits(history, account), key=lambda v: v.user)
+        ]
+        visits = oracle.visits(history)
+        for user in {visit.user for visit in visits}:
+            mine = [visit for visit in visits if visit.user == user]
+            first, end = sorted(random.choices(range(len(mine) + 1), k=2))
+            starts = [visit.started_at for visit in mine] + [mine[-1].ended_at + TICK]
+            part = {"user": user, "since": starts[first], "until": starts[end]}
+            rows = db.execute(PART, part).fetchall()
+            assert [tuple(map(in_utc, row)) for row in rows] == [
+                visit.span for visit in mine[first:end]
+            ]
 
 
 @exploring
