@@ -26,7 +26,8 @@ MEDIUMS = {
     "affiliate": "affiliate", "organic": "organic search", "referral": "referral",
 }  # fmt: skip
 HOSTS = {
-    "google.com": "organic search", "google.co.uk": "organic search", "m.bing.com": "organic search",
+    "google.com": "organic search", "google.co.uk": "organic search",
+    "m.bing.com": "organic search",
     "mail.google.com": "referral", "google.com.evil.example": "referral",
     "l.facebook.com": "social", "t.co": "social", "notfacebook.com": "referral",
 }  # fmt: skip

@@ -43,7 +43,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_since timestamptz := '-infinity';
+    v_since timestamptz := '-infinity'::timestamptz;
     v_across bigint[] := '{}'::bigint[];
     v_sinces timestamptz[];
 BEGIN

@@ -178,8 +178,8 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_since timestamptz := '-infinity';
-    v_until timestamptz := 'infinity';
+    v_since timestamptz := '-infinity'::timestamptz;
+    v_until timestamptz := 'infinity'::timestamptz;
     v_users bigint[] := '{}'::bigint[];
 BEGIN
     IF p_from > '0001-01-01 00:00+00' THEN
@@ -235,7 +235,7 @@ BEGIN
     ELSIF num_nonnulls(p_touch[1], p_touch[2], p_touch[3]) > 0 THEN
         RETURN CASE
             WHEN v_medium IN ('cpc', 'ppc', 'sem', 'paid', 'paidsearch') THEN 'paid search'
-            WHEN v_medium IN ('paidsocial', 'cpcsocial') THEN 'paid social'
+            WHEN v_medium = 'paidsocial' THEN 'paid social'
             WHEN v_medium IN ('display', 'banner', 'cpm') THEN 'display'
             WHEN v_medium IN ('email', 'newsletter') THEN 'email'
             WHEN v_medium IN ('social', 'socialmedia', 'socialnetwork') THEN 'social'
@@ -248,12 +248,12 @@ BEGIN
     v_host := analytics._referrer_host(p_touch[4]);
     RETURN CASE
         WHEN v_host ~ (
-            '^(?:[a-z]{2}\.|m\.|search\.)?(?:google|bing|duckduckgo|yahoo|yandex|baidu|ecosia|qwant)'
-            '\.[a-z]{2,3}(?:\.[a-z]{2})?$'
+            '^(?:(?:[a-z]{2}|m|search)\.)?'
+            '(?:google|bing|duckduckgo|yahoo|yandex|baidu|ecosia|qwant)\.[a-z]{2,3}(?:\.[a-z]{2})?$'
         ) THEN 'organic search'
         WHEN v_host ~ (
-            '^(?:[a-z]{1,3}\.)?(?:facebook|instagram|linkedin|pinterest|reddit|tiktok|twitter|youtube)'
-            '\.com$'
+            '^(?:[a-z]{1,3}\.)?'
+            '(?:facebook|instagram|linkedin|pinterest|reddit|tiktok|twitter|youtube)\.com$'
         ) OR v_host IN ('t.co', 'x.com', 'lnkd.in', 'youtu.be') THEN 'social'
         ELSE 'referral'
     END;
@@ -262,6 +262,30 @@ $$;
 COMMENT ON FUNCTION analytics._channel(text[]) IS
     'The channel of a touch: by its UTM medium where it has UTM tags, else by the host of its '
     'referrer; direct where there is no touch.';
+
+CREATE FUNCTION analytics._session_label(
+    p_breakdown text, p_touch text[], p_place text[], p_entry_page text, p_exit_page text
+)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE p_breakdown
+        WHEN 'country' THEN p_place[1]
+        WHEN 'region' THEN p_place[2]
+        WHEN 'city' THEN p_place[3]
+        WHEN 'entry_page' THEN p_entry_page
+        WHEN 'exit_page' THEN p_exit_page
+        WHEN 'utm_source' THEN p_touch[1]
+        WHEN 'utm_medium' THEN p_touch[2]
+        WHEN 'utm_campaign' THEN p_touch[3]
+        WHEN 'channel' THEN analytics._channel(p_touch)
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._session_label(text, text[], text[], text, text) IS
+    'The value of a session in a breakdown of sessions_daily.';
 
 CREATE FUNCTION analytics.sessions(
     p_from timestamptz DEFAULT NULL,
@@ -344,10 +368,10 @@ DECLARE
     v_starts timestamptz[];
     v_days date[];
     v_parts text[] := CASE
-        WHEN p_breakdown IN ('country', 'region', 'city') THEN '{pages, places}'
+        WHEN p_breakdown IN ('country', 'region', 'city') THEN '{pages, places}'::text[]
         WHEN p_breakdown IN ('utm_source', 'utm_medium', 'utm_campaign', 'channel')
-            THEN '{pages, touches}'
-        ELSE '{pages}'
+            THEN '{pages, touches}'::text[]
+        ELSE '{pages}'::text[]
     END;
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
@@ -373,17 +397,9 @@ BEGIN
     WITH begun AS (
         SELECT
             width_bucket(s.started_at, v_starts) AS number,
-            CASE p_breakdown
-                WHEN 'country' THEN s.place[1]
-                WHEN 'region' THEN s.place[2]
-                WHEN 'city' THEN s.place[3]
-                WHEN 'entry_page' THEN s.entry_page
-                WHEN 'exit_page' THEN s.exit_page
-                WHEN 'utm_source' THEN s.touch[1]
-                WHEN 'utm_medium' THEN s.touch[2]
-                WHEN 'utm_campaign' THEN s.touch[3]
-                WHEN 'channel' THEN analytics._channel(s.touch)
-            END AS breakdown,
+            analytics._session_label(
+                p_breakdown, s.touch, s.place, s.entry_page, s.exit_page
+            ) AS breakdown,
             s.user_key,
             s.is_bounce,
             extract(epoch FROM s.ended_at - s.started_at) AS seconds,
