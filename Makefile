@@ -34,6 +34,9 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/64_revenue.sql \
 	60_analytics/64_revenue_standing.sql \
 	60_analytics/67_feature_adoption.sql \
+	60_analytics/65_sessions.sql \
+	60_analytics/65_attribution.sql \
+	60_analytics/66_paths.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -66,6 +69,8 @@ REGRESS = \
 	63_trends \
 	64_revenue \
 	67_feature_adoption \
+	65_sessions \
+	66_paths \
 	70_statistics \
 	71_experiments \
 	80_operations \

@@ -65,7 +65,7 @@ BEGIN
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
-    WHERE routine.prokind = 'f' AND (
+    WHERE routine.prokind IN ('f', 'a') AND (
         routine.pronamespace = 'analytics'::regnamespace
         OR (routine.pronamespace = 'spectrum'::regnamespace AND routine.proparallel = 's')
     );

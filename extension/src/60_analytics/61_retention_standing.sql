@@ -162,6 +162,7 @@ COMMENT ON FUNCTION analytics._known_periods(text) IS
 
 CREATE FUNCTION analytics._retention_by_user_days(
     p_activity integer,
+    p_built_to bigint,
     p_period text,
     p_is_build boolean
 )
@@ -190,6 +191,7 @@ BEGIN
         SELECT user_key, scope, width_bucket(day, v_starts) AS number,
             sum(CASE WHEN is_added THEN 1 ELSE -1 END) AS days
         FROM pg_temp.spectrum_day_changes
+        WHERE user_key <= p_built_to
         GROUP BY user_key, scope, number
     ),
     -- Users of whom a period became active, or no longer is.
@@ -228,7 +230,7 @@ BEGIN
     WHERE version.days > 0;
 END
 $$;
-COMMENT ON FUNCTION analytics._retention_by_user_days(integer, text, boolean) IS
+COMMENT ON FUNCTION analytics._retention_by_user_days(integer, bigint, text, boolean) IS
     'Lays out the periods of users of whom one became active or inactive: for retentions of any '
     'events, where each event is a start and a return.';
 
@@ -488,7 +490,7 @@ BEGIN
         PERFORM analytics._retention_by_user_days(
             (SELECT max(report_id) FROM spectrum.reports
             WHERE kind = 'activity' AND state <> 'discarded'),
-            r_retention.period_kind, r_retention.is_build
+            p_built_to, r_retention.period_kind, r_retention.is_build
         );
     ELSE
         PERFORM analytics._move_retention_days(

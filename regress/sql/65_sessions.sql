@@ -1,0 +1,81 @@
+-- Sessions: where they are cut, what is said of one, sessions by day, attribution.
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+SET timezone = 'UTC';
+SET datestyle = 'ISO';
+CREATE EXTENSION IF NOT EXISTS spectrum;
+
+-- The rule by itself: exactly 30 minutes and exactly 24 hours stay.
+SELECT analytics._session_starts(ARRAY[
+    '2003-05-05 10:00+00', '2003-05-05 10:30+00', '2003-05-05 11:00:00.000001+00'
+]::timestamptz[]);
+SELECT analytics._session_starts(array_agg(t ORDER BY t)) FROM generate_series(
+    '2003-05-05 10:00+00'::timestamptz, '2003-05-06 11:00+00', interval '30 minutes'
+) AS times (t);
+SELECT analytics._session_starts('{}');
+
+BEGIN;
+INSERT INTO raw_events (payload)
+SELECT jsonb_build_object(
+    'event_id', 'sessions ' || number, 'event_type', what, 'user_id', 'sessions ' || who,
+    'account_id', 'sessions ' || account, 'occurred_at', '2003-05-' || at,
+    'geo', jsonb_build_object('country', country), 'properties', properties
+)
+FROM (VALUES
+    (1, '05T23:50Z', 'ann', 'x', 'page_view', NULL,
+        '{"path": "/", "utm_source": "letter", "utm_medium": "email"}'::jsonb),
+    (2, '06T00:10Z', 'ann', 'x', 'page_view', 'DE', '{"url": "/offer", "utm_source": "late"}'),
+    (3, '06T00:40Z', 'ann', 'y', 'buy', 'FR', '{"revenue": 10}'),
+    (4, '06T12:00Z', 'ann', 'x', 'page_view', 'FR',
+        '{"page": "home", "referrer": "https://www.google.com/search"}'),
+    (5, '08T12:00Z', 'ann', 'x', 'buy', NULL, '{"revenue": "2.50", "currency": "EUR"}'),
+    (6, '06T12:00Z', 'bob', 'x', 'buy', NULL, '{"plan": "pro"}'),
+    (7, '06T12:00Z', 'bob', 'x', '$pageview', NULL, '{}')
+) AS told (number, at, who, account, what, country, properties);
+CALL spectrum.process_batch() \gset
+
+\x on
+SELECT * FROM analytics.sessions('2003-05-01', '2003-06-01');
+\x off
+SELECT started_at, ended_at, events
+FROM analytics.sessions('2003-05-01', '2003-06-01', 'sessions x') WHERE user_id = 'sessions ann';
+SELECT * FROM analytics.sessions_daily('2003-05-05', '2003-05-09');
+SELECT day, breakdown, sessions, bounces
+FROM analytics.sessions_daily('2003-05-05', '2003-05-09', p_breakdown => 'channel');
+SELECT day, breakdown, sessions
+FROM analytics.sessions_daily('2003-05-05', '2003-05-09', p_breakdown => 'country');
+SELECT day, breakdown, sessions
+FROM analytics.sessions_daily('2003-05-05', '2003-05-09', p_breakdown => 'exit_page');
+SELECT * FROM analytics.sessions_daily('2003-05-05', '2003-05-06', 'sessions none');
+SELECT spectrum.configure('timezone', 'Europe/Berlin');
+SELECT day, sessions FROM analytics.sessions_daily('2003-05-05', '2003-05-09');
+
+SELECT * FROM analytics.attribution('"buy"', '2003-05-01', '2003-06-01');
+SELECT * FROM analytics.attribution('"buy"', '2003-05-01', '2003-06-01', 'first');
+SELECT * FROM analytics.attribution('"buy"', '2003-05-01', '2003-06-01', p_account => 'sessions y');
+SELECT channel, conversions
+FROM analytics.attribution('{"event": "buy", "where": {"plan": "pro"}}', '2003-05-01', '2003-06-01');
+SELECT * FROM analytics.attribution('"sessions none"');
+ROLLBACK;
+
+-- Channels.
+SELECT touch, analytics._channel(touch) FROM (VALUES
+    (NULL::text[]), ('{ads,CPC,NULL,NULL}'), ('{x,paid_social,NULL,NULL}'), ('{x,Banner,NULL,NULL}'),
+    ('{x,newsletter,NULL,NULL}'), ('{x,social-media,NULL,NULL}'), ('{x,affiliate,NULL,NULL}'),
+    ('{NULL,organic,NULL,NULL}'), ('{x,referral,NULL,NULL}'),
+    ('{google,NULL,NULL,https://www.google.com/}'), ('{NULL,NULL,NULL,https://www.google.co.uk/}'),
+    ('{NULL,NULL,NULL,duckduckgo.com}'), ('{NULL,NULL,NULL,https://m.facebook.com/x}'),
+    ('{NULL,NULL,NULL,https://t.co/x}'), ('{NULL,NULL,NULL,https://mail.google.com/}'),
+    ('{NULL,NULL,NULL,https://google.com.evil.example/}')
+) AS touches (touch);
+SELECT referrer, analytics._referrer_host(referrer) FROM (VALUES
+    ('https://WWW.Forum.example:8080/a?b=http://c#d'), ('forum.example/a'), ('http://u@x.example'),
+    ('android-app://com.example.app'), ('?'), ('')
+) AS referrers (referrer);
+
+-- What none of them takes.
+SELECT * FROM analytics.sessions('2003-05-02', '2003-05-01');
+SELECT * FROM analytics.sessions_daily(p_breakdown => 'plan');
+SELECT * FROM analytics.attribution('"buy"', p_model => 'linear');
+SELECT * FROM analytics.attribution('["buy"]');
+SELECT * FROM analytics.attribution(NULL);
