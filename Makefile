@@ -24,6 +24,10 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/62_active_users.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/64_revenue.sql \
+	60_analytics/64_mrr.sql \
+	60_analytics/64_mrr_report.sql \
+	60_analytics/68_operations.sql \
+	60_analytics/69_event_catalog.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -53,6 +57,9 @@ REGRESS = \
 	62_active_users \
 	63_trends \
 	64_revenue \
+	64_mrr \
+	68_operations \
+	69_event_catalog \
 	70_statistics \
 	71_experiments \
 	80_operations \
