@@ -4655,7 +4655,7 @@ AS $$
 DECLARE
     v_at timestamptz;
     v_start timestamptz;
-    v_starts timestamptz[] := '{}';
+    v_starts timestamptz[] := '{}'::timestamptz[];
 BEGIN
     FOREACH v_at IN ARRAY p_times LOOP
         IF v_start IS NULL OR v_at >= v_start + interval '60 minutes' THEN
@@ -5243,7 +5243,9 @@ DECLARE
     v_from timestamptz := p_from;
     v_to timestamptz := p_to;
     -- Longer than any day: a day is one piece.
-    v_step interval := CASE p_period WHEN 'day' THEN '72 hours' ELSE '1 ' || p_period END;
+    v_step interval := (
+        CASE p_period WHEN 'day' THEN '72 hours' ELSE '1 ' || p_period END
+    )::interval;
     v_days timestamptz[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{minute, hour, day}');

@@ -90,6 +90,14 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
                 event("buy", user_id=user, account_id="acme", properties={"revenue": 5}),
             ],
         )
+    insert(
+        db,
+        [
+            event("subscription_started", account_id="acme", properties={"mrr": 5}),
+            event("subscription_changed", account_id="acme", properties={"mrr": "more"}),
+            event("request", account_id="acme", properties={"endpoint": "/", "latency_ms": 5}),
+        ],
+    )
     db.execute("CALL spectrum.run()")
     return db
 
@@ -247,7 +255,7 @@ def test_analyst_asks_every_question(filled: psycopg.Connection, roles: dict[str
         " AND NOT starts_with(proname, '_')",
     )
     assert {name for (name,) in to_ask} <= asked
-    assert value(db, "SELECT count(*) FROM analytics.events") == 6
+    assert value(db, "SELECT count(*) FROM analytics.events") == 9
     for statement in (
         "SELECT * FROM warehouse.fact_events",
         "SELECT payload FROM raw_events",
@@ -297,4 +305,4 @@ def test_a_reader_cannot_grant(roles: dict[str, Role], filled: psycopg.Connectio
     )
     with pytest.raises(errors.InsufficientPrivilege):
         grant(db, "grant", "ingest", role)
-    assert statuses(filled) == {"done": 6}
+    assert statuses(filled) == {"done": 9}

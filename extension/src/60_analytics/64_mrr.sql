@@ -150,7 +150,7 @@ AS $$
 DECLARE
     v_at timestamptz;
     v_start timestamptz;
-    v_starts timestamptz[] := '{}';
+    v_starts timestamptz[] := '{}'::timestamptz[];
 BEGIN
     FOREACH v_at IN ARRAY p_times LOOP
         IF v_start IS NULL OR v_at >= v_start + interval '60 minutes' THEN

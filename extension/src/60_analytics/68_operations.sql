@@ -237,7 +237,9 @@ DECLARE
     v_from timestamptz := p_from;
     v_to timestamptz := p_to;
     -- Longer than any day: a day is one piece.
-    v_step interval := CASE p_period WHEN 'day' THEN '72 hours' ELSE '1 ' || p_period END;
+    v_step interval := (
+        CASE p_period WHEN 'day' THEN '72 hours' ELSE '1 ' || p_period END
+    )::interval;
     v_days timestamptz[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{minute, hour, day}');
