@@ -236,6 +236,8 @@ def test_a_movement_belongs_to_its_first_change(db: psycopg.Connection) -> None:
     assert moved(db, "month", None, "2024-02-01T05:00:00Z") == [(1, "USD", {"new": 30})]
     (row,) = ask(db, "month", "2024-02-01T05:10:00Z", "2024-02-01T05:30:00Z")
     assert (row["start_mrr"], row["end_mrr"]) == (30, 30)
+    (row,) = ask(db, "month", "2024-02-01T05:31:00Z", "2024-02-02T00:00:00Z")
+    assert (row["start_mrr"], row["expansion"], row["end_mrr"]) == (35, 0, 35)
 
 
 def test_the_account_is_what_moves(db: psycopg.Connection) -> None:
@@ -300,15 +302,16 @@ def test_retention_and_lifetime_value(db: psycopg.Connection) -> None:
         subscribed("changed", "2024-02-10", "b", mrr=70),
         subscribed("cancelled", "2024-02-10", "c"),
         subscribed("started", "2024-02-10", "e", mrr=500),
+        subscribed("started", "2024-02-10", "f", mrr=80),
         {"event_type": "visit", "occurred_at": "2024-03-05", "account_id": "a"},
     ])  # fmt: skip
     january, february, march = ask(db)
     assert (february["nrr"], february["grr"]) == (Decimal("0.8"), Decimal("0.675"))
-    # 820 of four accounts, and one of four accounts left.
-    assert february["ltv"] == 820
+    # 900 of five accounts, and one of four accounts left.
+    assert february["ltv"] == 720
     assert (january["ltv"], march["ltv"], march["nrr"]) == (None, None, 1)
     (day,) = [row for row in ask(db, "day") if row["period"] == date(2024, 2, 10)]
-    assert round(day["ltv"] * 365, 9) == 820 * 12
+    assert round(day["ltv"] * 365, 9) == 720 * 12
     assert [row["end_mrr"] for row in ask(db, "month", None, None, "a")] == [100, 150, 150]
 
 

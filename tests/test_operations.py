@@ -122,15 +122,17 @@ def test_what_an_error_is(db: psycopg.Connection) -> None:
         request(at, service="api", version="1", status=500, error=True),
         request(at, "error", service="api", version="1", status=500),
         request(at, "error", service="job"),
+        request(at, service="odd", error="true", status="500 or so"),
         request(at, "visit", service="web", status=500),
     ])  # fmt: skip
     day = date(2024, 5, 1)
     assert db.execute("SELECT * FROM analytics.error_rates()").fetchall() == [
         (day, "api", "1", 7, 4, 4 / 7, 1),
         (day, "job", None, 0, 0, None, 1),
+        (day, "odd", None, 1, 0, 0, 0),
     ]
     ask = "SELECT requests, errors, error_rate FROM analytics.latency(p_period => 'month')"
-    assert db.execute(ask).fetchall() == [(7, 4, 4 / 7)]
+    assert db.execute(ask).fetchall() == [(8, 4, 4 / 8)]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,9 @@ def test_hours_of_a_day(
     }.items():
         ask = "SELECT * FROM analytics.throughput(%s, %s, %s)"
         assert db.execute(ask, (period, *span)).fetchall() == expected
+    second = (starts[1], starts[2])
+    rows = db.execute("SELECT * FROM analytics.throughput('hour', %s, %s)", second).fetchall()
+    assert rows == [(starts[1], 1)]
     minutes = db.execute("SELECT events FROM analytics.throughput('minute', %s, %s)", span)
     assert [count for (count,) in minutes] == ([0] * 59 + [1]) * hours
 
