@@ -33,10 +33,14 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/63_daily_events.sql \
 	60_analytics/64_revenue.sql \
 	60_analytics/64_revenue_standing.sql \
-	60_analytics/67_feature_adoption.sql \
+	60_analytics/64_mrr.sql \
+	60_analytics/64_mrr_report.sql \
 	60_analytics/65_sessions.sql \
 	60_analytics/65_attribution.sql \
 	60_analytics/66_paths.sql \
+	60_analytics/67_feature_adoption.sql \
+	60_analytics/68_operations.sql \
+	60_analytics/69_event_catalog.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -68,9 +72,12 @@ REGRESS = \
 	62_stickiness \
 	63_trends \
 	64_revenue \
-	67_feature_adoption \
+	64_mrr \
 	65_sessions \
 	66_paths \
+	67_feature_adoption \
+	68_operations \
+	69_event_catalog \
 	70_statistics \
 	71_experiments \
 	80_operations \

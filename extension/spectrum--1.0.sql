@@ -6951,290 +6951,507 @@ END
 $$;
 COMMENT ON FUNCTION analytics._maintain_revenue(integer, bigint) IS
     'Moves mv_revenue_summary by the news that carry money.';
--- Room 60, feature adoption: who uses a feature, of those who were active, by the week of the
--- user's first event. Each value of the property feature of feature_used is a feature;
--- spectrum.features holds those that the user defines by an event type, a filter, or both.
--- Reads analytics.events and analytics.features.
+-- Room 60, recurring revenue: what subscription events say, and the rule that turns one account's
+-- events into movements of its MRR. Both are pure: they see what they are given and no table. The
+-- one reader of events here is analytics._subscription_events. Read by 64_mrr_report.sql.
+--
+-- An event sets the MRR of its subscription from its time on; a cancellation sets it to nothing.
+-- What an account pays is the sum of its subscriptions, in each currency by itself.
 
-CREATE FUNCTION spectrum._create_features()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION analytics._per_year(p_interval text)
+RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-BEGIN
-    IF to_regclass('spectrum.features') IS NOT NULL THEN
-        RETURN;
-    END IF;
+    SELECT CASE
+        WHEN lower(p_interval) IN ('day', 'daily') THEN 365
+        WHEN lower(p_interval) IN ('week', 'weekly') THEN 52
+        WHEN lower(p_interval) IN ('month', 'monthly') THEN 12
+        WHEN lower(p_interval) IN ('quarter', 'quarterly') THEN 4
+        WHEN lower(p_interval) IN ('year', 'yearly', 'annual', 'annually') THEN 1
+    END
+$$;
+COMMENT ON FUNCTION analytics._per_year(text) IS
+    'How often a year an amount is paid, by the name of its interval; NULL for no such name.';
 
-    CREATE TABLE spectrum.features (
-        feature text NOT NULL CONSTRAINT features_pkey PRIMARY KEY,
-        event_type text,
-        properties_filter jsonb,
-        changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-        CONSTRAINT features_say_what_counts
-        CHECK (num_nonnulls(event_type, properties_filter) > 0)
+CREATE FUNCTION analytics._property_number(p_value jsonb)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_number numeric := CASE jsonb_typeof(p_value)
+        WHEN 'number' THEN p_value::numeric
+        WHEN 'string' THEN analytics._text_number(p_value #>> '{}')
+    END;
+BEGIN
+    RETURN CASE WHEN abs(v_number) < 1e15 THEN v_number END;
+END
+$$;
+COMMENT ON FUNCTION analytics._property_number(jsonb) IS
+    'The number that a property is: below 10^15 in size, or a text that is exactly one. Else NULL.';
+
+CREATE FUNCTION analytics._read_subscription(
+    p_event_type text,
+    p_properties jsonb,
+    p_currency text,
+    OUT subscription text,
+    OUT mrr numeric,
+    OUT currency text,
+    OUT place integer,
+    OUT problem text
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_field text := CASE WHEN p_properties -> 'mrr' <> 'null' THEN 'mrr' ELSE 'amount' END;
+    v_amount numeric := analytics._property_number(p_properties -> v_field);
+    v_per_year integer := CASE v_field
+        WHEN 'mrr' THEN 12
+        ELSE analytics._per_year(p_properties ->> 'interval')
+    END;
+BEGIN
+    place := array_position(
+        '{subscription_cancelled, subscription_started, subscription_changed}', p_event_type
     );
-    COMMENT ON TABLE spectrum.features IS
-        'The features that are told by other events than feature_used. Define one with '
-        'spectrum.define_feature().';
-    COMMENT ON COLUMN spectrum.features.feature IS 'Name.';
-    COMMENT ON COLUMN spectrum.features.event_type IS 'Event that is a use of it; NULL any.';
-    COMMENT ON COLUMN spectrum.features.properties_filter IS
-        'Only events whose properties contain this.';
-    COMMENT ON COLUMN spectrum.features.changed_at IS 'When it was last defined.';
-
-    CREATE VIEW analytics.features WITH (security_barrier) AS
-    SELECT features.feature, features.event_type, features.properties_filter, features.changed_at
-    FROM spectrum.features;
-    COMMENT ON VIEW analytics.features IS
-        'The defined features, for all who may ask questions.';
-    COMMENT ON COLUMN analytics.features.feature IS 'Name.';
-    COMMENT ON COLUMN analytics.features.event_type IS 'Event that is a use of it; NULL any.';
-    COMMENT ON COLUMN analytics.features.properties_filter IS
-        'Only events whose properties contain this.';
-    COMMENT ON COLUMN analytics.features.changed_at IS 'When it was last defined.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_features() IS
-    'Room 60: makes spectrum.features and its plain view.';
-
-CREATE FUNCTION spectrum.define_feature(
-    p_name text,
-    p_event text DEFAULT NULL,
-    p_where jsonb DEFAULT NULL
-)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._check_name('p_name', p_name);
-    PERFORM analytics._check_filter('p_where', p_where);
-    IF p_event = '' OR (p_event IS NULL AND p_where IS NULL) THEN
-        PERFORM spectrum._reject('p_event', p_event, 'an event type, or NULL with a p_where');
-    END IF;
-
-    INSERT INTO spectrum.features (feature, event_type, properties_filter)
-    VALUES (p_name, p_event, p_where)
-    ON CONFLICT ON CONSTRAINT features_pkey DO UPDATE SET
-        event_type = excluded.event_type,
-        properties_filter = excluded.properties_filter,
-        changed_at = excluded.changed_at;
-END
-$$;
-COMMENT ON FUNCTION spectrum.define_feature(text, text, jsonb) IS
-    'Defines a feature or replaces it: used by each event of type p_event (NULL: of any) whose '
-    'properties contain p_where (NULL: whatever they are). It takes the place of the value of the '
-    'same name in feature_used.';
-
-CREATE FUNCTION spectrum.drop_feature(p_name text)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    DELETE FROM spectrum.features WHERE feature = p_name;
-    IF NOT FOUND THEN
-        PERFORM spectrum._reject('p_name', p_name, 'a feature in spectrum.features');
+    subscription := coalesce(p_properties ->> 'subscription_id', '');
+    IF jsonb_typeof(p_properties -> 'subscription_id') NOT IN ('string', 'number', 'null') THEN
+        problem := spectrum._complaint(
+            'properties.subscription_id', 'a text', p_properties -> 'subscription_id'
+        );
+    ELSIF p_event_type = 'subscription_cancelled' THEN
+        mrr := 0;
+    ELSIF v_amount IS NULL OR v_amount < 0 THEN
+        problem := spectrum._complaint(
+            CASE WHEN p_properties -> v_field <> 'null' THEN 'properties.' || v_field
+                ELSE 'properties.mrr or properties.amount' END,
+            'a number from 0 to below 10^15', p_properties -> v_field
+        );
+    ELSIF v_per_year IS NULL THEN
+        problem := spectrum._complaint(
+            'properties.interval', 'day, week, month, quarter or year', p_properties -> 'interval'
+        );
+    ELSIF p_properties -> 'currency' <> 'null' AND (
+        jsonb_typeof(p_properties -> 'currency') <> 'string'
+        OR p_properties ->> 'currency' !~ '^[A-Za-z]{3}$'
+    ) THEN
+        problem := spectrum._complaint(
+            'properties.currency', 'three letters', p_properties -> 'currency'
+        );
+    ELSE
+        mrr := trim_scale(v_amount * v_per_year / 12);
+        currency := coalesce(upper(p_properties ->> 'currency'), p_currency);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION spectrum.drop_feature(text) IS
-    'Forgets the definition of a feature, not its events; 22023 if there is none of that name.';
+COMMENT ON FUNCTION analytics._read_subscription(text, jsonb, text) IS
+    'What a subscription event sets: the MRR of one subscription (empty: the account''s only one) '
+    'and its currency, NULL where it is cancelled; its place among events of the same time; or, '
+    'in problem, why it cannot be read.';
 
-CREATE FUNCTION analytics._feature_rules()
-RETURNS TABLE (event_type_key integer, feature text, properties_filter jsonb)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN QUERY
-    SELECT t.event_type_key, f.feature, f.properties_filter
-    FROM analytics.event_types AS t
-    JOIN analytics.features AS f ON f.event_type IS NULL OR f.event_type = t.event_type
-    UNION ALL
-    SELECT t.event_type_key, NULL, NULL
-    FROM analytics.event_types AS t
-    WHERE t.event_type = 'feature_used';
-END
-$$;
-COMMENT ON FUNCTION analytics._feature_rules() IS
-    'Which events are a use of which feature: of this type, with properties that contain the '
-    'filter, if any. feature NULL: the one that the event''s property feature names, unless that '
-    'name is defined.';
-
-CREATE FUNCTION analytics._feature_uses(
-    p_feature text,
-    p_starts timestamptz[],
-    p_account text,
-    p_by_account boolean
+CREATE FUNCTION analytics._subscription_events(p_account text)
+RETURNS TABLE (
+    account_id text,
+    account_key bigint,
+    event_id uuid,
+    event_type text,
+    occurred_at timestamptz,
+    subscription text,
+    mrr numeric,
+    currency text,
+    place integer,
+    problem text
 )
-RETURNS TABLE (account_id text, user_key bigint, feature text, numbers integer[])
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
-SET jit = off
 AS $$
 DECLARE
-    v_defined text[] := ARRAY(SELECT f.feature FROM analytics.features AS f);
-    v_event_keys integer[] := ARRAY(
-        SELECT r.event_type_key FROM analytics._feature_rules() AS r
-        WHERE p_feature IS NULL OR r.feature = p_feature
-            OR (r.feature IS NULL AND p_feature <> ALL (v_defined))
+    v_currency text := (SELECT s.currency FROM analytics.settings AS s);
+    v_keys integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN (
+            'subscription_started', 'subscription_changed', 'subscription_cancelled'
+        )
     );
 BEGIN
     RETURN QUERY
-    SELECT
-        CASE WHEN p_by_account THEN min(u.account_id) ELSE coalesce(p_account, '*') END,
-        u.user_key,
-        u.feature,
-        array_agg(DISTINCT u.number ORDER BY u.number)
-    FROM (
-        SELECT
-            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
-            e.account_id,
-            e.user_key,
-            coalesce(r.feature, e.properties ->> 'feature') AS feature,
-            width_bucket(e.occurred_at, p_starts) AS number
-        FROM analytics.events AS e
-        JOIN analytics._feature_rules() AS r ON r.event_type_key = e.event_type_key
-        WHERE e.user_key <> 0
-            AND e.event_type_key = ANY (v_event_keys)
-            AND e.occurred_at >= p_starts[1]
-            AND e.occurred_at < p_starts[cardinality(p_starts)]
-            AND (r.properties_filter IS NULL OR e.properties @> r.properties_filter)
-            AND (r.feature IS NOT NULL OR e.properties ->> 'feature' <> ALL (v_defined))
-            AND (p_account IS NULL OR e.account_id = p_account)
-            AND (NOT p_by_account OR e.account_key <> 0)
-    ) AS u
-    WHERE u.feature <> '' AND (p_feature IS NULL OR u.feature = p_feature)
-    GROUP BY u.user_key, u.feature, u.scope_key;
+    SELECT e.account_id, e.account_key, e.event_id, e.event_type, e.occurred_at,
+        r.subscription, r.mrr, r.currency, r.place,
+        CASE WHEN e.account_key = 0
+            THEN spectrum._complaint('account_id', 'an account', NULL)
+            ELSE r.problem
+        END
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL analytics._read_subscription(
+        e.event_type, e.properties, v_currency
+    ) AS r
+    WHERE e.event_type_key = ANY (v_keys)
+        AND (p_account IS NULL OR e.account_id = p_account);
 END
 $$;
-COMMENT ON FUNCTION analytics._feature_uses(text, timestamptz[], text, boolean) IS
-    'Each user''s periods (numbered by p_starts, ascending) with a use of each feature (p_feature '
-    'NULL: all). For one account, for all together (*), or, with p_by_account, for each account by '
-    'itself.';
+COMMENT ON FUNCTION analytics._subscription_events(text) IS
+    'The subscription events of one account (NULL: of all), as they are read. Whether they name a '
+    'user does not matter. One without an account is no account''s, which is a problem too.';
 
-CREATE FUNCTION analytics._feature_adoption(
-    p_feature text,
-    p_period text,
-    p_from timestamptz,
-    p_to timestamptz,
-    p_account text,
-    p_by_account boolean
+CREATE FUNCTION analytics._movement_starts(p_times timestamptz[])
+RETURNS timestamptz[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_at timestamptz;
+    v_start timestamptz;
+    v_starts timestamptz[] := '{}'::timestamptz[];
+BEGIN
+    FOREACH v_at IN ARRAY p_times LOOP
+        IF v_start IS NULL OR v_at >= v_start + interval '60 minutes' THEN
+            v_start := v_at;
+        END IF;
+        v_starts := array_append(v_starts, v_start);
+    END LOOP;
+    RETURN v_starts;
+END
+$$;
+COMMENT ON FUNCTION analytics._movement_starts(timestamptz[]) IS
+    'For ascending times of changes: when the movement began that each is part of. The 60 minutes '
+    'of a movement run from its first change.';
+
+CREATE FUNCTION analytics._mrr_movements(
+    p_account_keys bigint[],
+    p_times timestamptz[],
+    p_places integer[],
+    p_event_ids uuid[],
+    p_subscriptions text[],
+    p_mrr numeric[],
+    p_currencies text[]
 )
 RETURNS TABLE (
-    account_id text,
-    feature text,
-    cohort_week date,
-    period date,
-    active_users bigint,
-    users bigint,
-    first_users bigint
+    account_key bigint,
+    currency text,
+    moved_at timestamptz,
+    movement text,
+    mrr_before numeric,
+    mrr_after numeric
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH states AS (
+        SELECT e.account_key, e.at, e.mrr, e.currency,
+            lag(e.mrr) OVER subscriptions AS mrr_before,
+            lag(e.currency) OVER subscriptions AS currency_before
+        FROM unnest(
+            p_account_keys, p_times, p_places, p_event_ids, p_subscriptions, p_mrr, p_currencies
+        ) AS e (account_key, at, place, event_id, subscription, mrr, currency)
+        WINDOW subscriptions AS (
+            PARTITION BY e.account_key, e.subscription ORDER BY e.at, e.place, e.event_id
+        )
+    ),
+    changes AS (
+        -- What the account pays changed at this time. A subscription that changes its currency
+        -- ends in one and begins in the other.
+        SELECT s.account_key, c.currency, s.at, sum(c.change) AS change
+        FROM states AS s
+        CROSS JOIN LATERAL (
+            VALUES (s.currency, s.mrr), (s.currency_before, -s.mrr_before)
+        ) AS c (currency, change)
+        WHERE c.change <> 0
+        GROUP BY s.account_key, c.currency, s.at
+        HAVING sum(c.change) <> 0
+    ),
+    histories AS (
+        SELECT c.account_key, c.currency, array_agg(c.at ORDER BY c.at) AS times,
+            array_agg(c.change ORDER BY c.at) AS changes
+        FROM changes AS c
+        GROUP BY c.account_key, c.currency
+    ),
+    movements AS (
+        SELECT h.account_key, h.currency, m.moved_at, sum(m.change) AS change
+        FROM histories AS h
+        CROSS JOIN LATERAL unnest(
+            analytics._movement_starts(h.times), h.changes
+        ) AS m (moved_at, change)
+        GROUP BY h.account_key, h.currency, m.moved_at
+        HAVING sum(m.change) <> 0
+    ),
+    balances AS (
+        SELECT m.account_key, m.currency, m.moved_at, m.change,
+            row_number() OVER account AS number,
+            sum(m.change) OVER account AS mrr_after
+        FROM movements AS m
+        WINDOW account AS (PARTITION BY m.account_key, m.currency ORDER BY m.moved_at)
+    )
+    SELECT b.account_key, b.currency, b.moved_at,
+        CASE
+            WHEN b.number = 1 THEN 'new'
+            WHEN b.mrr_after = b.change THEN 'reactivation'
+            WHEN b.mrr_after = 0 THEN 'churn'
+            WHEN b.change > 0 THEN 'expansion'
+            ELSE 'contraction'
+        END,
+        b.mrr_after - b.change,
+        b.mrr_after
+    FROM balances AS b;
+END
+$$;
+COMMENT ON FUNCTION analytics._mrr_movements(
+    bigint[], timestamptz[], integer[], uuid[], text[], numeric[], text[]
+) IS
+    'The rule: the movements of each account''s MRR by currency, out of all its readable '
+    'subscription events, given as columns in any order. An account''s movements depend on its own '
+    'events alone, so any accounts can be asked for together.';
+-- Room 60, recurring revenue: movements of MRR by period, and the events that it cannot read.
+-- Reads the events through analytics._subscription_events and nothing else.
+
+CREATE FUNCTION analytics._mrr_contributions(
+    p_starts timestamptz[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text
+)
+RETURNS TABLE (
+    account_key bigint,
+    currency text,
+    period_number integer,
+    opening numeric,
+    closing numeric,
+    new numeric,
+    expansion numeric,
+    contraction numeric,
+    churn numeric,
+    reactivation numeric,
+    new_times bigint,
+    churn_times bigint,
+    reactivation_times bigint
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
-DECLARE
-    v_starts timestamptz[];
-    v_first_number integer;
-    v_dates date[];
-    v_weeks timestamptz[];
-    v_week_dates date[];
-    v_named text[] := CASE
-        WHEN p_feature IS NULL THEN ARRAY(SELECT f.feature FROM analytics.features AS f)
-        ELSE ARRAY[p_feature]
-    END;
 BEGIN
-    SELECT h.starts, coalesce(h.first_number, 1) INTO v_starts, v_first_number
-    FROM analytics._history_periods(p_period, p_from, p_to) AS h;
-    v_dates := analytics._period_dates(v_starts);
-    v_weeks := spectrum.period_starts('week', v_starts[1], v_starts[cardinality(v_starts)]);
-    v_week_dates := analytics._period_dates(v_weeks);
-
     RETURN QUERY
-    WITH cohort_users AS MATERIALIZED (
-        SELECT u.account_id, u.user_key, width_bucket(u.first_at, v_weeks) AS week, u.numbers
-        FROM analytics._active_periods(NULL, v_starts, p_account, p_by_account) AS u
+    WITH histories AS (
+        SELECT array_agg(e.account_key) AS account_keys, array_agg(e.occurred_at) AS times,
+            array_agg(e.place) AS places, array_agg(e.event_id) AS event_ids,
+            array_agg(e.subscription) AS subscriptions, array_agg(e.mrr) AS mrr,
+            array_agg(e.currency) AS currencies
+        FROM analytics._subscription_events(p_account) AS e
+        WHERE e.problem IS NULL
     ),
-    active_cells AS MATERIALIZED (
-        SELECT c.account_id, c.week, a.number, count(*) AS users
-        FROM cohort_users AS c
-        CROSS JOIN LATERAL unnest(c.numbers) AS a (number)
-        WHERE a.number >= v_first_number
-        GROUP BY c.account_id, c.week, a.number
-    ),
-    uses AS MATERIALIZED (
-        SELECT u.account_id, u.user_key, u.feature, u.numbers
-        FROM analytics._feature_uses(p_feature, v_starts, p_account, p_by_account) AS u
-    ),
-    use_cells AS (
-        SELECT u.account_id, u.feature, c.week, a.number, count(*) AS users,
-            count(*) FILTER (WHERE a.number = u.numbers[1]) AS first_users
-        FROM uses AS u
-        JOIN cohort_users AS c ON c.user_key = u.user_key AND c.account_id = u.account_id
-        CROSS JOIN LATERAL unnest(u.numbers) AS a (number)
-        GROUP BY u.account_id, u.feature, c.week, a.number
-    ),
-    features AS (
-        SELECT u.account_id, u.feature FROM uses AS u
-        UNION
-        SELECT a.account_id, n.feature
-        FROM active_cells AS a
-        CROSS JOIN unnest(v_named) AS n (feature)
+    movements AS (
+        SELECT m.account_key, m.currency, m.moved_at, m.movement, m.mrr_before, m.mrr_after,
+            abs(m.mrr_after - m.mrr_before) AS amount,
+            CASE WHEN m.moved_at < p_from THEN 0
+                ELSE width_bucket(m.moved_at, p_starts) END AS number
+        FROM histories AS h
+        CROSS JOIN LATERAL analytics._mrr_movements(
+            h.account_keys, h.times, h.places, h.event_ids, h.subscriptions, h.mrr, h.currencies
+        ) AS m
+        WHERE m.moved_at < p_to
     )
-    SELECT a.account_id, f.feature, v_week_dates[a.week], v_dates[a.number], a.users,
-        coalesce(u.users, 0), coalesce(u.first_users, 0)
-    FROM active_cells AS a
-    JOIN features AS f ON f.account_id = a.account_id
-    LEFT JOIN use_cells AS u ON u.account_id = a.account_id AND u.feature = f.feature
-        AND u.week = a.week AND u.number = a.number;
+    SELECT m.account_key, m.currency, m.number,
+        (array_agg(m.mrr_before ORDER BY m.moved_at))[1],
+        (array_agg(m.mrr_after ORDER BY m.moved_at DESC))[1],
+        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'new'), 0),
+        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'expansion'), 0),
+        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'contraction'), 0),
+        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'churn'), 0),
+        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'reactivation'), 0),
+        count(*) FILTER (WHERE m.movement = 'new'),
+        count(*) FILTER (WHERE m.movement = 'churn'),
+        count(*) FILTER (WHERE m.movement = 'reactivation')
+    FROM movements AS m
+    GROUP BY m.account_key, m.currency, m.number;
 END
 $$;
-COMMENT ON FUNCTION analytics._feature_adoption(
-    text, text, timestamptz, timestamptz, text, boolean
-) IS
-    'Adoption in each scope: a user''s use in a period counts in the week of his first event, and '
-    'as his first if he did not use the feature in a period before.';
+COMMENT ON FUNCTION analytics._mrr_contributions(timestamptz[], timestamptz, timestamptz, text) IS
+    'What each account contributes to the periods in which its MRR moved: its MRR before the first '
+    'and after the last movement there, the sums of the movements and how many. Period 0 is all '
+    'time before p_from.';
 
-CREATE FUNCTION analytics.feature_adoption(
-    p_feature text DEFAULT NULL,
-    p_period text DEFAULT 'week',
+CREATE FUNCTION analytics._mrr_report(
+    p_starts timestamptz[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text
+)
+RETURNS TABLE (
+    period_number integer,
+    currency text,
+    start_mrr numeric,
+    new numeric,
+    expansion numeric,
+    contraction numeric,
+    churn numeric,
+    reactivation numeric,
+    end_mrr numeric,
+    start_accounts bigint,
+    new_accounts bigint,
+    churned_accounts bigint,
+    reactivated_accounts bigint,
+    end_accounts bigint,
+    kept_net numeric,
+    kept_gross numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH sums AS (
+        SELECT c.period_number, c.currency, sum(c.new) AS new, sum(c.expansion) AS expansion,
+            sum(c.contraction) AS contraction, sum(c.churn) AS churn,
+            sum(c.reactivation) AS reactivation, sum(c.closing - c.opening) AS change,
+            sum(c.new_times) AS new_times, sum(c.churn_times) AS churn_times,
+            sum(c.reactivation_times) AS reactivation_times,
+            sum(sign(c.closing) - sign(c.opening)) AS accounts_change,
+            -- Of the accounts with MRR at the start; those that did not move keep theirs.
+            sum(c.closing - c.opening) FILTER (WHERE c.opening > 0) AS net_change,
+            sum(least(c.closing - c.opening, 0)) FILTER (WHERE c.opening > 0) AS gross_change
+        FROM analytics._mrr_contributions(p_starts, p_from, p_to, p_account) AS c
+        GROUP BY c.period_number, c.currency
+    ),
+    periods AS (
+        SELECT f.currency, n.number
+        FROM (SELECT s.currency, min(s.period_number) AS number FROM sums AS s GROUP BY 1) AS f
+        CROSS JOIN LATERAL generate_series(f.number, cardinality(p_starts) - 1) AS n (number)
+    ),
+    balances AS (
+        SELECT p.number, p.currency,
+            coalesce(s.new, 0) AS new, coalesce(s.expansion, 0) AS expansion,
+            coalesce(s.contraction, 0) AS contraction, coalesce(s.churn, 0) AS churn,
+            coalesce(s.reactivation, 0) AS reactivation, coalesce(s.change, 0) AS change,
+            coalesce(s.new_times, 0)::bigint AS new_times,
+            coalesce(s.churn_times, 0)::bigint AS churn_times,
+            coalesce(s.reactivation_times, 0)::bigint AS reactivation_times,
+            coalesce(s.accounts_change, 0)::bigint AS accounts_change,
+            coalesce(s.net_change, 0) AS net_change, coalesce(s.gross_change, 0) AS gross_change,
+            sum(s.change) OVER so_far AS end_mrr,
+            (sum(s.accounts_change) OVER so_far)::bigint AS end_accounts
+        FROM periods AS p
+        LEFT JOIN sums AS s ON s.currency = p.currency AND s.period_number = p.number
+        WINDOW so_far AS (PARTITION BY p.currency ORDER BY p.number)
+    )
+    SELECT b.number, b.currency, b.end_mrr - b.change, b.new, b.expansion, b.contraction, b.churn,
+        b.reactivation, b.end_mrr, b.end_accounts - b.accounts_change, b.new_times, b.churn_times,
+        b.reactivation_times, b.end_accounts, b.end_mrr - b.change + b.net_change,
+        b.end_mrr - b.change + b.gross_change
+    FROM balances AS b
+    WHERE b.number > 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._mrr_report(timestamptz[], timestamptz, timestamptz, text) IS
+    'The contributions summed up, period after period from the first movement of a currency on. '
+    'kept_net, kept_gross: MRR at the end of the accounts that had MRR at the start, and the same '
+    'with no account counted above what it had.';
+
+CREATE FUNCTION analytics.mrr_movements(
+    p_period text DEFAULT 'month',
     p_from timestamptz DEFAULT NULL,
     p_to timestamptz DEFAULT NULL,
     p_account text DEFAULT NULL
 )
 RETURNS TABLE (
-    feature text,
-    cohort_week date,
     period date,
-    active_users bigint,
-    users bigint,
-    first_users bigint,
-    repeat_users bigint,
-    rate double precision
+    currency text,
+    start_mrr numeric,
+    new numeric,
+    expansion numeric,
+    contraction numeric,
+    churn numeric,
+    reactivation numeric,
+    end_mrr numeric,
+    start_accounts bigint,
+    new_accounts bigint,
+    churned_accounts bigint,
+    reactivated_accounts bigint,
+    end_accounts bigint,
+    nrr numeric,
+    grr numeric,
+    ltv numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_from timestamptz := p_from;
+    v_to timestamptz := p_to;
+    v_starts timestamptz[];
+    v_dates date[];
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_from IS NULL OR p_to IS NULL THEN
+        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
+        INTO v_from, v_to
+        FROM analytics._event_bounds(p_account) AS b;
+    END IF;
+    IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
+        RETURN;
+    END IF;
+    v_starts := spectrum.period_starts(p_period, v_from, v_to);
+    v_dates := analytics._period_dates(v_starts);
+
+    RETURN QUERY
+    SELECT v_dates[r.period_number], r.currency, trim_scale(r.start_mrr), trim_scale(r.new),
+        trim_scale(r.expansion), trim_scale(r.contraction), trim_scale(r.churn),
+        trim_scale(r.reactivation), trim_scale(r.end_mrr), r.start_accounts, r.new_accounts,
+        r.churned_accounts, r.reactivated_accounts, r.end_accounts,
+        trim_scale(r.kept_net / nullif(r.start_mrr, 0)),
+        trim_scale(r.kept_gross / nullif(r.start_mrr, 0)),
+        -- What an account pays in a month, by how many months it stays: 1 / (churned / start)
+        -- periods, of which a year has so many.
+        trim_scale(
+            r.end_mrr * nullif(r.start_accounts, 0) * 12
+            / nullif(r.end_accounts * r.churned_accounts * analytics._per_year(p_period), 0)
+        )
+    FROM analytics._mrr_report(v_starts, v_from, v_to, p_account) AS r
+    ORDER BY r.period_number, r.currency;
+END
+$$;
+COMMENT ON FUNCTION analytics.mrr_movements(text, timestamptz, timestamptz, text) IS
+    'How monthly recurring revenue moved by day, week or month inside [p_from, p_to) (NULL: as far '
+    'as events go), in each currency from its first movement on: start + new + reactivation + '
+    'expansion - contraction - churn = end, in amounts (and without expansion and contraction in '
+    'accounts). nrr: MRR at the end of the accounts that had MRR at the start, over that; grr: the '
+    'same with no account above what it had. ltv: MRR per account at the end / share of the '
+    'accounts at the start that churned in a month; NULL where nobody churned.';
+
+CREATE FUNCTION analytics.mrr_problems(
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (
+    event_id uuid,
+    occurred_at timestamptz,
+    event_type text,
+    account_id text,
+    problem text
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
     RETURN QUERY
-    SELECT a.feature, a.cohort_week, a.period, a.active_users, a.users, a.first_users,
-        a.users - a.first_users, a.users / a.active_users::double precision
-    FROM analytics._feature_adoption(p_feature, p_period, p_from, p_to, p_account, false) AS a
-    ORDER BY a.feature, a.cohort_week, a.period;
+    SELECT e.event_id, e.occurred_at, e.event_type, e.account_id, e.problem
+    FROM analytics._subscription_events(p_account) AS e
+    WHERE e.problem IS NOT NULL
+        AND (p_from IS NULL OR e.occurred_at >= p_from)
+        AND (p_to IS NULL OR e.occurred_at < p_to)
+    ORDER BY e.occurred_at, e.event_id;
 END
 $$;
-COMMENT ON FUNCTION analytics.feature_adoption(text, text, timestamptz, timestamptz, text) IS
-    'Of the users whose first event ever fell in cohort_week and who were active in a day, week or '
-    'month that [p_from, p_to) touches (each whole), how many used the feature in it, how many of '
-    'them in no period before (first_users), and rate = users / active_users. One row for each '
-    'feature, cohort and period with an active user. p_feature NULL: every feature that is defined '
-    'or was used up to the end of the range. p_account: its events alone.';
+COMMENT ON FUNCTION analytics.mrr_problems(timestamptz, timestamptz, text) IS
+    'The subscription events of [p_from, p_to) that MRR leaves out, and why: no account, or a '
+    'property that cannot be read.';
 -- Room 60, sessions: what a user did at one sitting, where he came in and went out, and what had
 -- brought him. Reads analytics.events; read by analytics.sessions and sessions_daily, by
 -- attribution and paths.
@@ -7917,6 +8134,639 @@ COMMENT ON FUNCTION analytics.paths(timestamptz, timestamptz, text, integer, tex
     'often it was taken and by how many users. p_start_event: paths begin with the first such '
     'event of a session. p_max_steps: as many pairs of each path, 1 to 100. p_account: of the '
     'events of that account alone.';
+-- Room 60, feature adoption: who uses a feature, of those who were active, by the week of the
+-- user's first event. Each value of the property feature of feature_used is a feature;
+-- spectrum.features holds those that the user defines by an event type, a filter, or both.
+-- Reads analytics.events and analytics.features.
+
+CREATE FUNCTION spectrum._create_features()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.features') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.features (
+        feature text NOT NULL CONSTRAINT features_pkey PRIMARY KEY,
+        event_type text,
+        properties_filter jsonb,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        CONSTRAINT features_say_what_counts
+        CHECK (num_nonnulls(event_type, properties_filter) > 0)
+    );
+    COMMENT ON TABLE spectrum.features IS
+        'The features that are told by other events than feature_used. Define one with '
+        'spectrum.define_feature().';
+    COMMENT ON COLUMN spectrum.features.feature IS 'Name.';
+    COMMENT ON COLUMN spectrum.features.event_type IS 'Event that is a use of it; NULL any.';
+    COMMENT ON COLUMN spectrum.features.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN spectrum.features.changed_at IS 'When it was last defined.';
+
+    CREATE VIEW analytics.features WITH (security_barrier) AS
+    SELECT features.feature, features.event_type, features.properties_filter, features.changed_at
+    FROM spectrum.features;
+    COMMENT ON VIEW analytics.features IS
+        'The defined features, for all who may ask questions.';
+    COMMENT ON COLUMN analytics.features.feature IS 'Name.';
+    COMMENT ON COLUMN analytics.features.event_type IS 'Event that is a use of it; NULL any.';
+    COMMENT ON COLUMN analytics.features.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN analytics.features.changed_at IS 'When it was last defined.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_features() IS
+    'Room 60: makes spectrum.features and its plain view.';
+
+CREATE FUNCTION spectrum.define_feature(
+    p_name text,
+    p_event text DEFAULT NULL,
+    p_where jsonb DEFAULT NULL
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM analytics._check_filter('p_where', p_where);
+    IF p_event = '' OR (p_event IS NULL AND p_where IS NULL) THEN
+        PERFORM spectrum._reject('p_event', p_event, 'an event type, or NULL with a p_where');
+    END IF;
+
+    INSERT INTO spectrum.features (feature, event_type, properties_filter)
+    VALUES (p_name, p_event, p_where)
+    ON CONFLICT ON CONSTRAINT features_pkey DO UPDATE SET
+        event_type = excluded.event_type,
+        properties_filter = excluded.properties_filter,
+        changed_at = excluded.changed_at;
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_feature(text, text, jsonb) IS
+    'Defines a feature or replaces it: used by each event of type p_event (NULL: of any) whose '
+    'properties contain p_where (NULL: whatever they are). It takes the place of the value of the '
+    'same name in feature_used.';
+
+CREATE FUNCTION spectrum.drop_feature(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.features WHERE feature = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a feature in spectrum.features');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_feature(text) IS
+    'Forgets the definition of a feature, not its events; 22023 if there is none of that name.';
+
+CREATE FUNCTION analytics._feature_rules()
+RETURNS TABLE (event_type_key integer, feature text, properties_filter jsonb)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT t.event_type_key, f.feature, f.properties_filter
+    FROM analytics.event_types AS t
+    JOIN analytics.features AS f ON f.event_type IS NULL OR f.event_type = t.event_type
+    UNION ALL
+    SELECT t.event_type_key, NULL, NULL
+    FROM analytics.event_types AS t
+    WHERE t.event_type = 'feature_used';
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_rules() IS
+    'Which events are a use of which feature: of this type, with properties that contain the '
+    'filter, if any. feature NULL: the one that the event''s property feature names, unless that '
+    'name is defined.';
+
+CREATE FUNCTION analytics._feature_uses(
+    p_feature text,
+    p_starts timestamptz[],
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (account_id text, user_key bigint, feature text, numbers integer[])
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_defined text[] := ARRAY(SELECT f.feature FROM analytics.features AS f);
+    v_event_keys integer[] := ARRAY(
+        SELECT r.event_type_key FROM analytics._feature_rules() AS r
+        WHERE p_feature IS NULL OR r.feature = p_feature
+            OR (r.feature IS NULL AND p_feature <> ALL (v_defined))
+    );
+BEGIN
+    RETURN QUERY
+    SELECT
+        CASE WHEN p_by_account THEN min(u.account_id) ELSE coalesce(p_account, '*') END,
+        u.user_key,
+        u.feature,
+        array_agg(DISTINCT u.number ORDER BY u.number)
+    FROM (
+        SELECT
+            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
+            e.account_id,
+            e.user_key,
+            coalesce(r.feature, e.properties ->> 'feature') AS feature,
+            width_bucket(e.occurred_at, p_starts) AS number
+        FROM analytics.events AS e
+        JOIN analytics._feature_rules() AS r ON r.event_type_key = e.event_type_key
+        WHERE e.user_key <> 0
+            AND e.event_type_key = ANY (v_event_keys)
+            AND e.occurred_at >= p_starts[1]
+            AND e.occurred_at < p_starts[cardinality(p_starts)]
+            AND (r.properties_filter IS NULL OR e.properties @> r.properties_filter)
+            AND (r.feature IS NOT NULL OR e.properties ->> 'feature' <> ALL (v_defined))
+            AND (p_account IS NULL OR e.account_id = p_account)
+            AND (NOT p_by_account OR e.account_key <> 0)
+    ) AS u
+    WHERE u.feature <> '' AND (p_feature IS NULL OR u.feature = p_feature)
+    GROUP BY u.user_key, u.feature, u.scope_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_uses(text, timestamptz[], text, boolean) IS
+    'Each user''s periods (numbered by p_starts, ascending) with a use of each feature (p_feature '
+    'NULL: all). For one account, for all together (*), or, with p_by_account, for each account by '
+    'itself.';
+
+CREATE FUNCTION analytics._feature_adoption(
+    p_feature text,
+    p_period text,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_id text,
+    feature text,
+    cohort_week date,
+    period date,
+    active_users bigint,
+    users bigint,
+    first_users bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_first_number integer;
+    v_dates date[];
+    v_weeks timestamptz[];
+    v_week_dates date[];
+    v_named text[] := CASE
+        WHEN p_feature IS NULL THEN ARRAY(SELECT f.feature FROM analytics.features AS f)
+        ELSE ARRAY[p_feature]
+    END;
+BEGIN
+    SELECT h.starts, coalesce(h.first_number, 1) INTO v_starts, v_first_number
+    FROM analytics._history_periods(p_period, p_from, p_to) AS h;
+    v_dates := analytics._period_dates(v_starts);
+    v_weeks := spectrum.period_starts('week', v_starts[1], v_starts[cardinality(v_starts)]);
+    v_week_dates := analytics._period_dates(v_weeks);
+
+    RETURN QUERY
+    WITH cohort_users AS MATERIALIZED (
+        SELECT u.account_id, u.user_key, width_bucket(u.first_at, v_weeks) AS week, u.numbers
+        FROM analytics._active_periods(NULL, v_starts, p_account, p_by_account) AS u
+    ),
+    active_cells AS MATERIALIZED (
+        SELECT c.account_id, c.week, a.number, count(*) AS users
+        FROM cohort_users AS c
+        CROSS JOIN LATERAL unnest(c.numbers) AS a (number)
+        WHERE a.number >= v_first_number
+        GROUP BY c.account_id, c.week, a.number
+    ),
+    uses AS MATERIALIZED (
+        SELECT u.account_id, u.user_key, u.feature, u.numbers
+        FROM analytics._feature_uses(p_feature, v_starts, p_account, p_by_account) AS u
+    ),
+    use_cells AS (
+        SELECT u.account_id, u.feature, c.week, a.number, count(*) AS users,
+            count(*) FILTER (WHERE a.number = u.numbers[1]) AS first_users
+        FROM uses AS u
+        JOIN cohort_users AS c ON c.user_key = u.user_key AND c.account_id = u.account_id
+        CROSS JOIN LATERAL unnest(u.numbers) AS a (number)
+        GROUP BY u.account_id, u.feature, c.week, a.number
+    ),
+    features AS (
+        SELECT u.account_id, u.feature FROM uses AS u
+        UNION
+        SELECT a.account_id, n.feature
+        FROM active_cells AS a
+        CROSS JOIN unnest(v_named) AS n (feature)
+    )
+    SELECT a.account_id, f.feature, v_week_dates[a.week], v_dates[a.number], a.users,
+        coalesce(u.users, 0), coalesce(u.first_users, 0)
+    FROM active_cells AS a
+    JOIN features AS f ON f.account_id = a.account_id
+    LEFT JOIN use_cells AS u ON u.account_id = a.account_id AND u.feature = f.feature
+        AND u.week = a.week AND u.number = a.number;
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_adoption(
+    text, text, timestamptz, timestamptz, text, boolean
+) IS
+    'Adoption in each scope: a user''s use in a period counts in the week of his first event, and '
+    'as his first if he did not use the feature in a period before.';
+
+CREATE FUNCTION analytics.feature_adoption(
+    p_feature text DEFAULT NULL,
+    p_period text DEFAULT 'week',
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (
+    feature text,
+    cohort_week date,
+    period date,
+    active_users bigint,
+    users bigint,
+    first_users bigint,
+    repeat_users bigint,
+    rate double precision
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM analytics._check_range(p_from, p_to);
+    RETURN QUERY
+    SELECT a.feature, a.cohort_week, a.period, a.active_users, a.users, a.first_users,
+        a.users - a.first_users, a.users / a.active_users::double precision
+    FROM analytics._feature_adoption(p_feature, p_period, p_from, p_to, p_account, false) AS a
+    ORDER BY a.feature, a.cohort_week, a.period;
+END
+$$;
+COMMENT ON FUNCTION analytics.feature_adoption(text, text, timestamptz, timestamptz, text) IS
+    'Of the users whose first event ever fell in cohort_week and who were active in a day, week or '
+    'month that [p_from, p_to) touches (each whole), how many used the feature in it, how many of '
+    'them in no period before (first_users), and rate = users / active_users. One row for each '
+    'feature, cohort and period with an active user. p_feature NULL: every feature that is defined '
+    'or was used up to the end of the range. p_account: its events alone.';
+-- Room 60, operations: latency and errors of requests, and how many events come in. A request is an
+-- event request or api_request; its properties are endpoint, latency_ms, status, error, service and
+-- version. It is an error when its status is 500 or more, or its error is true. Events of the type
+-- error are no requests: they stand beside the requests of their service, in a column of their own.
+-- Percentiles are taken from how often each value occurs, so they are exact, and counts of several
+-- days can be added up first. Reads analytics.events.
+
+CREATE FUNCTION analytics._counted_percentile(
+    p_values numeric[],
+    p_counts_so_far bigint[],
+    p_fraction numeric
+)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_rank numeric := p_fraction * (p_counts_so_far[cardinality(p_counts_so_far)] - 1);
+    v_below numeric := p_values[width_bucket(floor(v_rank)::bigint, p_counts_so_far) + 1];
+    v_above numeric := p_values[width_bucket(ceil(v_rank)::bigint, p_counts_so_far) + 1];
+BEGIN
+    RETURN trim_scale(v_below + (v_above - v_below) * (v_rank - floor(v_rank)));
+END
+$$;
+COMMENT ON FUNCTION analytics._counted_percentile(numeric[], bigint[], numeric) IS
+    'analytics._percentile of ascending values that occur more than once: beside each value how '
+    'many numbers there are up to and with it.';
+
+CREATE FUNCTION analytics._request_counts(
+    p_starts timestamptz[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_service boolean
+)
+RETURNS TABLE (
+    period_number integer,
+    endpoint text,
+    latency numeric,
+    service text,
+    version text,
+    requests bigint,
+    errors bigint,
+    error_events bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_error_key integer := coalesce((
+        SELECT t.event_type_key FROM analytics.event_types AS t WHERE t.event_type = 'error'
+    ), -1);
+    v_keys integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN ('request', 'api_request')
+            OR (p_by_service AND t.event_type = 'error')
+    );
+BEGIN
+    -- The arguments are constants of this plan: of each CASE over them one branch remains.
+    RETURN QUERY
+    WITH requests AS (
+        SELECT
+            width_bucket(e.occurred_at, p_starts) AS number,
+            CASE WHEN NOT p_by_service THEN e.properties ->> 'endpoint' END COLLATE "C" AS endpoint,
+            CASE WHEN NOT p_by_service THEN
+                CASE jsonb_typeof(e.properties -> 'latency_ms')
+                    WHEN 'number' THEN (e.properties -> 'latency_ms')::numeric
+                    WHEN 'string' THEN analytics._text_number(e.properties ->> 'latency_ms')
+                END
+            END AS latency,
+            CASE WHEN p_by_service THEN e.properties ->> 'service' END COLLATE "C" AS service,
+            CASE WHEN p_by_service THEN e.properties ->> 'version' END COLLATE "C" AS version,
+            e.event_type_key <> v_error_key AS is_request,
+            CASE jsonb_typeof(e.properties -> 'status')
+                WHEN 'number' THEN (e.properties -> 'status')::numeric >= 500
+                WHEN 'string' THEN analytics._text_number(e.properties ->> 'status') >= 500
+            END IS TRUE OR e.properties -> 'error' = 'true' AS is_error
+        FROM analytics.events AS e
+        WHERE e.event_type_key = ANY (v_keys)
+            AND e.occurred_at >= p_from
+            AND e.occurred_at < p_to
+            AND (p_account IS NULL OR e.account_id = p_account)
+        -- Rows without the properties are what is sorted.
+        OFFSET 0
+    )
+    SELECT r.number, r.endpoint,
+        CASE WHEN r.latency >= 0 AND r.latency < 1e15 THEN r.latency END AS measured,
+        r.service, r.version,
+        count(*) FILTER (WHERE r.is_request),
+        count(*) FILTER (WHERE r.is_request AND r.is_error),
+        count(*) FILTER (WHERE NOT r.is_request)
+    FROM requests AS r
+    GROUP BY r.number, r.endpoint, measured, r.service, r.version;
+END
+$$;
+COMMENT ON FUNCTION analytics._request_counts(
+    timestamptz[], timestamptz, timestamptz, text, boolean
+) IS
+    'How many requests, and how many of them errors, by period, endpoint and latency (NULL where '
+    'it is no number from 0 to below 10^15), or by period, service and version; then also how many '
+    'events of type error.';
+
+CREATE FUNCTION analytics.latency(
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_period text DEFAULT 'day',
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (
+    period date,
+    endpoint text,
+    requests bigint,
+    p50 numeric,
+    p95 numeric,
+    p99 numeric,
+    errors bigint,
+    error_rate double precision,
+    measured bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_from timestamptz := p_from;
+    v_to timestamptz := p_to;
+    v_starts timestamptz[];
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_from IS NULL OR p_to IS NULL THEN
+        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
+        INTO v_from, v_to
+        FROM analytics._event_bounds(p_account) AS b;
+    END IF;
+    IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
+        RETURN;
+    END IF;
+    v_starts := spectrum.period_starts(p_period, v_from, v_to);
+
+    RETURN QUERY
+    WITH counts AS (
+        SELECT c.period_number, c.endpoint, c.latency, c.requests, c.errors,
+            (sum(c.requests) FILTER (WHERE c.latency IS NOT NULL) OVER ascending)::bigint AS so_far
+        FROM analytics._request_counts(v_starts, v_from, v_to, p_account, false) AS c
+        WINDOW ascending AS (PARTITION BY c.period_number, c.endpoint ORDER BY c.latency)
+    ),
+    endpoints AS (
+        SELECT c.period_number, c.endpoint, sum(c.requests)::bigint AS requests,
+            sum(c.errors)::bigint AS errors, coalesce(max(c.so_far), 0) AS measured,
+            array_agg(c.latency ORDER BY c.latency)
+                FILTER (WHERE c.latency IS NOT NULL) AS latencies,
+            array_agg(c.so_far ORDER BY c.latency)
+                FILTER (WHERE c.latency IS NOT NULL) AS so_far
+        FROM counts AS c
+        GROUP BY c.period_number, c.endpoint
+    )
+    SELECT spectrum.period_date(v_starts[e.period_number]), e.endpoint, e.requests,
+        analytics._counted_percentile(e.latencies, e.so_far, 0.5),
+        analytics._counted_percentile(e.latencies, e.so_far, 0.95),
+        analytics._counted_percentile(e.latencies, e.so_far, 0.99),
+        e.errors, e.errors / e.requests::double precision, e.measured
+    FROM endpoints AS e
+    ORDER BY e.period_number, e.endpoint;
+END
+$$;
+COMMENT ON FUNCTION analytics.latency(timestamptz, timestamptz, text, text) IS
+    'Requests by day, week or month and endpoint inside [p_from, p_to) (NULL: as far as events '
+    'go): how many, exact percentiles of latency_ms in milliseconds over the measured ones (those '
+    'with a number from 0 to below 10^15 there), errors, and errors / requests. A period without '
+    'requests of an endpoint is no row.';
+
+CREATE FUNCTION analytics.error_rates(
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_period text DEFAULT 'day',
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (
+    period date,
+    service text,
+    version text,
+    requests bigint,
+    errors bigint,
+    error_rate double precision,
+    error_events bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_from timestamptz := p_from;
+    v_to timestamptz := p_to;
+    v_starts timestamptz[];
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_from IS NULL OR p_to IS NULL THEN
+        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
+        INTO v_from, v_to
+        FROM analytics._event_bounds(p_account) AS b;
+    END IF;
+    IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
+        RETURN;
+    END IF;
+    v_starts := spectrum.period_starts(p_period, v_from, v_to);
+
+    RETURN QUERY
+    SELECT spectrum.period_date(v_starts[c.period_number]), c.service, c.version, c.requests,
+        c.errors, c.errors / nullif(c.requests, 0)::double precision, c.error_events
+    FROM analytics._request_counts(v_starts, v_from, v_to, p_account, true) AS c
+    ORDER BY c.period_number, c.service, c.version;
+END
+$$;
+COMMENT ON FUNCTION analytics.error_rates(timestamptz, timestamptz, text, text) IS
+    'Requests by day, week or month, service and version inside [p_from, p_to) (NULL: as far as '
+    'events go): how many, how many of them errors, errors / requests (NULL without requests), and '
+    'beside them the events of type error, which are no requests.';
+
+CREATE FUNCTION analytics.throughput(
+    p_period text DEFAULT 'minute',
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_event text DEFAULT NULL,
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (period timestamptz, events bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_from timestamptz := p_from;
+    v_to timestamptz := p_to;
+    -- Longer than any day: a day is one piece.
+    v_step interval := (
+        CASE p_period WHEN 'day' THEN '72 hours' ELSE '1 ' || p_period END
+    )::interval;
+    v_days timestamptz[];
+BEGIN
+    PERFORM spectrum._check_choice('p_period', p_period, '{minute, hour, day}');
+    PERFORM analytics._check_range(p_from, p_to);
+    IF p_from IS NULL OR p_to IS NULL THEN
+        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
+        INTO v_from, v_to
+        FROM analytics._event_bounds(p_account) AS b;
+    END IF;
+    IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
+        RETURN;
+    END IF;
+    v_days := spectrum.period_starts('day', v_from, v_to);
+
+    RETURN QUERY
+    WITH counts AS (
+        SELECT
+            date_bin(v_step, e.occurred_at, v_days[width_bucket(e.occurred_at, v_days)]) AS start,
+            count(*) AS events
+        FROM analytics.events AS e
+        WHERE e.occurred_at >= v_from
+            AND e.occurred_at < v_to
+            AND (p_event IS NULL OR e.event_type = p_event)
+            AND (p_account IS NULL OR e.account_id = p_account)
+        GROUP BY 1
+    ),
+    pieces AS (
+        SELECT p.start
+        FROM generate_series(1, cardinality(v_days) - 1) AS d (number)
+        CROSS JOIN LATERAL generate_series(
+            v_days[d.number], v_days[d.number + 1] - interval '1 us', v_step
+        ) AS p (start)
+        WHERE p.start + v_step > v_from AND p.start < v_to
+    )
+    SELECT p.start, coalesce(c.events, 0)
+    FROM pieces AS p
+    LEFT JOIN counts AS c USING (start)
+    ORDER BY p.start;
+END
+$$;
+COMMENT ON FUNCTION analytics.throughput(text, timestamptz, timestamptz, text, text) IS
+    'Events (p_event NULL: of any type) by minute, hour or day inside [p_from, p_to) (NULL: as far '
+    'as events go), by the instant at which each begins; one without events is a row too. Minutes '
+    'and hours are counted off from the start of the calendar day, so an hour that the clock shows '
+    'twice is two, and those of a day add up to the day.';
+-- Room 60, the catalog: which event types there are, with which properties, of which JSON types.
+-- Names and counts only: values may be private and stay in the events. Reads analytics.events once.
+
+CREATE FUNCTION analytics._catalog_counts(p_account text)
+RETURNS TABLE (
+    event_type_key integer,
+    property text,
+    json_type text,
+    events bigint,
+    first_seen timestamptz,
+    last_seen timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT e.event_type_key, p.name, p.json_type, count(*), min(e.occurred_at), max(e.occurred_at)
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL (
+        SELECT NULL AS name, NULL AS json_type
+        UNION ALL
+        SELECT each.key COLLATE "C", jsonb_typeof(each.value)
+        FROM jsonb_each(e.properties) AS each
+    ) AS p
+    WHERE p_account IS NULL OR e.account_id = p_account
+    GROUP BY e.event_type_key, p.name, p.json_type;
+END
+$$;
+COMMENT ON FUNCTION analytics._catalog_counts(text) IS
+    'What the catalog is made of: events and their first and last time by event type, property and '
+    'JSON type; without property and JSON type those of the event type itself. All of it adds up.';
+
+CREATE FUNCTION analytics.event_catalog(p_account text DEFAULT NULL)
+RETURNS TABLE (
+    event_type text,
+    property text,
+    types jsonb,
+    events bigint,
+    first_seen timestamptz,
+    last_seen timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT t.event_type, c.property,
+        jsonb_object_agg(c.json_type, c.events) FILTER (WHERE c.json_type IS NOT NULL),
+        sum(c.events)::bigint, min(c.first_seen), max(c.last_seen)
+    FROM analytics._catalog_counts(p_account) AS c
+    JOIN analytics.event_types AS t USING (event_type_key)
+    GROUP BY t.event_type, c.property
+    ORDER BY t.event_type, c.property NULLS FIRST;
+END
+$$;
+COMMENT ON FUNCTION analytics.event_catalog(text) IS
+    'The event types of an account (NULL: of all) and their top-level properties: events that have '
+    'it, by JSON type too, the first and the last time. A row without property is the event type '
+    'itself. Values are not shown.';
 -- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
 -- read by distributions.sql alone.
 --

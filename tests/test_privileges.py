@@ -32,6 +32,12 @@ QUESTIONS = [
     "analytics.stickiness()",
     "analytics.feature_adoption()",
     "analytics.revenue()",
+    "analytics.mrr_movements()",
+    "analytics.mrr_problems()",
+    "analytics.latency()",
+    "analytics.error_rates()",
+    "analytics.throughput('day')",
+    "analytics.event_catalog()",
     "analytics.experiment('button')",
     "analytics.sessions()",
     "analytics.sessions_daily()",
@@ -92,6 +98,14 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
                 event("buy", user_id=user, account_id="acme", properties={"revenue": 5}),
             ],
         )
+    insert(
+        db,
+        [
+            event("subscription_started", account_id="acme", properties={"mrr": 5}),
+            event("subscription_changed", account_id="acme", properties={"mrr": "more"}),
+            event("request", account_id="acme", properties={"endpoint": "/", "latency_ms": 5}),
+        ],
+    )
     db.execute("CALL spectrum.run()")
     return db
 
@@ -249,7 +263,7 @@ def test_analyst_asks_every_question(filled: psycopg.Connection, roles: dict[str
         " AND NOT starts_with(proname, '_')",
     )
     assert {name for (name,) in to_ask} <= asked
-    assert value(db, "SELECT count(*) FROM analytics.events") == 6
+    assert value(db, "SELECT count(*) FROM analytics.events") == 9
     for statement in (
         "SELECT * FROM warehouse.fact_events",
         "SELECT payload FROM raw_events",
@@ -299,4 +313,4 @@ def test_a_reader_cannot_grant(roles: dict[str, Role], filled: psycopg.Connectio
     )
     with pytest.raises(errors.InsufficientPrivilege):
         grant(db, "grant", "ingest", role)
-    assert statuses(filled) == {"done": 6}
+    assert statuses(filled) == {"done": 9}
