@@ -206,6 +206,30 @@ COMMENT ON FUNCTION spectrum.welch_t_test(
     'difference = mean1 - mean2 with its t interval. All NULL where a group is empty; all but the '
     'difference NULL where a group has one member or neither has any variance.';
 
+CREATE FUNCTION spectrum._lift_error(
+    p_n1 double precision,
+    p_mean1 double precision,
+    p_var1 double precision,
+    p_n2 double precision,
+    p_mean2 double precision,
+    p_var2 double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN nullif(
+        sqrt(p_var1 / p_n1 + (p_mean1 / p_mean2) ^ 2 * (p_var2 / p_n2)) / abs(p_mean2), 0
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._lift_error(
+    double precision, double precision, double precision,
+    double precision, double precision, double precision
+) IS
+    'Standard error of mean1 / mean2 - 1 by the delta method; NULL without any variance.';
+
 CREATE FUNCTION spectrum.lift_interval(
     p_n1 double precision,
     p_mean1 double precision,
@@ -234,9 +258,7 @@ BEGIN
     END IF;
 
     lift := (p_mean1 - p_mean2) / p_mean2;
-    v_error := nullif(
-        sqrt(p_var1 / p_n1 + (p_mean1 / p_mean2) ^ 2 * (p_var2 / p_n2)) / abs(p_mean2), 0
-    );
+    v_error := spectrum._lift_error(p_n1, p_mean1, p_var1, p_n2, p_mean2, p_var2);
     low := lift - v_z * v_error;
     high := lift + v_z * v_error;
 END
