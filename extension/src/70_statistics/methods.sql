@@ -140,8 +140,12 @@ BEGIN
     IF cardinality(v_sorted) + v_zeros = 0 THEN
         RETURN;
     END IF;
-    low := least(0, spectrum._quantile(v_sorted, v_below, v_zeros, 1 - p_percentile::numeric));
-    high := greatest(0, spectrum._quantile(v_sorted, v_below, v_zeros, p_percentile::numeric));
+    low := trim_scale(
+        least(0, spectrum._quantile(v_sorted, v_below, v_zeros, 1 - p_percentile::numeric))
+    );
+    high := trim_scale(
+        greatest(0, spectrum._quantile(v_sorted, v_below, v_zeros, p_percentile::numeric))
+    );
 END
 $$;
 COMMENT ON FUNCTION spectrum.winsor_bounds(numeric[], double precision, bigint) IS

@@ -170,6 +170,7 @@ DECLARE
     v_square1 double precision;
     v_square2 double precision;
     v_error double precision;
+    v_margin double precision;
 BEGIN
     PERFORM spectrum._check_count('p_n1', p_n1);
     PERFORM spectrum._check_count('p_n2', p_n2);
@@ -193,8 +194,9 @@ BEGIN
         + greatest(v_square2 / (v_square1 + v_square2), 1e-100) ^ 2 / (p_n2 - 1)
     );
     p_value := 2 * spectrum.student_t_sf(abs(t), df);
-    low := difference + v_error * spectrum.student_t_quantile(v_tail, df);
-    high := difference - v_error * spectrum.student_t_quantile(v_tail, df);
+    v_margin := -v_error * spectrum.student_t_quantile(v_tail, df);
+    low := difference - v_margin;
+    high := difference + v_margin;
 END
 $$;
 COMMENT ON FUNCTION spectrum.welch_t_test(

@@ -12,7 +12,13 @@ RETURNS TABLE (account_id text, user_key bigint, variant text, exposed_at timest
 LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET jit = off
 AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN ('experiment_exposure', '$feature_flag_called')
+    );
 BEGIN
     RETURN QUERY
     WITH flags AS (
@@ -30,7 +36,7 @@ BEGIN
                 ELSE e.properties ->> '$feature_flag_response'
             END AS variant
         FROM analytics.events AS e
-        WHERE e.event_type IN ('experiment_exposure', '$feature_flag_called')
+        WHERE e.event_type_key = ANY (v_types)
             AND e.user_key <> 0
             AND (p_users IS NULL OR e.user_key = ANY (p_users))
             AND (p_plan.starts_at IS NULL OR e.occurred_at >= p_plan.starts_at)
@@ -56,6 +62,37 @@ COMMENT ON FUNCTION analytics._experiment_units(
     'The users of an experiment (of these, if given), each with his variant and first exposure. '
     'The variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
 
+CREATE FUNCTION analytics._metric_sides(p_metrics text[])
+RETURNS TABLE (
+    metric text,
+    is_upper boolean,
+    event_type_key integer,
+    property text,
+    properties_filter jsonb,
+    time_window interval,
+    most integer
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 10
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT m.metric, s.is_upper, t.event_type_key, s.property, s.properties_filter, m.time_window,
+        CASE WHEN m.kind = 'proportion' THEN 1 END
+    FROM analytics.metrics AS m
+    CROSS JOIN LATERAL (
+        VALUES
+            (true, m.event_type, m.property, m.properties_filter),
+            (false, m.denominator_event_type, m.denominator_property, m.denominator_filter)
+    ) AS s (is_upper, event_type, property, properties_filter)
+    JOIN analytics.event_types AS t ON t.event_type = s.event_type
+    WHERE m.metric = ANY (p_metrics);
+END
+$$;
+COMMENT ON FUNCTION analytics._metric_sides(text[]) IS
+    'What metrics count of which events: the upper side, and of a ratio the lower. most: a unit '
+    'counts no more than this.';
+
 CREATE FUNCTION analytics._experiment_contributions(
     p_plan analytics._experiment_plan,
     p_account text,
@@ -77,46 +114,50 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET timezone = 'UTC'
+SET jit = off
 AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.metrics) AS s
+    );
 BEGIN
     RETURN QUERY
     WITH units AS MATERIALIZED (
         SELECT * FROM analytics._experiment_units(p_plan, p_account, p_by_account, p_users)
     ),
-    sides AS (
-        SELECT m.metric, CASE WHEN m.kind = 'proportion' THEN 1 END AS most, m.time_window, s.*
-        FROM analytics.metrics AS m
-        CROSS JOIN LATERAL (
-            VALUES
-                (true, m.event_type, m.property, m.properties_filter),
-                (false, m.denominator_event_type, m.denominator_property, m.denominator_filter)
-        ) AS s (is_upper, event_type, property, properties_filter)
-        WHERE m.metric = ANY (p_plan.metrics) AND s.event_type IS NOT NULL
-    ),
-    amounts AS (
-        SELECT u.account_id, u.user_key, u.variant, s.metric, s.most, s.is_upper,
-            e.occurred_at < u.exposed_at AS is_before,
-            CASE
-                WHEN s.property IS NULL THEN 1
-                WHEN jsonb_typeof(e.properties -> s.property) = 'number'
-                    THEN (e.properties -> s.property)::numeric
-                WHEN jsonb_typeof(e.properties -> s.property) = 'string'
-                    THEN analytics._text_number(e.properties ->> s.property)
-            END AS amount
+    happenings AS (
+        SELECT u.*, e.event_type_key, e.occurred_at, e.properties
         FROM units AS u
         JOIN analytics.events AS e ON e.user_key = u.user_key
             AND e.occurred_at >= u.exposed_at - coalesce(p_plan.cuped, '0')
-        JOIN sides AS s ON s.event_type = e.event_type
         WHERE u.variant IS NOT NULL
-            AND e.event_type = ANY (ARRAY(SELECT s.event_type FROM sides AS s))
+            AND e.event_type_key = ANY (v_types)
+            AND (p_users IS NULL OR e.user_key = ANY (p_users))
             AND (NOT p_by_account OR e.account_id = u.account_id)
             AND (p_account IS NULL OR e.account_id = p_account)
+        -- a fence: properties are looked into after the units are known
+        OFFSET 0
+    ),
+    amounts AS (
+        SELECT h.account_id, h.user_key, h.variant, s.metric, s.most, s.is_upper,
+            h.occurred_at < h.exposed_at AS is_before,
+            CASE
+                WHEN s.property IS NULL THEN 1
+                WHEN jsonb_typeof(h.properties -> s.property) = 'number'
+                    THEN (h.properties -> s.property)::numeric
+                WHEN jsonb_typeof(h.properties -> s.property) = 'string'
+                    THEN analytics._text_number(h.properties ->> s.property)
+            END AS amount
+        FROM happenings AS h
+        JOIN analytics._metric_sides(p_plan.metrics) AS s ON s.event_type_key = h.event_type_key
+        WHERE
             -- A window runs on after the end of the experiment, else that end cuts.
-            AND CASE
-                WHEN s.time_window IS NOT NULL THEN e.occurred_at < u.exposed_at + s.time_window
-                ELSE p_plan.ends_at IS NULL OR e.occurred_at < p_plan.ends_at
+            CASE
+                WHEN s.time_window IS NOT NULL THEN h.occurred_at < h.exposed_at + s.time_window
+                ELSE p_plan.ends_at IS NULL OR h.occurred_at < p_plan.ends_at
             END
-            AND (s.properties_filter IS NULL OR e.properties @> s.properties_filter)
+            AND (s.properties_filter IS NULL OR h.properties @> s.properties_filter)
+        OFFSET 0
     ),
     sums AS (
         SELECT a.account_id, a.user_key, a.variant, a.metric, a.most,

@@ -34,6 +34,9 @@ DECLARE
     );
 BEGIN
     difference := p_estimate - p_control_estimate;
+    IF difference IS NULL THEN
+        RETURN;
+    END IF;
     lift := difference / nullif(p_control_estimate, 0);
     SELECT b.chance_to_win, b.low, b.high, b.expected_loss
     INTO chance_to_win, credible_low, credible_high, expected_loss
@@ -117,6 +120,9 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+-- thousands of accounts look like a few rows
+SET enable_nestloop = off
+SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -135,9 +141,11 @@ BEGIN
         FROM arms AS a
         JOIN arms AS c ON c.account_id = a.account_id AND c.metric = a.metric AND c.is_control
         LEFT JOIN LATERAL analytics._experiment_comparison(
-            p_plan, a.is_rate, a.units, a.conversions, a.value, a.variance,
+            p_plan, a.is_rate, a.units, a.conversions,
+            -- control is not compared with itself
+            CASE WHEN NOT a.is_control THEN a.value END, a.variance,
             c.units, c.conversions, c.value, c.variance
-        ) AS t ON NOT a.is_control
+        ) AS t ON true
     ),
     families AS (
         SELECT c.account_id,
