@@ -6885,9 +6885,7 @@ SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
-    WITH arms AS MATERIALIZED (
-        SELECT * FROM analytics._experiment_arms(p_plan, p_totals)
-    ),
+    WITH arms AS MATERIALIZED (SELECT * FROM analytics._experiment_arms(p_plan, p_totals)),
     splits AS (
         SELECT a.account_id, (spectrum.sample_ratio_mismatch(
             array_agg(a.units ORDER BY a.variant),
@@ -6913,11 +6911,11 @@ BEGIN
             spectrum.adjust_p_values(
                 array_agg(c.p_value ORDER BY c.metric, c.variant), p_plan.correction
             ) AS p_values
-        FROM comparisons AS c WHERE NOT c.is_control AND NOT c.is_guardrail GROUP BY c.account_id
+        FROM comparisons AS c WHERE NOT (c.is_control OR c.is_guardrail) GROUP BY c.account_id
     ),
     adjustments AS (
-        SELECT f.account_id, a.* FROM families AS f
-        CROSS JOIN unnest(f.metrics, f.variants, f.p_values) AS a (metric, variant, p_value)
+        SELECT f.account_id, a.* FROM families AS f,
+            unnest(f.metrics, f.variants, f.p_values) AS a (metric, variant, p_value)
     )
     SELECT c.account_id, p_plan.experiment, c.metric, c.variant, c.is_control, c.units,
         c.excluded_units, c.conversions, c.value, c.low, c.high, c.difference, c.difference_low,

@@ -120,6 +120,5 @@ SELECT spectrum.define_metric('m', 'ratio', 'purchase');
 SELECT spectrum.define_experiment('x', '{"a": 0.5, "b": 0}', 'a', '["m"]');
 SELECT spectrum.define_experiment('x', '{"a": 0.5, "b": 0.5}', 'c', '["m"]');
 SELECT spectrum.define_experiment('x', '{"a": 0.5, "b": 0.5}', 'a', '["m"]');
-SELECT spectrum.define_experiment('x', '{"a": 0.5, "b": 0.5}', 'a', '["m"]', p_cuped => '-1 day');
 SELECT spectrum.drop_metric('m');
 SELECT spectrum.drop_experiment('x');
