@@ -44,9 +44,13 @@ SOURCES = $(addprefix extension/src/, \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
+	70_statistics/methods.sql \
 	71_experiments/00_definitions.sql \
+	71_experiments/05_plan.sql \
 	71_experiments/10_units.sql \
+	71_experiments/15_totals.sql \
 	71_experiments/20_results.sql \
+	71_experiments/25_comparisons.sql \
 	71_experiments/30_standing.sql \
 	80_operations/00_refresh.sql \
 	80_operations/10_run.sql \

@@ -9607,6 +9607,7 @@ DECLARE
     v_square1 double precision;
     v_square2 double precision;
     v_error double precision;
+    v_margin double precision;
 BEGIN
     PERFORM spectrum._check_count('p_n1', p_n1);
     PERFORM spectrum._check_count('p_n2', p_n2);
@@ -9630,8 +9631,9 @@ BEGIN
         + greatest(v_square2 / (v_square1 + v_square2), 1e-100) ^ 2 / (p_n2 - 1)
     );
     p_value := 2 * spectrum.student_t_sf(abs(t), df);
-    low := difference + v_error * spectrum.student_t_quantile(v_tail, df);
-    high := difference - v_error * spectrum.student_t_quantile(v_tail, df);
+    v_margin := -v_error * spectrum.student_t_quantile(v_tail, df);
+    low := difference - v_margin;
+    high := difference + v_margin;
 END
 $$;
 COMMENT ON FUNCTION spectrum.welch_t_test(
@@ -9642,6 +9644,30 @@ COMMENT ON FUNCTION spectrum.welch_t_test(
     'sample variance (var_samp) of two groups; degrees of freedom by Welch and Satterthwaite; '
     'difference = mean1 - mean2 with its t interval. All NULL where a group is empty; all but the '
     'difference NULL where a group has one member or neither has any variance.';
+
+CREATE FUNCTION spectrum._lift_error(
+    p_n1 double precision,
+    p_mean1 double precision,
+    p_var1 double precision,
+    p_n2 double precision,
+    p_mean2 double precision,
+    p_var2 double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN nullif(
+        sqrt(p_var1 / p_n1 + (p_mean1 / p_mean2) ^ 2 * (p_var2 / p_n2)) / abs(p_mean2), 0
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._lift_error(
+    double precision, double precision, double precision,
+    double precision, double precision, double precision
+) IS
+    'Standard error of mean1 / mean2 - 1 by the delta method; NULL without any variance.';
 
 CREATE FUNCTION spectrum.lift_interval(
     p_n1 double precision,
@@ -9671,9 +9697,7 @@ BEGIN
     END IF;
 
     lift := (p_mean1 - p_mean2) / p_mean2;
-    v_error := nullif(
-        sqrt(p_var1 / p_n1 + (p_mean1 / p_mean2) ^ 2 * (p_var2 / p_n2)) / abs(p_mean2), 0
-    );
+    v_error := spectrum._lift_error(p_n1, p_mean1, p_var1, p_n2, p_mean2, p_var2);
     low := lift - v_z * v_error;
     high := lift + v_z * v_error;
 END
@@ -9798,6 +9822,161 @@ COMMENT ON FUNCTION spectrum.adjust_p_values(double precision[], text) IS
     'probability of any false discovery (Holm 1979). benjamini_hochberg: step-up, controls the '
     'expected share of false discoveries (Benjamini and Hochberg 1995). NULL and NaN stay as they '
     'are and are not counted.';
+-- Room 70, methods: what may be asked beside a plain test. An interval that may be looked at as
+-- often as one likes, the chance that the better-looking one is better, and where long tails are
+-- cut. No data; read by the experiments and by anyone.
+
+CREATE FUNCTION spectrum.sequential_test(
+    p_n double precision,
+    p_estimate double precision,
+    p_error double precision,
+    p_tuning double precision DEFAULT 5000,
+    p_confidence double precision DEFAULT 0.95,
+    OUT p_value double precision,
+    OUT low double precision,
+    OUT high double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_bar double precision := -2 * ln(2 * spectrum._outer_tail(p_confidence));
+    v_mixture double precision;
+    v_margin double precision;
+    v_log_p double precision;
+BEGIN
+    PERFORM spectrum._check_count('p_n', p_n);
+    PERFORM spectrum._check_number('p_error', p_error, p_error >= 0, 'a standard error, 0 or more');
+    PERFORM spectrum._check_positive('p_tuning', p_tuning);
+    IF p_n = 0 OR p_error = 0 THEN
+        RETURN;
+    END IF;
+    -- n rho^2, with the rho that makes the interval narrowest at n = p_tuning
+    v_mixture := p_n / p_tuning * (v_bar + ln(v_bar + 1));
+    v_margin := p_error * sqrt((1 + 1 / v_mixture) * (ln(v_mixture + 1) + v_bar));
+    low := p_estimate - v_margin;
+    high := p_estimate + v_margin;
+    v_log_p := (
+        ln(v_mixture + 1) - (p_estimate / p_error) ^ 2 * (v_mixture / (v_mixture + 1))
+    ) / 2;
+    p_value := CASE
+        WHEN v_log_p BETWEEN 0 AND 1e300 THEN 1
+        ELSE spectrum._exponential(v_log_p)
+    END;
+END
+$$;
+COMMENT ON FUNCTION spectrum.sequential_test(
+    double precision, double precision, double precision, double precision, double precision
+) IS
+    'Always-valid interval and two-sided p-value of an estimate from n observations with this '
+    'standard error: they hold at every look at once, so one may stop at any. The asymptotic '
+    'confidence sequence of Waudby-Smith et al. (2024, Annals of Statistics 52, 2613), which is '
+    'the mixture SPRT with a normal mixture (Robbins 1970; Johari et al. 2017). p_tuning: the n at '
+    'which it is narrowest. NULL without observations or error.';
+
+CREATE FUNCTION spectrum.normal_posterior(
+    p_difference double precision,
+    p_error double precision,
+    p_confidence double precision DEFAULT 0.95,
+    OUT chance_to_win double precision,
+    OUT low double precision,
+    OUT high double precision,
+    OUT expected_loss double precision
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_z double precision;
+    v_margin double precision := -p_error
+        * spectrum.normal_quantile(spectrum._outer_tail(p_confidence));
+BEGIN
+    PERFORM spectrum._check_number('p_error', p_error, p_error >= 0, 'a standard error, 0 or more');
+    IF p_error = 0 THEN
+        RETURN;
+    END IF;
+    v_z := p_difference / p_error;
+    chance_to_win := spectrum.normal_cdf(v_z);
+    low := p_difference - v_margin;
+    high := p_difference + v_margin;
+    expected_loss := p_error * greatest(
+        0, spectrum._exponential(-v_z * v_z / 2) / sqrt(2 * pi()) - v_z * spectrum.normal_sf(v_z)
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum.normal_posterior(
+    double precision, double precision, double precision
+) IS
+    'What a flat prior and a normal likelihood say of a difference: its posterior is normal around '
+    'p_difference with deviation p_error. chance_to_win: that it is above 0; low, high: credible '
+    'interval of equal tails; expected_loss: mean of what is lost by choosing it, 0 where it is '
+    'above 0. NULL without error.';
+
+CREATE FUNCTION spectrum._quantile(
+    p_sorted numeric[], p_below bigint, p_zeros bigint, p_share numeric
+)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_place numeric := (cardinality(p_sorted) + p_zeros - 1) * p_share;
+    v_ends numeric[] := ARRAY(
+        SELECT CASE
+            WHEN r.rank < p_below THEN p_sorted[r.rank + 1]
+            WHEN r.rank < p_below + p_zeros THEN 0
+            ELSE p_sorted[r.rank - p_zeros + 1]
+        END
+        FROM unnest(ARRAY[floor(v_place), ceil(v_place)]::integer[]) AS r (rank)
+    );
+BEGIN
+    RETURN v_ends[1] + (v_ends[2] - v_ends[1]) * (v_place - floor(v_place));
+END
+$$;
+COMMENT ON FUNCTION spectrum._quantile(numeric[], bigint, bigint, numeric) IS
+    'Quantile, linear between two neighbours, of sorted amounts (p_below of them negative, none 0) '
+    'with so many zeros in their midst.';
+
+CREATE FUNCTION spectrum.winsor_bounds(
+    p_amounts numeric[],
+    p_percentile double precision DEFAULT 0.99,
+    p_zeros bigint DEFAULT 0,
+    OUT low numeric,
+    OUT high numeric
+)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_sorted numeric[] := ARRAY(
+        SELECT a.amount FROM unnest(p_amounts) AS a (amount) WHERE a.amount <> 0 ORDER BY a.amount
+    );
+    v_below bigint;
+    v_zeros bigint;
+BEGIN
+    PERFORM spectrum._check_number(
+        'p_percentile', p_percentile, p_percentile > 0.5 AND p_percentile <= 1,
+        'a number above 0.5 and at most 1, such as 0.99'
+    );
+    PERFORM spectrum._check_count('p_zeros', p_zeros);
+    SELECT count(*) FILTER (WHERE a.amount < 0), p_zeros + count(*) FILTER (WHERE a.amount = 0)
+    INTO v_below, v_zeros FROM unnest(p_amounts) AS a (amount);
+    IF cardinality(v_sorted) + v_zeros = 0 THEN
+        RETURN;
+    END IF;
+    low := trim_scale(
+        least(0, spectrum._quantile(v_sorted, v_below, v_zeros, 1 - p_percentile::numeric))
+    );
+    high := trim_scale(
+        greatest(0, spectrum._quantile(v_sorted, v_below, v_zeros, p_percentile::numeric))
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum.winsor_bounds(numeric[], double precision, bigint) IS
+    'Where winsorizing cuts: amounts above high become high, those below low become low. high is '
+    'the percentile, linear between neighbours as in percentile_cont, low the one as far from the '
+    'other end; but high is at least 0 and low at most 0, so that amounts of one sign are cut at '
+    'their far end only. p_zeros: so many more amounts that are 0. NULL amounts are none.';
 -- Room 71, definitions: metrics, and the experiments that are judged by them. Rows of the user's
 -- own, checked when they are defined; a name defined again is replaced. Read by the results.
 
@@ -9862,6 +10041,12 @@ BEGIN
             CONSTRAINT experiments_correction_is_known
             CHECK (correction IN ('holm', 'benjamini_hochberg')),
         changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        winsorize double precision
+            CONSTRAINT experiments_winsorize_range CHECK (winsorize > 0.5 AND winsorize < 1),
+        cuped interval
+            CONSTRAINT experiments_cuped_is_positive CHECK (cuped > interval '0'),
+        sequential bigint
+            CONSTRAINT experiments_sequential_is_positive CHECK (sequential > 0),
         CONSTRAINT experiments_control_is_variant CHECK (variants ? control)
     );
     COMMENT ON TABLE spectrum.experiments IS
@@ -9877,6 +10062,12 @@ BEGIN
     COMMENT ON COLUMN spectrum.experiments.correction IS
         'How p-values are adjusted for several metrics and variants.';
     COMMENT ON COLUMN spectrum.experiments.changed_at IS 'When it was last defined.';
+    COMMENT ON COLUMN spectrum.experiments.winsorize IS
+        'Percentile at which the units'' amounts are cut; NULL: they are not.';
+    COMMENT ON COLUMN spectrum.experiments.cuped IS
+        'How long before the first exposure the covariate is measured; NULL: no CUPED.';
+    COMMENT ON COLUMN spectrum.experiments.sequential IS
+        'Units at which always-valid intervals are narrowest; NULL: intervals for one look.';
 
     PERFORM spectrum._create_experiment_views();
 END
@@ -10054,6 +10245,37 @@ $$;
 COMMENT ON FUNCTION spectrum._read_metrics(jsonb) IS
     'The names of a JSON array of metrics; raises 22023 unless all are defined.';
 
+CREATE FUNCTION analytics._check_methods(
+    p_winsorize double precision, p_cuped interval, p_sequential bigint
+)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT (p_winsorize > 0.5 AND p_winsorize <= 1) THEN
+        PERFORM spectrum._reject(
+            'p_winsorize', p_winsorize::text,
+            'a percentile above 0.5 and below 1, such as 0.99, or 1 not to winsorize'
+        );
+    END IF;
+    IF p_cuped NOT BETWEEN interval '0' AND interval '10 years' THEN
+        PERFORM spectrum._reject(
+            'p_cuped', p_cuped::text, 'an interval of at most 10 years, or 0 for no CUPED'
+        );
+    END IF;
+    IF p_sequential NOT BETWEEN 0 AND 1000000000000 THEN
+        PERFORM spectrum._reject(
+            'p_sequential', p_sequential::text,
+            'the number of units at which intervals are narrowest, such as 5000, or 0 for '
+            'intervals that hold for one look'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_methods(double precision, interval, bigint) IS
+    'Raises 22023 unless the optional methods of an experiment can be applied.';
+
 CREATE FUNCTION spectrum.define_experiment(
     p_name text,
     p_variants jsonb,
@@ -10062,7 +10284,10 @@ CREATE FUNCTION spectrum.define_experiment(
     p_from timestamptz DEFAULT NULL,
     p_to timestamptz DEFAULT NULL,
     p_confidence double precision DEFAULT 0.95,
-    p_correction text DEFAULT 'holm'
+    p_correction text DEFAULT 'holm',
+    p_winsorize double precision DEFAULT NULL,
+    p_cuped interval DEFAULT NULL,
+    p_sequential bigint DEFAULT NULL
 )
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -10077,12 +10302,15 @@ BEGIN
     PERFORM analytics._check_range(p_from, p_to);
     PERFORM analytics._check_confidence(p_confidence);
     PERFORM spectrum._check_choice('p_correction', p_correction, '{holm, benjamini_hochberg}');
+    PERFORM analytics._check_methods(p_winsorize, p_cuped, p_sequential);
 
     INSERT INTO spectrum.experiments (
-        experiment, variants, control, metrics, starts_at, ends_at, confidence, correction
+        experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
+        winsorize, cuped, sequential
     )
     VALUES (
-        p_name, p_variants, p_control, v_metrics, p_from, p_to, p_confidence, p_correction
+        p_name, p_variants, p_control, v_metrics, p_from, p_to, p_confidence, p_correction,
+        nullif(p_winsorize, 1), nullif(p_cuped, '0'), nullif(p_sequential, 0)
     )
     ON CONFLICT ON CONSTRAINT experiments_pkey DO UPDATE SET
         variants = excluded.variants,
@@ -10092,17 +10320,23 @@ BEGIN
         ends_at = excluded.ends_at,
         confidence = excluded.confidence,
         correction = excluded.correction,
+        winsorize = excluded.winsorize,
+        cuped = excluded.cuped,
+        sequential = excluded.sequential,
         changed_at = excluded.changed_at;
     PERFORM spectrum._begin_report('experiment', p_name, to_jsonb(definition))
     FROM spectrum.experiments AS definition WHERE experiment = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_experiment(
-    text, jsonb, text, jsonb, timestamptz, timestamptz, double precision, text
+    text, jsonb, text, jsonb, timestamptz, timestamptz, double precision, text, double precision,
+    interval, bigint
 ) IS
     'Defines an experiment or replaces it. p_name: as its exposure events give it. p_variants: the '
     'planned split, {"control": 0.5, "treatment": 0.5}. p_metrics: names of metrics, ["signup"]. '
-    'p_from, p_to: when exposures count (NULL: always). p_correction: holm or benjamini_hochberg.';
+    'p_from, p_to: when exposures count (NULL: always). p_correction: holm or benjamini_hochberg. '
+    'p_winsorize: percentile to cut amounts at; p_cuped: how long before the exposure the metric '
+    'is its own covariate; p_sequential: units at which always-valid intervals are narrowest.';
 
 CREATE FUNCTION spectrum.drop_experiment(p_name text)
 RETURNS void
@@ -10119,22 +10353,109 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.drop_experiment(text) IS
     'Forgets an experiment, not its events; 22023 if there is none of that name.';
--- Room 71, units: who saw which variant, and what each did afterwards. A unit is a user; his first
--- exposure counts. Reads analytics.events only; read by the results.
+-- Room 71, the plan: an experiment as it is asked about, made from its definition and from what the
+-- question says otherwise; and the totals, all that its answer is made of. Everything behind
+-- analytics.experiment takes a plan; the answer takes the plan and the totals alone.
+
+CREATE TYPE analytics._experiment_plan AS (
+    experiment text,
+    variants jsonb,
+    control text,
+    metrics text[],
+    starts_at timestamptz,
+    ends_at timestamptz,
+    confidence double precision,
+    correction text,
+    winsorize double precision,
+    cuped interval,
+    sequential bigint
+);
+COMMENT ON TYPE analytics._experiment_plan IS
+    'An experiment as it is asked about: the columns of analytics.experiments.';
+
+CREATE TYPE analytics._experiment_total AS (
+    account_id text,
+    metric text,
+    variant text,
+    units bigint,
+    excluded_units bigint,
+    conversions bigint,
+    sum_x numeric,
+    sum_xx numeric,
+    sum_y numeric,
+    sum_yy numeric,
+    sum_xy numeric,
+    sum_w numeric,
+    sum_ww numeric,
+    sum_v numeric,
+    sum_vv numeric,
+    sum_wv numeric,
+    sum_xw numeric,
+    sum_xv numeric,
+    sum_yw numeric,
+    sum_yv numeric,
+    winsor_low numeric,
+    winsor_high numeric
+);
+COMMENT ON TYPE analytics._experiment_total IS
+    'A metric in one variant and scope: units, and sums over them of what each did since the first '
+    'exposure (x over y) and before it (w over v), and of products of two. y and v are 1 but for a '
+    'ratio, so that every metric is one. Bounds that x was cut at.';
+
+CREATE FUNCTION analytics._experiment_plan(
+    p_experiment text,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_confidence double precision DEFAULT NULL,
+    p_correction text DEFAULT NULL,
+    p_winsorize double precision DEFAULT NULL,
+    p_cuped interval DEFAULT NULL,
+    p_sequential bigint DEFAULT NULL
+)
+RETURNS analytics._experiment_plan
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_plan analytics._experiment_plan;
+BEGIN
+    SELECT e.experiment, e.variants, e.control, e.metrics,
+        coalesce(p_from, e.starts_at), coalesce(p_to, e.ends_at),
+        coalesce(p_confidence, e.confidence), coalesce(p_correction, e.correction),
+        nullif(coalesce(p_winsorize, e.winsorize), 1),
+        nullif(coalesce(p_cuped, e.cuped), '0'),
+        nullif(coalesce(p_sequential, e.sequential), 0)
+    INTO v_plan
+    FROM analytics.experiments AS e
+    WHERE e.experiment = p_experiment;
+    RETURN v_plan;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_plan(
+    text, timestamptz, timestamptz, double precision, text, double precision, interval, bigint
+) IS
+    'The plan of an experiment: what is NULL is as defined, 1 or 0 switches a method off.';
+-- Room 71, units: who saw which variant, and what each did before and afterwards. A unit is a user;
+-- his first exposure counts. Reads analytics.events only; read by the totals. What a unit is and
+-- does follows from his own events alone, so both may be asked of some users only.
 
 CREATE FUNCTION analytics._experiment_units(
-    p_experiment text,
-    p_variants jsonb,
-    p_from timestamptz,
-    p_to timestamptz,
+    p_plan analytics._experiment_plan,
     p_account text,
-    p_by_account boolean
+    p_by_account boolean,
+    p_users bigint[] DEFAULT NULL
 )
 RETURNS TABLE (account_id text, user_key bigint, variant text, exposed_at timestamptz)
 LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET jit = off
 AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN ('experiment_exposure', '$feature_flag_called')
+    );
 BEGIN
     RETURN QUERY
     WITH flags AS (
@@ -10152,39 +10473,68 @@ BEGIN
                 ELSE e.properties ->> '$feature_flag_response'
             END AS variant
         FROM analytics.events AS e
-        WHERE e.event_type IN ('experiment_exposure', '$feature_flag_called')
+        WHERE e.event_type_key = ANY (v_types)
             AND e.user_key <> 0
-            AND (p_from IS NULL OR e.occurred_at >= p_from)
-            AND (p_to IS NULL OR e.occurred_at < p_to)
+            AND (p_users IS NULL OR e.user_key = ANY (p_users))
+            AND (p_plan.starts_at IS NULL OR e.occurred_at >= p_plan.starts_at)
+            AND (p_plan.ends_at IS NULL OR e.occurred_at < p_plan.ends_at)
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
     )
     SELECT
         f.scope,
         f.user_key,
-        CASE WHEN min(f.variant) = max(f.variant) AND p_variants ? min(f.variant)
+        CASE WHEN min(f.variant) = max(f.variant) AND p_plan.variants ? min(f.variant)
             THEN min(f.variant)
         END,
         min(f.occurred_at)
     FROM flags AS f
-    WHERE f.flag = p_experiment AND f.variant <> ''
+    WHERE f.flag = p_plan.experiment AND f.variant <> ''
     GROUP BY f.scope, f.user_key;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_units(
-    text, jsonb, timestamptz, timestamptz, text, boolean
+    analytics._experiment_plan, text, boolean, bigint[]
 ) IS
-    'The users of an experiment, each with his variant and first exposure in [p_from, p_to). The '
-    'variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
+    'The users of an experiment (of these, if given), each with his variant and first exposure. '
+    'The variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
+
+CREATE FUNCTION analytics._metric_sides(p_metrics text[])
+RETURNS TABLE (
+    metric text,
+    is_upper boolean,
+    event_type_key integer,
+    property text,
+    properties_filter jsonb,
+    time_window interval,
+    most integer
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 10
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT m.metric, s.is_upper, t.event_type_key, s.property, s.properties_filter, m.time_window,
+        CASE WHEN m.kind = 'proportion' THEN 1 END
+    FROM analytics.metrics AS m
+    CROSS JOIN LATERAL (
+        VALUES
+            (true, m.event_type, m.property, m.properties_filter),
+            (false, m.denominator_event_type, m.denominator_property, m.denominator_filter)
+    ) AS s (is_upper, event_type, property, properties_filter)
+    JOIN analytics.event_types AS t ON t.event_type = s.event_type
+    WHERE m.metric = ANY (p_metrics);
+END
+$$;
+COMMENT ON FUNCTION analytics._metric_sides(text[]) IS
+    'What metrics count of which events: the upper side, and of a ratio the lower. most: a unit '
+    'counts no more than this.';
 
 CREATE FUNCTION analytics._experiment_contributions(
-    p_experiment text,
-    p_variants jsonb,
-    p_metrics text[],
-    p_from timestamptz,
-    p_to timestamptz,
+    p_plan analytics._experiment_plan,
     p_account text,
-    p_by_account boolean
+    p_by_account boolean,
+    p_users bigint[] DEFAULT NULL
 )
 RETURNS TABLE (
     account_id text,
@@ -10193,103 +10543,174 @@ RETURNS TABLE (
     metric text,
     has_converted boolean,
     amount numeric,
-    denominator numeric
+    denominator numeric,
+    amount_before numeric,
+    denominator_before numeric
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET timezone = 'UTC'
+SET jit = off
 AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.metrics) AS s
+    );
 BEGIN
     RETURN QUERY
     WITH units AS MATERIALIZED (
-        SELECT * FROM analytics._experiment_units(
-            p_experiment, p_variants, p_from, p_to, p_account, p_by_account
-        )
+        SELECT * FROM analytics._experiment_units(p_plan, p_account, p_by_account, p_users)
     ),
-    sides AS (
-        SELECT m.metric, m.time_window, s.*
-        FROM analytics.metrics AS m
-        CROSS JOIN LATERAL (
-            VALUES
-                (true, m.event_type, m.property, m.properties_filter),
-                (false, m.denominator_event_type, m.denominator_property, m.denominator_filter)
-        ) AS s (is_upper, event_type, property, properties_filter)
-        WHERE m.metric = ANY (p_metrics) AND s.event_type IS NOT NULL
-    ),
-    amounts AS (
-        SELECT u.account_id, u.user_key, u.variant, s.metric, s.is_upper,
-            CASE
-                WHEN s.property IS NULL THEN 1
-                WHEN jsonb_typeof(e.properties -> s.property) = 'number'
-                    THEN (e.properties -> s.property)::numeric
-                WHEN jsonb_typeof(e.properties -> s.property) = 'string'
-                    THEN analytics._text_number(e.properties ->> s.property)
-            END AS amount
+    happenings AS (
+        SELECT u.*, e.event_type_key, e.occurred_at, e.properties
         FROM units AS u
-        JOIN analytics.events AS e ON e.user_key = u.user_key AND e.occurred_at >= u.exposed_at
-        JOIN sides AS s ON s.event_type = e.event_type
+        JOIN analytics.events AS e ON e.user_key = u.user_key
+            AND e.occurred_at >= u.exposed_at - coalesce(p_plan.cuped, '0')
         WHERE u.variant IS NOT NULL
-            AND e.event_type = ANY (ARRAY(SELECT s.event_type FROM sides AS s))
+            AND e.event_type_key = ANY (v_types)
+            AND (p_users IS NULL OR e.user_key = ANY (p_users))
             AND (NOT p_by_account OR e.account_id = u.account_id)
             AND (p_account IS NULL OR e.account_id = p_account)
+        -- a fence: properties are looked into after the units are known
+        OFFSET 0
+    ),
+    amounts AS (
+        SELECT h.account_id, h.user_key, h.variant, s.metric, s.most, s.is_upper,
+            h.occurred_at < h.exposed_at AS is_before,
+            CASE
+                WHEN s.property IS NULL THEN 1
+                WHEN jsonb_typeof(h.properties -> s.property) = 'number'
+                    THEN (h.properties -> s.property)::numeric
+                WHEN jsonb_typeof(h.properties -> s.property) = 'string'
+                    THEN analytics._text_number(h.properties ->> s.property)
+            END AS amount
+        FROM happenings AS h
+        JOIN analytics._metric_sides(p_plan.metrics) AS s ON s.event_type_key = h.event_type_key
+        WHERE
             -- A window runs on after the end of the experiment, else that end cuts.
-            AND CASE
-                WHEN s.time_window IS NOT NULL THEN e.occurred_at < u.exposed_at + s.time_window
-                ELSE p_to IS NULL OR e.occurred_at < p_to
+            CASE
+                WHEN s.time_window IS NOT NULL THEN h.occurred_at < h.exposed_at + s.time_window
+                ELSE p_plan.ends_at IS NULL OR h.occurred_at < p_plan.ends_at
             END
-            AND (s.properties_filter IS NULL OR e.properties @> s.properties_filter)
+            AND (s.properties_filter IS NULL OR h.properties @> s.properties_filter)
+        OFFSET 0
+    ),
+    sums AS (
+        SELECT a.account_id, a.user_key, a.variant, a.metric, a.most,
+            coalesce(bool_or(a.is_upper) FILTER (WHERE NOT a.is_before), false) AS has_converted,
+            coalesce(sum(a.amount) FILTER (WHERE a.is_upper AND NOT a.is_before), 0) AS x,
+            coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper AND NOT a.is_before), 0) AS y,
+            coalesce(sum(a.amount) FILTER (WHERE a.is_upper AND a.is_before), 0) AS w,
+            coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper AND a.is_before), 0) AS v
+        FROM amounts AS a
+        WHERE abs(a.amount) < 1e15
+        GROUP BY a.account_id, a.user_key, a.variant, a.metric, a.most
     )
-    SELECT u.account_id, u.user_key, u.variant, NULL, false, NULL::numeric, NULL::numeric
+    SELECT u.account_id, u.user_key, u.variant, NULL, false, NULL::numeric, NULL::numeric,
+        NULL::numeric, NULL::numeric
     FROM units AS u
     UNION ALL
-    SELECT a.account_id, a.user_key, a.variant, a.metric, bool_or(a.is_upper),
-        -- Rounded, so that no product of them leaves the range of double precision.
-        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE a.is_upper), 0), 15)),
-        trim_scale(round(coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper), 0), 15))
-    FROM amounts AS a
-    WHERE abs(a.amount) < 1e15
-    GROUP BY a.account_id, a.user_key, a.variant, a.metric;
+    -- Rounded, so that no product of them leaves the range of double precision.
+    SELECT s.account_id, s.user_key, s.variant, s.metric, s.has_converted,
+        trim_scale(round(least(s.x, s.most), 15)),
+        trim_scale(round(s.y, 15)),
+        trim_scale(round(least(s.w, s.most), 15)),
+        trim_scale(round(s.v, 15))
+    FROM sums AS s;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_contributions(
-    text, jsonb, text[], timestamptz, timestamptz, text, boolean
+    analytics._experiment_plan, text, boolean, bigint[]
 ) IS
-    'What each unit contributes: itself, in a row without a metric, and to each metric its sums '
-    'from the first exposure on, inside the metric''s window. A unit that did nothing of a metric '
-    'has no row for it and counts as 0.';
+    'What each unit (of these users, if given) contributes: itself, in a row without a metric, and '
+    'to each metric its sums from the first exposure on, inside the metric''s window, and with '
+    'CUPED its sums before; 1 at most for a proportion. A unit that did nothing of a metric has no '
+    'row for it and counts as 0.';
+-- Room 71, totals: sums over the units of each variant. Nothing but sums, so what is new is added
+-- to what was there; only winsorizing needs to see each unit's amount. Read by the results.
 
-CREATE FUNCTION analytics._experiment_totals(
-    p_experiment text,
-    p_variants jsonb,
-    p_metrics text[],
-    p_from timestamptz,
-    p_to timestamptz,
-    p_account text,
-    p_by_account boolean
+CREATE FUNCTION analytics._winsorize_contributions(
+    p_plan analytics._experiment_plan, p_account text, p_by_account boolean
 )
 RETURNS TABLE (
     account_id text,
-    metric text,
     variant text,
-    units bigint,
-    excluded_units bigint,
-    conversions bigint,
-    sum_x numeric,
-    sum_xx numeric,
-    sum_y numeric,
-    sum_yy numeric,
-    sum_xy numeric
+    metric text,
+    has_converted boolean,
+    x numeric,
+    y numeric,
+    w numeric,
+    v numeric,
+    low numeric,
+    high numeric
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
     WITH contributions AS MATERIALIZED (
-        SELECT * FROM analytics._experiment_contributions(
-            p_experiment, p_variants, p_metrics, p_from, p_to, p_account, p_by_account
-        )
+        SELECT * FROM analytics._experiment_contributions(p_plan, p_account, p_by_account)
+    ),
+    crowds AS (
+        SELECT c.account_id, count(*) AS units
+        FROM contributions AS c
+        WHERE c.metric IS NULL AND c.variant IS NOT NULL
+        GROUP BY c.account_id
+    ),
+    bounds AS (
+        SELECT c.account_id, c.metric, b.*
+        FROM (
+            SELECT c.account_id, c.metric, g.units - count(*) AS zeros,
+                array_agg(c.amount) AS x, array_agg(c.denominator) AS y,
+                array_agg(c.amount_before) AS w, array_agg(c.denominator_before) AS v
+            FROM contributions AS c
+            JOIN crowds AS g ON g.account_id = c.account_id
+            JOIN analytics.metrics AS m ON m.metric = c.metric AND m.kind <> 'proportion'
+            WHERE p_plan.winsorize IS NOT NULL
+            GROUP BY c.account_id, c.metric, g.units
+        ) AS c
+        CROSS JOIN LATERAL (
+            SELECT
+                x.low AS x_low, x.high AS x_high, y.low AS y_low, y.high AS y_high,
+                w.low AS w_low, w.high AS w_high, v.low AS v_low, v.high AS v_high
+            FROM spectrum.winsor_bounds(c.x, p_plan.winsorize, c.zeros) AS x,
+                spectrum.winsor_bounds(c.y, p_plan.winsorize, c.zeros) AS y,
+                spectrum.winsor_bounds(c.w, p_plan.winsorize, c.zeros) AS w,
+                spectrum.winsor_bounds(c.v, p_plan.winsorize, c.zeros) AS v
+        ) AS b
+    )
+    SELECT c.account_id, c.variant, c.metric, c.has_converted,
+        -- a bound that is NULL does not cut
+        greatest(least(c.amount, b.x_high), b.x_low),
+        greatest(least(c.denominator, b.y_high), b.y_low),
+        greatest(least(c.amount_before, b.w_high), b.w_low),
+        greatest(least(c.denominator_before, b.v_high), b.v_low),
+        b.x_low, b.x_high
+    FROM contributions AS c
+    LEFT JOIN bounds AS b ON b.account_id = c.account_id AND b.metric = c.metric;
+END
+$$;
+COMMENT ON FUNCTION analytics._winsorize_contributions(
+    analytics._experiment_plan, text, boolean
+) IS
+    'The contributions, with amounts cut at percentiles over all units of the scope, whatever '
+    'their variant, where the plan says so. Each of the four amounts has percentiles of its own.';
+
+CREATE FUNCTION analytics._experiment_totals(
+    p_plan analytics._experiment_plan, p_account text, p_by_account boolean
+)
+RETURNS SETOF analytics._experiment_total
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH contributions AS MATERIALIZED (
+        SELECT * FROM analytics._winsorize_contributions(p_plan, p_account, p_by_account)
     ),
     counts AS (
         SELECT c.account_id, c.variant, count(*) AS units
@@ -10298,54 +10719,67 @@ BEGIN
         GROUP BY c.account_id, c.variant
     ),
     scopes AS (
-        SELECT DISTINCT c.account_id FROM counts AS c
-        UNION
-        SELECT coalesce(p_account, '*') WHERE NOT p_by_account
+        SELECT c.account_id,
+            coalesce(sum(c.units) FILTER (WHERE c.variant IS NULL), 0)::bigint AS excluded_units
+        FROM (
+            SELECT * FROM counts
+            UNION ALL
+            SELECT coalesce(p_account, '*'), NULL, 0 WHERE NOT p_by_account
+        ) AS c
+        GROUP BY c.account_id
+    ),
+    cuts AS (
+        SELECT c.account_id, c.metric, min(c.low) AS low, max(c.high) AS high
+        FROM contributions AS c
+        WHERE p_plan.winsorize IS NOT NULL
+        GROUP BY c.account_id, c.metric
     ),
     sums AS (
-        SELECT
-            c.account_id,
-            c.metric,
-            c.variant,
+        SELECT c.account_id, c.metric, c.variant,
             count(*) FILTER (WHERE c.has_converted) AS conversions,
-            sum(c.amount) AS sum_x,
-            sum(c.amount * c.amount) AS sum_xx,
-            sum(c.denominator) AS sum_y,
-            sum(c.denominator * c.denominator) AS sum_yy,
-            sum(c.amount * c.denominator) AS sum_xy
+            sum(c.x) AS x, sum(c.x * c.x) AS xx,
+            sum(c.y) AS y, sum(c.y * c.y) AS yy, sum(c.x * c.y) AS xy,
+            sum(c.w) AS w, sum(c.w * c.w) AS ww,
+            sum(c.v) AS v, sum(c.v * c.v) AS vv, sum(c.w * c.v) AS wv,
+            sum(c.x * c.w) AS xw, sum(c.x * c.v) AS xv, sum(c.y * c.w) AS yw, sum(c.y * c.v) AS yv
         FROM contributions AS c
         WHERE c.metric IS NOT NULL
         GROUP BY c.account_id, c.metric, c.variant
     )
-    SELECT
-        g.account_id,
-        m.metric,
-        v.variant,
-        coalesce(c.units, 0),
-        coalesce(x.units, 0),
-        coalesce(s.conversions, 0),
-        coalesce(s.sum_x, 0),
-        coalesce(s.sum_xx, 0),
-        coalesce(s.sum_y, 0),
-        coalesce(s.sum_yy, 0),
-        coalesce(s.sum_xy, 0)
+    SELECT g.account_id, m.metric, v.variant, n.units, g.excluded_units,
+        coalesce(s.conversions, 0), coalesce(s.x, 0), coalesce(s.xx, 0),
+        -- but for a ratio, every unit has 1 below
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.y, 0) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yy, 0) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.xy, 0) ELSE coalesce(s.x, 0) END,
+        coalesce(s.w, 0), coalesce(s.ww, 0),
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.v, 0) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.vv, 0) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.wv, 0) ELSE coalesce(s.w, 0) END,
+        coalesce(s.xw, 0),
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.xv, 0) ELSE coalesce(s.x, 0) END,
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yw, 0) ELSE coalesce(s.w, 0) END,
+        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yv, 0) ELSE n.units END,
+        CASE WHEN p_plan.winsorize < 1 AND m.kind <> 'proportion' THEN coalesce(b.low, 0) END,
+        CASE WHEN p_plan.winsorize < 1 AND m.kind <> 'proportion' THEN coalesce(b.high, 0) END
     FROM scopes AS g
-    CROSS JOIN unnest(p_metrics) AS m (metric)
-    CROSS JOIN jsonb_object_keys(p_variants) AS v (variant)
+    CROSS JOIN analytics.metrics AS m
+    CROSS JOIN jsonb_object_keys(p_plan.variants) AS v (variant)
     LEFT JOIN counts AS c ON c.account_id = g.account_id AND c.variant = v.variant
-    LEFT JOIN counts AS x ON x.account_id = g.account_id AND x.variant IS NULL
+    CROSS JOIN LATERAL (SELECT coalesce(c.units, 0) AS units) AS n
     LEFT JOIN sums AS s
-        ON s.account_id = g.account_id AND s.metric = m.metric AND s.variant = v.variant;
+        ON s.account_id = g.account_id AND s.metric = m.metric AND s.variant = v.variant
+    LEFT JOIN cuts AS b ON b.account_id = g.account_id AND b.metric = m.metric
+    WHERE m.metric = ANY (p_plan.metrics);
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_totals(
-    text, jsonb, text[], timestamptz, timestamptz, text, boolean
+    analytics._experiment_plan, text, boolean
 ) IS
-    'Units and sums of each scope, metric and planned variant: all that the statistics need, and '
-    'each of them a sum over units.';
--- Room 71, results: what an experiment says. Sums over its units become values, intervals and tests
--- by the mathematics of room 70. Reads the definitions and the units; read by analytics.experiment
--- and by mv_experiment_results (30_standing.sql).
+    'Units and sums of each scope, metric and planned variant: all that the statistics need.';
+-- Room 71, results: what an experiment says. Its totals become values, intervals and tests by the
+-- mathematics of room 70. Reads no events; read by analytics.experiment and by
+-- mv_experiment_results (30_standing.sql).
 
 CREATE FUNCTION analytics._check_confidence(p_confidence double precision)
 RETURNS void
@@ -10363,35 +10797,132 @@ $$;
 COMMENT ON FUNCTION analytics._check_confidence(double precision) IS
     'Raises 22023 unless the number can be a confidence.';
 
-CREATE FUNCTION analytics._covariance(
-    p_n numeric, p_sum_a numeric, p_sum_b numeric, p_sum_ab numeric
+CREATE FUNCTION analytics._residual_covariance(
+    p_n numeric,
+    p_x numeric,
+    p_y numeric,
+    p_w numeric,
+    p_v numeric,
+    p_xw numeric,
+    p_yw numeric,
+    p_xv numeric,
+    p_yv numeric
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_n > 1 AND p_y <> 0 AND p_v <> 0 THEN
+        RETURN (
+            (p_xw * p_y * p_v - p_x * p_v * p_yw - p_w * p_y * p_xv + p_x * p_w * p_yv)
+            * p_n * p_n / ((p_n - 1) * p_y * p_y * p_v * p_v)
+        )::double precision;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._residual_covariance(
+    numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric
+) IS
+    'Sample covariance of two ratios by the delta method, from sums over n units: of what a unit '
+    'has beyond x / y and beyond w / v, over the means of y and v. In numeric, so that nothing '
+    'cancels. NULL below two units or without a ratio.';
+
+CREATE FUNCTION analytics._cuped_theta(
+    p_n numeric,
+    p_x numeric,
+    p_y numeric,
+    p_w numeric,
+    p_v numeric,
+    p_ww numeric,
+    p_vv numeric,
+    p_wv numeric,
+    p_xw numeric,
+    p_xv numeric,
+    p_yw numeric,
+    p_yv numeric
 )
 RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_variance double precision := analytics._residual_covariance(
+        p_n, p_w, p_v, p_w, p_v, p_ww, p_wv, p_wv, p_vv
+    );
 BEGIN
-    IF p_n > 1 THEN
-        RETURN ((p_n * p_sum_ab - p_sum_a * p_sum_b) / (p_n * (p_n - 1)))::double precision;
-    END IF;
-    RETURN NULL;
+    RETURN coalesce(analytics._residual_covariance(
+        p_n, p_x, p_y, p_w, p_v, p_xw, p_yw, p_xv, p_yv
+    ) / nullif(v_variance, 0), 0);
 END
 $$;
-COMMENT ON FUNCTION analytics._covariance(numeric, numeric, numeric, numeric) IS
-    'Sample covariance from sums, in numeric: exact up to its last step. NULL below two units.';
+COMMENT ON FUNCTION analytics._cuped_theta(
+    numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric,
+    numeric, numeric
+) IS
+    'Slope of a metric over itself before the exposure: covariance / variance before; 0 where '
+    'nothing varied before (Deng, Xu, Kohavi and Walker 2013; ratios by the delta method).';
 
-CREATE FUNCTION analytics._experiment_estimate(
+CREATE FUNCTION analytics._experiment_moments(
     p_kind text,
-    p_confidence double precision,
-    p_units bigint,
-    p_conversions bigint,
-    p_sum_x numeric,
-    p_sum_xx numeric,
-    p_sum_y numeric,
-    p_sum_yy numeric,
-    p_sum_xy numeric,
+    p_total analytics._experiment_total,
+    p_theta double precision,
+    p_before numeric,
     OUT value double precision,
     OUT variance double precision,
+    OUT variance_reduction double precision
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_rest double precision;
+BEGIN
+    value := p_total.sum_x / nullif(p_total.sum_y, 0);
+    IF p_kind = 'proportion' AND coalesce(p_theta, 0) = 0 THEN
+        variance := value * (1 - value);
+    ELSE
+        variance := analytics._residual_covariance(
+            p_total.units, p_total.sum_x, p_total.sum_y, p_total.sum_x, p_total.sum_y,
+            p_total.sum_xx, p_total.sum_xy, p_total.sum_xy, p_total.sum_yy
+        );
+    END IF;
+    v_rest := variance;
+    IF p_theta <> 0 THEN
+        value := value - p_theta * (p_total.sum_w / nullif(p_total.sum_v, 0) - p_before);
+        v_rest := variance
+            - 2 * p_theta * analytics._residual_covariance(
+                p_total.units, p_total.sum_x, p_total.sum_y, p_total.sum_w, p_total.sum_v,
+                p_total.sum_xw, p_total.sum_yw, p_total.sum_xv, p_total.sum_yv
+            )
+            + p_theta * p_theta * analytics._residual_covariance(
+                p_total.units, p_total.sum_w, p_total.sum_v, p_total.sum_w, p_total.sum_v,
+                p_total.sum_ww, p_total.sum_wv, p_total.sum_wv, p_total.sum_vv
+            );
+        -- what is left by rounding alone is nothing
+        v_rest := CASE WHEN v_rest > 1e-12 * variance THEN v_rest ELSE 0 * v_rest END;
+    END IF;
+    IF p_theta IS NOT NULL THEN
+        variance_reduction := 1 - v_rest / nullif(variance, 0);
+    END IF;
+    variance := v_rest;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_moments(
+    text, analytics._experiment_total, double precision, numeric
+) IS
+    'Value of a metric in one arm and its variance per unit. With a theta both are adjusted by how '
+    'far the arm was from all (p_before) before the exposure, and the share of the variance that '
+    'this takes away is told.';
+
+CREATE FUNCTION analytics._experiment_interval(
+    p_plan analytics._experiment_plan,
+    p_is_rate boolean,
+    p_units bigint,
+    p_conversions bigint,
+    p_value double precision,
+    p_variance double precision,
     OUT low double precision,
     OUT high double precision
 )
@@ -10399,110 +10930,33 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_error double precision := sqrt(p_variance / p_units);
     v_margin double precision;
 BEGIN
-    IF p_units = 0 THEN
-        RETURN;
-    ELSIF p_kind = 'proportion' THEN
-        value := p_conversions / p_units::double precision;
-        variance := value * (1 - value);
+    IF p_plan.sequential IS NOT NULL THEN
+        SELECT t.low, t.high INTO low, high
+        FROM spectrum.sequential_test(
+            p_units, p_value, v_error, p_plan.sequential, p_plan.confidence
+        ) AS t;
+    ELSIF p_is_rate THEN
         SELECT w.low, w.high INTO low, high
-        FROM spectrum.wilson_interval(p_conversions, p_units, p_confidence) AS w;
-        RETURN;
-    ELSIF p_kind = 'mean' THEN
-        value := (p_sum_x / p_units)::double precision;
-        variance := analytics._covariance(p_units, p_sum_x, p_sum_x, p_sum_xx);
-    ELSE
-        value := (p_sum_x / nullif(p_sum_y, 0))::double precision;
-        -- Of a unit's amounts only its residual x - value * y matters: its variance is made here,
-        -- in numeric, where nothing cancels.
-        SELECT r.variance * p_units INTO variance
-        FROM spectrum.ratio_variance(
-            p_units,
-            p_sum_x / p_units,
-            analytics._covariance(p_units, 0, 0, (
-                p_sum_xx * p_sum_y * p_sum_y - 2 * p_sum_xy * p_sum_x * p_sum_y
-                + p_sum_yy * p_sum_x * p_sum_x
-            ) / nullif(p_sum_y * p_sum_y, 0)),
-            p_sum_y / p_units,
-            0,
-            0
-        ) AS r;
-    END IF;
-    IF variance > 0 THEN
-        v_margin := sqrt(variance / p_units)
-            * spectrum.student_t_quantile((1 + p_confidence) / 2, p_units - 1);
-        low := value - v_margin;
-        high := value + v_margin;
+        FROM spectrum.wilson_interval(p_conversions, p_units, p_plan.confidence) AS w;
+    ELSIF v_error > 0 THEN
+        v_margin := v_error
+            * spectrum.student_t_quantile((1 + p_plan.confidence) / 2, p_units - 1);
+        low := p_value - v_margin;
+        high := p_value + v_margin;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION analytics._experiment_estimate(
-    text, double precision, bigint, bigint, numeric, numeric, numeric, numeric, numeric
+COMMENT ON FUNCTION analytics._experiment_interval(
+    analytics._experiment_plan, boolean, bigint, bigint, double precision, double precision
 ) IS
-    'Value of a metric in one arm, its variance per unit, and its interval: Wilson for a '
-    'proportion, Student t for a mean and a ratio; NULL where the units do not vary.';
-
-CREATE FUNCTION analytics._experiment_comparison(
-    p_kind text,
-    p_confidence double precision,
-    p_units bigint,
-    p_conversions bigint,
-    p_estimate double precision,
-    p_variance double precision,
-    p_control_units bigint,
-    p_control_conversions bigint,
-    p_control_estimate double precision,
-    p_control_variance double precision,
-    OUT difference double precision,
-    OUT difference_low double precision,
-    OUT difference_high double precision,
-    OUT lift double precision,
-    OUT lift_low double precision,
-    OUT lift_high double precision,
-    OUT p_value double precision
-)
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    difference := p_estimate - p_control_estimate;
-    lift := difference / nullif(p_control_estimate, 0);
-    IF p_kind = 'proportion' THEN
-        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
-        FROM spectrum.two_proportion_test(
-            p_conversions, p_units, p_control_conversions, p_control_units, p_confidence
-        ) AS t;
-    ELSE
-        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
-        FROM spectrum.welch_t_test(
-            p_units, p_estimate, p_variance,
-            p_control_units, p_control_estimate, p_control_variance,
-            p_confidence
-        ) AS t;
-    END IF;
-    SELECT l.low, l.high INTO lift_low, lift_high
-    FROM spectrum.lift_interval(
-        p_units, p_estimate, p_variance,
-            p_control_units, p_control_estimate, p_control_variance,
-        p_confidence
-    ) AS l;
-END
-$$;
-COMMENT ON FUNCTION analytics._experiment_comparison(
-    text, double precision, bigint, bigint, double precision, double precision, bigint, bigint,
-    double precision, double precision
-) IS
-    'An arm against control: pooled z-test and Newcombe''s interval for a proportion, Welch''s t '
-    'for a mean and a ratio, delta-method lift for all.';
+    'Interval of a metric in one arm: Wilson for a rate, Student t for the rest, or an '
+    'always-valid one; NULL where the units do not vary.';
 
 CREATE FUNCTION analytics._experiment_arms(
-    p_experiment text,
-    p_account text,
-    p_from timestamptz,
-    p_to timestamptz,
-    p_confidence double precision,
-    p_by_account boolean
+    p_plan analytics._experiment_plan, p_totals analytics._experiment_total[]
 )
 RETURNS TABLE (
     account_id text,
@@ -10518,46 +10972,142 @@ RETURNS TABLE (
     variance double precision,
     low double precision,
     high double precision,
-    is_enough boolean
+    is_rate boolean,
+    is_enough boolean,
+    winsor_low numeric,
+    winsor_high numeric,
+    theta double precision,
+    variance_reduction double precision
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT
-        t.account_id, t.metric, m.kind, m.is_guardrail, t.variant, t.variant = e.control,
-        t.units, t.excluded_units, t.conversions, s.value, s.variance, s.low, s.high,
+    WITH covariates AS (
+        SELECT t.account_id, t.metric, sum(t.sum_w) / nullif(sum(t.sum_v), 0) AS before,
+            -- an arm without a value before cannot be adjusted, so none is
+            CASE WHEN bool_and(t.sum_v <> 0 OR t.units = 0) THEN analytics._cuped_theta(
+                sum(t.units), sum(t.sum_x), sum(t.sum_y), sum(t.sum_w), sum(t.sum_v),
+                sum(t.sum_ww), sum(t.sum_vv), sum(t.sum_wv), sum(t.sum_xw), sum(t.sum_xv),
+                sum(t.sum_yw), sum(t.sum_yv)
+            ) ELSE 0 END AS theta
+        FROM unnest(p_totals) AS t
+        WHERE p_plan.cuped IS NOT NULL
+        GROUP BY t.account_id, t.metric
+    ),
+    estimates AS (
+        SELECT t, m.kind, m.is_guardrail, v.theta, s.*,
+            m.kind = 'proportion' AND coalesce(v.theta, 0) = 0 AS is_rate
+        FROM unnest(p_totals) AS t
+        JOIN analytics.metrics AS m ON m.metric = t.metric
+        LEFT JOIN covariates AS v ON v.account_id = t.account_id AND v.metric = t.metric
+        CROSS JOIN LATERAL analytics._experiment_moments(m.kind, t, v.theta, v.before) AS s
+    )
+    SELECT (e.t).account_id, (e.t).metric, e.kind, e.is_guardrail, (e.t).variant,
+        (e.t).variant = p_plan.control, (e.t).units, (e.t).excluded_units, (e.t).conversions,
+        e.value, e.variance, i.low, i.high, e.is_rate,
         -- A mean does not need units that did nothing, a proportion does.
-        t.units >= 50 AND t.conversions >= 5
-            AND (m.kind <> 'proportion' OR t.units - t.conversions >= 5)
-    FROM analytics.experiments AS e
-    CROSS JOIN LATERAL analytics._experiment_totals(
-        e.experiment, e.variants, e.metrics, coalesce(p_from, e.starts_at),
-        coalesce(p_to, e.ends_at), p_account, p_by_account
-    ) AS t
-    JOIN analytics.metrics AS m ON m.metric = t.metric
-    CROSS JOIN LATERAL analytics._experiment_estimate(
-        m.kind, coalesce(p_confidence, e.confidence), t.units, t.conversions,
-        t.sum_x, t.sum_xx, t.sum_y, t.sum_yy, t.sum_xy
-    ) AS s
-    WHERE e.experiment = p_experiment;
+        (e.t).units >= 50 AND (e.t).conversions >= 5
+            AND (e.kind <> 'proportion' OR (e.t).units - (e.t).conversions >= 5),
+        (e.t).winsor_low, (e.t).winsor_high, e.theta, e.variance_reduction
+    FROM estimates AS e
+    CROSS JOIN LATERAL analytics._experiment_interval(
+        p_plan, e.is_rate, (e.t).units, (e.t).conversions, e.value, e.variance
+    ) AS i;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_arms(
-    text, text, timestamptz, timestamptz, double precision, boolean
+    analytics._experiment_plan, analytics._experiment_total[]
 ) IS
     'Each metric of an experiment in each variant and scope: units, value, interval, and whether '
-    'there is enough of it to rely on. NULL arguments: as the experiment is defined.';
+    'there is enough of it to rely on. theta is one for all variants of a metric.';
+-- Room 71, comparisons: each arm of an experiment beside its control, and all that is said of both.
+-- From a plan and its totals alone.
+
+CREATE FUNCTION analytics._experiment_comparison(
+    p_plan analytics._experiment_plan,
+    p_is_rate boolean,
+    p_units bigint,
+    p_conversions bigint,
+    p_estimate double precision,
+    p_variance double precision,
+    p_control_units bigint,
+    p_control_conversions bigint,
+    p_control_estimate double precision,
+    p_control_variance double precision,
+    OUT difference double precision,
+    OUT difference_low double precision,
+    OUT difference_high double precision,
+    OUT lift double precision,
+    OUT lift_low double precision,
+    OUT lift_high double precision,
+    OUT p_value double precision,
+    OUT chance_to_win double precision,
+    OUT credible_low double precision,
+    OUT credible_high double precision,
+    OUT expected_loss double precision
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_units bigint := p_units + p_control_units;
+    v_error double precision := sqrt(
+        p_variance / p_units + p_control_variance / p_control_units
+    );
+BEGIN
+    difference := p_estimate - p_control_estimate;
+    IF difference IS NULL THEN
+        RETURN;
+    END IF;
+    lift := difference / nullif(p_control_estimate, 0);
+    SELECT b.chance_to_win, b.low, b.high, b.expected_loss
+    INTO chance_to_win, credible_low, credible_high, expected_loss
+    FROM spectrum.normal_posterior(difference, v_error, p_plan.confidence) AS b;
+
+    IF p_plan.sequential IS NOT NULL THEN
+        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
+        FROM spectrum.sequential_test(
+            v_units, difference, v_error, p_plan.sequential, p_plan.confidence
+        ) AS t;
+        SELECT t.low, t.high INTO lift_low, lift_high
+        FROM spectrum.sequential_test(
+            v_units, lift, spectrum._lift_error(
+                p_units, p_estimate, p_variance,
+                p_control_units, nullif(p_control_estimate, 0), p_control_variance
+            ), p_plan.sequential, p_plan.confidence
+        ) AS t;
+        RETURN;
+    ELSIF p_is_rate THEN
+        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
+        FROM spectrum.two_proportion_test(
+            p_conversions, p_units, p_control_conversions, p_control_units, p_plan.confidence
+        ) AS t;
+    ELSE
+        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
+        FROM spectrum.welch_t_test(
+            p_units, p_estimate, p_variance,
+            p_control_units, p_control_estimate, p_control_variance, p_plan.confidence
+        ) AS t;
+    END IF;
+    SELECT l.low, l.high INTO lift_low, lift_high
+    FROM spectrum.lift_interval(
+        p_units, p_estimate, p_variance,
+        p_control_units, p_control_estimate, p_control_variance, p_plan.confidence
+    ) AS l;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_comparison(
+    analytics._experiment_plan, boolean, bigint, bigint, double precision, double precision,
+    bigint, bigint, double precision, double precision
+) IS
+    'An arm against control: pooled z-test and Newcombe''s interval for a rate, Welch''s t for the '
+    'rest, delta-method lift for all, or always-valid ones instead; and what the posterior says.';
 
 CREATE FUNCTION analytics._experiment_results(
-    p_experiment text,
-    p_account text,
-    p_from timestamptz,
-    p_to timestamptz,
-    p_confidence double precision,
-    p_correction text,
-    p_by_account boolean
+    p_plan analytics._experiment_plan, p_totals analytics._experiment_total[]
 )
 RETURNS TABLE (
     account_id text,
@@ -10582,56 +11132,63 @@ RETURNS TABLE (
     srm_p_value double precision,
     is_reliable boolean,
     kind text,
-    is_guardrail boolean
+    is_guardrail boolean,
+    chance_to_win double precision,
+    credible_low double precision,
+    credible_high double precision,
+    expected_loss double precision,
+    winsor_low numeric,
+    winsor_high numeric,
+    theta double precision,
+    variance_reduction double precision,
+    is_sequential boolean
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+-- thousands of accounts look like a few rows
+SET enable_nestloop = off
+SET jit = off
 AS $$
-DECLARE
-    r_plan record;
 BEGIN
-    SELECT e.variants, e.metrics, coalesce(p_confidence, e.confidence) AS confidence,
-        coalesce(p_correction, e.correction) AS correction
-    INTO r_plan FROM analytics.experiments AS e WHERE e.experiment = p_experiment;
     RETURN QUERY
-    WITH arms AS MATERIALIZED (
-        SELECT * FROM analytics._experiment_arms(
-            p_experiment, p_account, p_from, p_to, p_confidence, p_by_account
-        )
-    ),
+    WITH arms AS MATERIALIZED (SELECT * FROM analytics._experiment_arms(p_plan, p_totals)),
     splits AS (
         SELECT a.account_id, (spectrum.sample_ratio_mismatch(
             array_agg(a.units ORDER BY a.variant),
-            array_agg((r_plan.variants ->> a.variant)::double precision ORDER BY a.variant)
+            array_agg((p_plan.variants ->> a.variant)::double precision ORDER BY a.variant)
         )).p_value
-        FROM arms AS a WHERE a.metric = r_plan.metrics[1] GROUP BY a.account_id
+        FROM arms AS a WHERE a.metric = p_plan.metrics[1] GROUP BY a.account_id
     ),
     comparisons AS MATERIALIZED (
         SELECT a.*, t.*, a.is_enough AND c.is_enough AS are_enough
         FROM arms AS a
         JOIN arms AS c ON c.account_id = a.account_id AND c.metric = a.metric AND c.is_control
         LEFT JOIN LATERAL analytics._experiment_comparison(
-            a.kind, r_plan.confidence, a.units, a.conversions, a.value, a.variance,
+            p_plan, a.is_rate, a.units, a.conversions,
+            -- control is not compared with itself
+            CASE WHEN NOT a.is_control THEN a.value END, a.variance,
             c.units, c.conversions, c.value, c.variance
-        ) AS t ON NOT a.is_control
+        ) AS t ON true
     ),
     families AS (
         SELECT c.account_id,
             array_agg(c.metric ORDER BY c.metric, c.variant) AS metrics,
             array_agg(c.variant ORDER BY c.metric, c.variant) AS variants,
             spectrum.adjust_p_values(
-                array_agg(c.p_value ORDER BY c.metric, c.variant), r_plan.correction
+                array_agg(c.p_value ORDER BY c.metric, c.variant), p_plan.correction
             ) AS p_values
-        FROM comparisons AS c WHERE NOT c.is_control AND NOT c.is_guardrail GROUP BY c.account_id
+        FROM comparisons AS c WHERE NOT (c.is_control OR c.is_guardrail) GROUP BY c.account_id
     ),
     adjustments AS (
-        SELECT f.account_id, a.* FROM families AS f
-        CROSS JOIN unnest(f.metrics, f.variants, f.p_values) AS a (metric, variant, p_value)
+        SELECT f.account_id, a.* FROM families AS f,
+            unnest(f.metrics, f.variants, f.p_values) AS a (metric, variant, p_value)
     )
-    SELECT c.account_id, p_experiment, c.metric, c.variant, c.is_control, c.units,
+    SELECT c.account_id, p_plan.experiment, c.metric, c.variant, c.is_control, c.units,
         c.excluded_units, c.conversions, c.value, c.low, c.high, c.difference, c.difference_low,
         c.difference_high, c.lift, c.lift_low, c.lift_high, c.p_value, a.p_value, s.p_value,
-        c.are_enough AND coalesce(s.p_value >= 0.001, false), c.kind, c.is_guardrail
+        c.are_enough AND coalesce(s.p_value >= 0.001, false), c.kind, c.is_guardrail,
+        c.chance_to_win, c.credible_low, c.credible_high, c.expected_loss, c.winsor_low,
+        c.winsor_high, c.theta, c.variance_reduction, p_plan.sequential IS NOT NULL
     FROM comparisons AS c
     JOIN splits AS s ON s.account_id = c.account_id
     LEFT JOIN adjustments AS a
@@ -10639,10 +11196,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_results(
-    text, text, timestamptz, timestamptz, double precision, text, boolean
+    analytics._experiment_plan, analytics._experiment_total[]
 ) IS
-    'The results of an experiment in each scope: arms, their comparison with control, the split '
-    'against the plan, and p-values adjusted over all metrics and variants but guardrails.';
+    'The results of an experiment in each scope of its totals: arms, their comparison with '
+    'control, the split against the plan, and p-values adjusted over all metrics and variants but '
+    'guardrails.';
 -- Room 71, the answers: analytics.experiment for any question at once, mv_experiment_results for
 -- dashboards. Both show what _experiment_results says.
 
@@ -10662,7 +11220,7 @@ BEGIN
     CREATE VIEW analytics.experiments AS
     SELECT
         experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
-        changed_at
+        changed_at, winsorize, cuped, sequential
     FROM spectrum.experiments;
     COMMENT ON VIEW analytics.experiments IS
         'The defined experiments, for all who may ask questions.';
@@ -10681,7 +11239,9 @@ BEGIN
         v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
         v.difference_high, v.lift, v.lift_low, v.lift_high, v.p_value, v.p_adjusted,
         v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail,
-        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of, v.chance_to_win,
+        v.credible_low, v.credible_high, v.expected_loss, v.winsor_low, v.winsor_high, v.theta,
+        v.variance_reduction, v.is_sequential
     FROM spectrum.reports AS report
     JOIN analytics.mv_experiment_results AS v USING (report_id)
     WHERE report.kind = 'experiment' AND report.state = 'served';
@@ -10739,6 +11299,22 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_experiment_results.kind IS 'proportion, mean or ratio.';
     COMMENT ON COLUMN analytics.mv_experiment_results.is_guardrail IS
         'Watched only: not in the family of adjusted p-values.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.chance_to_win IS
+        'Probability that the value is above that of control, from the data alone (flat prior).';
+    COMMENT ON COLUMN analytics.mv_experiment_results.credible_low IS
+        'Lower end of the credible interval of the difference.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.credible_high IS 'Upper end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.expected_loss IS
+        'What choosing this variant loses on average, if the higher value is the better one.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.winsor_low IS
+        'Sums of units were cut below here; NULL: not winsorized.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.winsor_high IS 'Cut above here.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.theta IS
+        'Weight of the covariate of CUPED; NULL: not asked for; 0: nothing to adjust by.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.variance_reduction IS
+        'Share of the variance in this arm that CUPED takes away.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_sequential IS
+        'Whether intervals and p-values hold at every look (always-valid), not at one alone.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._comment_experiment_results() IS
@@ -10768,7 +11344,16 @@ RETURNS TABLE (
     srm_p_value double precision,
     is_reliable boolean,
     kind text,
-    is_guardrail boolean
+    is_guardrail boolean,
+    chance_to_win double precision,
+    credible_low double precision,
+    credible_high double precision,
+    expected_loss double precision,
+    winsor_low numeric,
+    winsor_high numeric,
+    theta double precision,
+    variance_reduction double precision,
+    is_sequential boolean
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -10776,13 +11361,15 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT r.*
-    FROM spectrum.reports AS report
-    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.experiments, report.definition) AS e
+    FROM (
+        SELECT analytics._experiment_plan(report.name) AS plan FROM spectrum.reports AS report
+        WHERE report.kind = 'experiment' AND report.state = 'served'
+    ) AS e
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
-        e.experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
-    ) AS r
-    WHERE report.kind = 'experiment' AND report.state = 'served';
+        e.plan,
+        ARRAY(SELECT t FROM analytics._experiment_totals(e.plan, NULL, scopes.by_account) AS t)
+    ) AS r;
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_experiment_results() IS
@@ -10794,14 +11381,18 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_experiment text := (SELECT name FROM spectrum.reports WHERE report_id = p_report);
+    r_plan analytics._experiment_plan := (
+        SELECT analytics._experiment_plan(report.name) FROM spectrum.reports AS report
+        WHERE report.report_id = p_report
+    );
 BEGIN
     DELETE FROM analytics.mv_experiment_results WHERE report_id = p_report;
     INSERT INTO analytics.mv_experiment_results
     SELECT p_report, r.*
     FROM (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
-        v_experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
+        r_plan,
+        ARRAY(SELECT t FROM analytics._experiment_totals(r_plan, NULL, scopes.by_account) AS t)
     ) AS r;
 END
 $$;
@@ -10814,7 +11405,10 @@ CREATE FUNCTION analytics.experiment(
     p_from timestamptz DEFAULT NULL,
     p_to timestamptz DEFAULT NULL,
     p_confidence double precision DEFAULT NULL,
-    p_correction text DEFAULT NULL
+    p_correction text DEFAULT NULL,
+    p_winsorize double precision DEFAULT NULL,
+    p_cuped interval DEFAULT NULL,
+    p_sequential bigint DEFAULT NULL
 )
 RETURNS TABLE (
     account_id text,
@@ -10839,17 +11433,26 @@ RETURNS TABLE (
     srm_p_value double precision,
     is_reliable boolean,
     kind text,
-    is_guardrail boolean
+    is_guardrail boolean,
+    chance_to_win double precision,
+    credible_low double precision,
+    credible_high double precision,
+    expected_loss double precision,
+    winsor_low numeric,
+    winsor_high numeric,
+    theta double precision,
+    variance_reduction double precision,
+    is_sequential boolean
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_metrics text[] := (
-        SELECT e.metrics FROM analytics.experiments AS e WHERE e.experiment = p_experiment
+    v_plan analytics._experiment_plan := analytics._experiment_plan(
+        p_experiment, p_from, p_to, p_confidence, p_correction, p_winsorize, p_cuped, p_sequential
     );
 BEGIN
-    IF v_metrics IS NULL THEN
+    IF v_plan.experiment IS NULL THEN
         PERFORM spectrum._reject(
             'p_experiment', p_experiment, 'the name of an experiment in analytics.experiments'
         );
@@ -10863,22 +11466,26 @@ BEGIN
             'p_correction', p_correction, '{holm, benjamini_hochberg}'
         );
     END IF;
+    PERFORM analytics._check_methods(p_winsorize, p_cuped, p_sequential);
 
     RETURN QUERY
     SELECT r.*
     FROM analytics._experiment_results(
-        p_experiment, p_account, p_from, p_to, p_confidence, p_correction, false
+        v_plan, ARRAY(SELECT t FROM analytics._experiment_totals(v_plan, p_account, false) AS t)
     ) AS r
-    ORDER BY array_position(v_metrics, r.metric), r.is_control DESC, r.variant;
+    ORDER BY array_position(v_plan.metrics, r.metric), r.is_control DESC, r.variant;
 END
 $$;
 COMMENT ON FUNCTION analytics.experiment(
-    text, text, timestamptz, timestamptz, double precision, text
+    text, text, timestamptz, timestamptz, double precision, text, double precision, interval,
+    bigint
 ) IS
     'Results of a defined experiment, one row a metric and variant, exact over the events: units, '
     'value and interval, difference and lift against control, p-value, p-value adjusted for their '
     'number, p-value of the split. NULL arguments: as the experiment is defined, all accounts. '
-    '[p_from, p_to) limits the exposures, and the events of metrics without a window.';
+    '[p_from, p_to) limits the exposures, and the events of metrics without a window. p_winsorize: '
+    'percentile to cut amounts at; p_cuped: how long before the exposure the covariate is '
+    'measured; p_sequential: units at which always-valid intervals are narrowest; 1, 0, 0: off.';
 -- Room 80, refresh: brings the standing views up to the facts, in steps of bounded work: the news
 -- of some batches, or some users of a report that is being built. Its cost follows the news.
 

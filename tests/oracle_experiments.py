@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -40,6 +40,9 @@ class Experiment:
     end: datetime | None = None
     confidence: float = 0.95
     correction: str = "holm"
+    winsorize: float | None = None
+    cuped: timedelta | None = None
+    sequential: int | None = None
 
 
 class Unit(NamedTuple):
@@ -48,12 +51,28 @@ class Unit(NamedTuple):
     events: list[Event]
 
 
+Amounts = list[Fraction]
+
+
 class Arm(NamedTuple):
-    """One variant by one metric: each unit's sum, and for a ratio the one below it."""
+    """One variant by one metric: each unit's sum over the one below it (1 but for a ratio), and the
+    same before the exposure."""
 
     conversions: int
-    upper: list[Fraction]
-    lower: list[Fraction]
+    upper: Amounts
+    lower: Amounts
+    upper_before: Amounts
+    lower_before: Amounts
+
+
+class Moments(NamedTuple):
+    """The value of one arm and the variance of a unit around it."""
+
+    units: int
+    conversions: int
+    value: Fraction | None
+    spread: Fraction | None
+    is_rate: bool
 
 
 def exposure(event: Event, experiment: str) -> str | None:
@@ -96,19 +115,18 @@ def units_of(events: Sequence[Event], experiment: Experiment) -> tuple[list[Unit
 
 def counted(
     unit: Unit,
-    experiment: Experiment,
-    metric: Metric,
     event: str | None,
     wanted: str | None,
     where: Mapping[str, Any] | None,
+    start: datetime,
+    end: datetime | None,
 ) -> list[Decimal]:
     """The amounts of the unit's events that the metric counts."""
-    end = unit.exposed_at + metric.window if metric.window else experiment.end
     found = [
         Decimal(1) if wanted is None else number(each.properties.get(wanted))
         for each in unit.events
         if each.event_type == event
-        and each.at >= unit.exposed_at
+        and each.at >= start
         and (end is None or each.at < end)
         and contains(each.properties, where or {})
     ]
@@ -116,21 +134,55 @@ def counted(
 
 
 def arm_of(units: Sequence[Unit], experiment: Experiment, metric: Metric) -> Arm:
-    upper = [
-        counted(unit, experiment, metric, metric.event, metric.wanted, metric.where)
-        for unit in units
-    ]
-    lower = [
-        counted(
-            unit, experiment, metric, metric.lower_event, metric.lower_wanted, metric.lower_where
-        )
-        for unit in units
-    ]
-    return Arm(
-        sum(1 for amounts in upper if amounts),
-        [sum(map(Fraction, amounts), Fraction(0)) for amounts in upper],
-        [sum(map(Fraction, amounts), Fraction(0)) for amounts in lower],
-    )
+    upper = (metric.event, metric.wanted, metric.where)
+    lower = (metric.lower_event, metric.lower_wanted, metric.lower_where)
+    converted = []
+    columns: list[Amounts] = []
+    for is_before in (False, True):
+        for what in (upper, lower):
+            column = []
+            for unit in units:
+                start, end = unit.exposed_at, experiment.end
+                if metric.window:
+                    end = start + metric.window
+                if is_before:
+                    start, end = start - (experiment.cuped or timedelta()), start
+                amounts = counted(unit, *what, start, end)
+                if metric.kind != "ratio" and what is lower:
+                    column.append(Fraction(1))
+                elif metric.kind == "proportion":
+                    column.append(Fraction(bool(amounts)))
+                else:
+                    column.append(sum(map(Fraction, amounts), Fraction(0)))
+                if what is upper and not is_before and amounts:
+                    converted.append(unit)
+            columns.append(column)
+    return Arm(len(converted), *columns)
+
+
+def quantile(amounts: Amounts, share: Fraction) -> Fraction:
+    """As numpy does it by default, in fractions."""
+    ordered = sorted(amounts)
+    place = (len(ordered) - 1) * share
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low + (high - low) * (place - math.floor(place))
+
+
+def winsorized(arms: Mapping[str, Arm], share: float) -> tuple[dict[str, Arm], dict[str, float]]:
+    """The arms with amounts cut at percentiles over all of them, and where the upper ones were."""
+    cut = {name: list(arm[1:]) for name, arm in arms.items()}
+    bounds = {"winsor_low": 0.0, "winsor_high": 0.0}
+    for place in range(4):
+        everybody = [amount for columns in cut.values() for amount in columns[place]]
+        if not everybody:
+            break
+        low = min(Fraction(0), quantile(everybody, 1 - Fraction(str(share))))
+        high = max(Fraction(0), quantile(everybody, Fraction(str(share))))
+        for columns in cut.values():
+            columns[place] = [min(max(amount, low), high) for amount in columns[place]]
+        if place == 0:
+            bounds = {"winsor_low": float(low), "winsor_high": float(high)}
+    return {name: Arm(arms[name].conversions, *columns) for name, columns in cut.items()}, bounds
 
 
 def sample_ratio(counts: Sequence[int], weights: Sequence[float]) -> float | None:
@@ -154,8 +206,15 @@ def results(
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for metric in experiment.metrics:
         arms = {variant: arm_of(each, experiment, metric) for variant, each in by_variant.items()}
-        control = arms[experiment.control]
-        for variant, arm in arms.items():
+        bounds: dict[str, float] = {}
+        if experiment.winsorize and metric.kind != "proportion":
+            arms, bounds = winsorized(arms, experiment.winsorize)
+        theta = theta_of(arms.values()) if experiment.cuped else None
+        moments = {
+            variant: moments_of(metric, arm, theta, arms.values()) for variant, arm in arms.items()
+        }
+        control = moments[experiment.control]
+        for variant, arm in moments.items():
             rows[metric.name, variant] = {
                 "is_control": variant == experiment.control,
                 "units": len(by_variant[variant]),
@@ -163,65 +222,115 @@ def results(
                 "conversions": arm.conversions,
                 "srm_p_value": srm,
                 "is_reliable": is_reliable(metric, [arm, control], srm),
-                **estimate(metric, arm, experiment.confidence),
-                **(
-                    {}
-                    if variant == experiment.control
-                    else comparison(metric, control, arm, experiment.confidence)
-                ),
+                "is_sequential": experiment.sequential is not None,
+                **bounds,
+                **reduction(metric, arms[variant], arm, theta),
+                **estimate(arm, experiment),
+                **({} if variant == experiment.control else comparison(control, arm, experiment)),
             }
     adjust(rows, experiment)
     return rows
 
 
-def is_reliable(metric: Metric, arms: Sequence[Arm], srm: float | None) -> bool:
+def is_reliable(metric: Metric, arms: Sequence[Moments], srm: float | None) -> bool:
     return (
         srm is not None
         and srm >= 0.001
         and all(
-            len(arm.upper) >= 50
+            arm.units >= 50
             and arm.conversions >= 5
-            and (metric.kind != "proportion" or len(arm.upper) - arm.conversions >= 5)
+            and (metric.kind != "proportion" or arm.units - arm.conversions >= 5)
             for arm in arms
         )
     )
 
 
-def moments(metric: Metric, arm: Arm) -> tuple[Fraction | None, Fraction | None]:
-    """The value of one arm, and the variance of a unit around it."""
-    if not arm.upper:
-        return None, None
-    if metric.kind == "proportion":
-        rate = Fraction(arm.conversions, len(arm.upper))
-        return rate, rate * (1 - rate)
-    if metric.kind == "mean":
-        around = arm.upper
-        value = mean(around)
-    else:
-        if not sum(arm.lower):
-            return None, None
-        # The delta method: what a unit has beyond the ratio, in units of the mean below.
+def beyond(upper: Amounts, lower: Amounts) -> Amounts:
+    """The delta method: what each unit has beyond the ratio, in units of the mean below."""
+    ratio, below = sum(upper) / sum(lower), mean(lower)
+    return [(up - ratio * low) / below for up, low in zip(upper, lower, strict=True)]
+
+
+def theta_of(arms: Iterable[Arm]) -> Fraction:
+    arms = [arm for arm in arms if arm.upper]
+    every = [[amount for arm in arms for amount in arm[place]] for place in range(1, 5)]
+    if not arms or not all(sum(arm.lower_before) for arm in arms) or not sum(every[1]):
+        return Fraction(0)
+    after, before = beyond(every[0], every[1]), beyond(every[2], every[3])
+    varied = sum(amount**2 for amount in before)
+    return sum(a * b for a, b in zip(after, before, strict=True)) / varied if varied else varied
+
+
+def moments_of(
+    metric: Metric, arm: Arm, theta: Fraction | None, arms: Iterable[Arm] = ()
+) -> Moments:
+    value: Fraction | None = None
+    spread: Fraction | None = None
+    units = len(arm.upper)
+    is_rate = metric.kind == "proportion" and not theta
+    if units and sum(arm.lower):
         value = sum(arm.upper) / sum(arm.lower)
-        below = mean(arm.lower)
-        around = [
-            (upper - value * lower) / below
-            for upper, lower in zip(arm.upper, arm.lower, strict=True)
-        ]
-    return value, variance(around) if len(around) > 1 else None
+        around = beyond(arm.upper, arm.lower)
+        if theta:
+            before = sum(arm.upper_before) / sum(arm.lower_before)
+            everywhere = sum(sum(each.upper_before) for each in arms) / sum(
+                sum(each.lower_before) for each in arms
+            )
+            value -= theta * (before - everywhere)
+            shifts = beyond(arm.upper_before, arm.lower_before)
+            around = [a - theta * b for a, b in zip(around, shifts, strict=True)]
+        if is_rate:
+            spread = value * (1 - value)
+        elif units > 1:
+            spread = variance(around)
+    return Moments(units, arm.conversions, value, spread, is_rate)
 
 
-def estimate(metric: Metric, arm: Arm, confidence: float) -> dict[str, float | None]:
+def reduction(
+    metric: Metric, arm: Arm, adjusted: Moments, theta: Fraction | None
+) -> dict[str, float]:
+    if theta is None:
+        return {}
+    plain = moments_of(Metric("", "mean" if theta else metric.kind, ""), arm, None).spread
+    answer = {"theta": float(theta)}
+    if plain:
+        answer["variance_reduction"] = float(1 - adjusted.spread / plain)
+    return answer
+
+
+def estimate(arm: Moments, experiment: Experiment) -> dict[str, float | None]:
     """The value of one arm with its interval."""
-    n = len(arm.upper)
-    value, spread = moments(metric, arm)
-    answer = {"value": None if value is None else float(value)}
-    if metric.kind == "proportion" and n:
-        low, high = wilson(arm.conversions, n, confidence)
-        return answer | {"ci_low": low, "ci_high": high}
-    if value is None or not spread:
-        return answer
-    interval = stats.t.interval(confidence, n - 1, float(value), math.sqrt(spread / n))
-    return answer | {"ci_low": float(interval[0]), "ci_high": float(interval[1])}
+    if arm.value is None:
+        return {}
+    value, confidence = float(arm.value), experiment.confidence
+    low = high = None
+    if experiment.sequential is not None:
+        error = math.sqrt(arm.spread / arm.units) if arm.spread else None
+        low, high, _ = sequential(arm.units, value, error, experiment)
+    elif arm.is_rate:
+        low, high = wilson(arm.conversions, arm.units, confidence)
+    elif arm.spread:
+        error = math.sqrt(arm.spread / arm.units)
+        low, high = map(float, stats.t.interval(confidence, arm.units - 1, value, error))
+    return {"value": value, "ci_low": low, "ci_high": high}
+
+
+def sequential(
+    n: int, estimate: float, error: float | None, experiment: Experiment
+) -> tuple[float | None, ...]:
+    """Low, high, p-value (Waudby-Smith et al. 2024, equation 11 and its tuning)."""
+    if error is None:
+        return None, None, None
+    alpha = 1 - experiment.confidence
+    rho2 = (2 * math.log(1 / alpha) + math.log(1 - 2 * math.log(alpha))) / experiment.sequential
+    sigma = error * math.sqrt(n)
+    margin = sigma * math.sqrt(
+        2 * (n * rho2 + 1) / (n**2 * rho2) * math.log(math.sqrt(n * rho2 + 1) / alpha)
+    )
+    # the likelihood ratio of a mean that is normal around 0, against 0
+    log_ratio = stats.norm.logpdf(estimate, 0, math.sqrt(error**2 + rho2 * sigma**2))
+    log_ratio -= stats.norm.logpdf(estimate, 0, error)
+    return estimate - margin, estimate + margin, min(1.0, math.exp(min(0.0, -log_ratio)))
 
 
 def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
@@ -229,35 +338,57 @@ def wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def comparison(
-    metric: Metric, control: Arm, arm: Arm, confidence: float
-) -> dict[str, float | None]:
-    value, spread = moments(metric, arm)
-    base, base_spread = moments(metric, control)
-    if value is None or base is None:
+def comparison(control: Moments, arm: Moments, experiment: Experiment) -> dict[str, float | None]:
+    if arm.value is None or control.value is None:
         return {}
-    answer: dict[str, float | None] = {"difference": float(value - base)}
-    if base:
-        answer["lift"] = float(value / base - 1)
-    if metric.kind == "proportion":
+    confidence, units = experiment.confidence, arm.units + control.units
+    difference = float(arm.value - control.value)
+    answer: dict[str, float | None] = {"difference": difference}
+    lift = float(arm.value / control.value - 1) if control.value else None
+    answer["lift"] = lift
+    if arm.is_rate and experiment.sequential is None:
         answer |= pooled_z_test(control, arm, confidence)
-    if spread is None or base_spread is None or not spread + base_spread:
+    if arm.spread is None or control.spread is None or not arm.spread + control.spread:
         return answer
-    error, base_error = spread / len(arm.upper), base_spread / len(control.upper)
-    if metric.kind != "proportion":
+    squares = arm.spread / arm.units, control.spread / control.units
+    error = math.sqrt(sum(squares))
+    answer |= posterior(difference, error, confidence)
+    lift_error = 0.0
+    if control.value:
+        lift_error = math.sqrt(
+            squares[0] / control.value**2 + arm.value**2 * squares[1] / control.value**4
+        )
+    if experiment.sequential is not None:
+        low, high, p_value = sequential(units, difference, error, experiment)
+        answer |= {"difference_low": low, "difference_high": high, "p_value": p_value}
+        if lift_error:
+            low, high, _ = sequential(units, lift, lift_error, experiment)
+            answer |= {"lift_low": low, "lift_high": high}
+        return answer
+    if not arm.is_rate:
         answer |= welch(
-            float(value - base), float(error), len(arm.upper), float(base_error),
-            len(control.upper), confidence,
-        )  # fmt: skip
-    lift_error = error / base**2 + value**2 * base_error / base**4 if base else 0
+            difference, float(squares[0]), arm.units, float(squares[1]), control.units, confidence
+        )
     if lift_error:
-        lift = stats.norm.interval(confidence, float(value / base - 1), math.sqrt(lift_error))
-        answer |= {"lift_low": float(lift[0]), "lift_high": float(lift[1])}
+        low, high = stats.norm.interval(confidence, lift, lift_error)
+        answer |= {"lift_low": float(low), "lift_high": float(high)}
     return answer
 
 
-def pooled_z_test(control: Arm, arm: Arm, confidence: float) -> dict[str, float | None]:
-    n1, n2 = len(control.upper), len(arm.upper)
+def posterior(difference: float, error: float, confidence: float) -> dict[str, float]:
+    belief = stats.norm(difference, error)
+    low, high = belief.interval(confidence)
+    loss = error * stats.norm.pdf(difference / error) - difference * belief.cdf(0)
+    return {
+        "chance_to_win": float(belief.sf(0)),
+        "credible_low": float(low),
+        "credible_high": float(high),
+        "expected_loss": float(loss),
+    }
+
+
+def pooled_z_test(control: Moments, arm: Moments, confidence: float) -> dict[str, float | None]:
+    n1, n2 = control.units, arm.units
     p1, p2 = control.conversions / n1, arm.conversions / n2
     pooled = Fraction(control.conversions + arm.conversions, n1 + n2)
     error = math.sqrt(pooled * (1 - pooled) * (Fraction(1, n1) + Fraction(1, n2)))

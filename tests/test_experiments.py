@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -33,11 +34,12 @@ def define(db: psycopg.Connection, experiment: Experiment) -> None:
             ),
         )  # fmt: skip
     db.execute(
-        "SELECT spectrum.define_experiment(%s, %s, %s, %s, %s, %s, %s, %s)",
+        "SELECT spectrum.define_experiment(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
             experiment.name, Jsonb(experiment.variants), experiment.control,
             Jsonb([metric.name for metric in experiment.metrics]), experiment.start,
-            experiment.end, experiment.confidence, experiment.correction,
+            experiment.end, experiment.confidence, experiment.correction, experiment.winsorize,
+            experiment.cuped, experiment.sequential,
         ),
     )  # fmt: skip
 
@@ -65,7 +67,9 @@ def assert_same(
 COLUMNS = (
     "is_control", "units", "excluded_units", "conversions", "value", "ci_low", "ci_high",
     "difference", "difference_low", "difference_high", "lift", "lift_low", "lift_high",
-    "p_value", "p_adjusted", "srm_p_value", "is_reliable",
+    "p_value", "p_adjusted", "srm_p_value", "is_reliable", "chance_to_win", "credible_low",
+    "credible_high", "expected_loss", "winsor_low", "winsor_high", "theta", "variance_reduction",
+    "is_sequential",
 )  # fmt: skip
 
 
@@ -119,16 +123,24 @@ def happenings(
     return st.lists(event, min_size=many // 2, max_size=many)
 
 
+methods = st.fixed_dictionaries({}, optional={
+    "winsorize": st.sampled_from([0.6, 0.75, 0.99]),
+    "cuped": st.sampled_from([timedelta(hours=2), timedelta(days=1), timedelta(days=30)]),
+    "sequential": st.sampled_from([1, 20, 5000]),
+    "correction": st.just("benjamini_hochberg"),
+})  # fmt: skip
+
+
 @exploring
-@given(data=st.data(), correction=st.sampled_from(["holm", "benjamini_hochberg"]))
-def test_any_history(db: psycopg.Connection, data: st.DataObject, correction: str) -> None:
+@given(data=st.data(), chosen=methods)
+def test_any_history(
+    db: psycopg.Connection, data: st.DataObject, chosen: Mapping[str, Any]
+) -> None:
     history = data.draw(happenings(["experiment_exposure", "$feature_flag_called"], exposures, 16))
     history += data.draw(happenings(["purchase", "visit"], deeds, 40))
     start, end = data.draw(st.tuples(ends, ends).filter(lambda r: None in r or r[0] <= r[1]))
     plan = data.draw(st.sampled_from([EVEN, {"control": 1, "treatment": 2, "true": 3}]))
-    experiment = Experiment(
-        "exp", plan, "control", METRICS, start, end, confidence=0.9, correction=correction
-    )
+    experiment = Experiment("exp", plan, "control", METRICS, start, end, confidence=0.9, **chosen)
     with loaded(db, history):
         define(db, experiment)
         answer = ask(db, "SELECT * FROM analytics.experiment('exp')")
@@ -156,7 +168,7 @@ def crowd(seed: int, arms: Sequence[str]) -> list[Payload]:
         })  # fmt: skip
 
     for user in range(600):
-        arm = pick.choice(arms)
+        arm, taste = pick.choice(arms), pick.uniform(0.2, 2)
         at = timedelta(minutes=pick.randrange(20000))
         happens(user, "experiment_exposure", at, experiment="big", variant=arm)
         if pick.random() < 0.02:
@@ -165,28 +177,34 @@ def crowd(seed: int, arms: Sequence[str]) -> list[Payload]:
             after = timedelta(minutes=pick.randrange(-3000, 20000))
             happens(user, "visit", at + after, plan=pick.choice(["free", "pro"]))
         for _ in range(max(0, pick.randrange(-3, 2 + arms.index(arm)))):
-            amount = round(pick.lognormvariate(3, 1), 2)
-            happens(user, "purchase", at + timedelta(minutes=pick.randrange(9000)), amount=amount)
+            amount = round(taste * pick.lognormvariate(3, 1) - 10, 2)
+            after = timedelta(minutes=pick.randrange(-6000, 9000))
+            happens(user, "purchase", at + after, amount=amount)
     pick.shuffle(history)
     return history
 
 
 @pytest.mark.parametrize(
-    ("seed", "correction", "confidence", "arms"),
+    ("seed", "arms", "chosen"),
     [
-        (1, "holm", 0.95, ["control", "treatment"]),
-        (2, "benjamini_hochberg", 0.99, ["control", "b", "c", "d"]),
-        (3, "holm", 0.8, ["control", "b", "c"]),
+        (1, ["control", "treatment"], {}),
+        (2, ["control", "b", "c", "d"], {"correction": "benjamini_hochberg", "confidence": 0.99}),
+        (3, ["control", "b", "c"], {"confidence": 0.8}),
+        (4, ["control", "treatment"], {"winsorize": 0.95}),
+        (5, ["control", "b", "c"], {"cuped": timedelta(days=4)}),
+        (6, ["control", "treatment"], {"sequential": 500}),
+        (7, ["control", "b", "c"], {
+            "winsorize": 0.98, "cuped": timedelta(days=2), "sequential": 5000, "confidence": 0.9,
+        }),
     ],
-)
+)  # fmt: skip
 def test_statistics(
-    db: psycopg.Connection, seed: int, correction: str, confidence: float, arms: list[str]
+    db: psycopg.Connection, seed: int, arms: list[str], chosen: Mapping[str, Any]
 ) -> None:
     history = crowd(seed, arms)
     experiment = Experiment(
         "big", dict.fromkeys(arms, 1), "control",
-        [*METRICS[:-1], Metric("watched", "mean", "visit", is_guardrail=True)],
-        confidence=confidence, correction=correction,
+        [*METRICS[:-1], Metric("watched", "mean", "visit", is_guardrail=True)], **chosen,
     )  # fmt: skip
     load(db, history)
     define(db, experiment)
@@ -201,6 +219,40 @@ def test_statistics(
     db.execute("CALL spectrum.refresh_analytics()")
     standing = ask(db, "SELECT * FROM analytics.experiment_results")
     assert_same(standing, expected_of(history, experiment, [None, "a0", "a1", "a2"]))
+
+
+def test_methods_are_asked_for_or_defined(db: psycopg.Connection) -> None:
+    """What is defined can be switched off by a question, what is not can be asked for."""
+    history = crowd(8, ["control", "treatment"])
+    load(db, history)
+    chosen = {"winsorize": 0.9, "cuped": timedelta(days=3), "sequential": 800}
+    plain = Experiment("big", EVEN, "control", METRICS)
+    define(db, plain)
+    query = "SELECT * FROM analytics.experiment('big', p_winsorize => %s, p_cuped => %s,"
+    query += " p_sequential => %s)"
+    expected = expected_of(history, replace(plain, **chosen), [None])
+    assert_same(ask(db, query, *chosen.values()), expected)
+    assert_same(ask(db, query, None, None, None), expected_of(history, plain, [None]))
+    define(db, replace(plain, **chosen))
+    assert_same(ask(db, query, None, None, None), expected)
+    assert_same(ask(db, query, 1, timedelta(), 0), expected_of(history, plain, [None]))
+
+
+def test_of_some_users_only(db: psycopg.Connection) -> None:
+    """What a unit contributes does not depend on who else is asked about."""
+    load(db, crowd(9, ["control", "treatment"]))
+    define(db, Experiment("big", EVEN, "control", METRICS, cuped=timedelta(days=3)))
+    query = (
+        "SELECT c FROM analytics._experiment_plan('big') AS p, LATERAL (SELECT to_jsonb(c)"
+        " FROM analytics._experiment_contributions(p, NULL, %s, %s) AS c) AS c (c) {}"
+        " ORDER BY c"
+    )
+    users = db.execute("SELECT array_agg(user_key) FROM analytics.events").fetchone()[0][::40]
+    for by_account in (False, True):
+        some = db.execute(query.format(""), (by_account, users)).fetchall()
+        of_all = query.format("WHERE (c ->> 'user_key')::bigint = ANY (%s)")
+        assert some == db.execute(of_all, (by_account, None, users)).fetchall()
+        assert len(some) > len(set(users))
 
 
 def test_cookie_cats(db: psycopg.Connection) -> None:
@@ -372,6 +424,12 @@ ERRORS = {
         "p_confidence",
     """define_experiment('x', '{"a": 1, "b": 1}', 'a', '["known"]', p_correction => 'none')""":
         "p_correction",
+    """define_experiment('x', '{"a": 1, "b": 1}', 'a', '["known"]', p_winsorize => 0.5)""":
+        "p_winsorize",
+    """define_experiment('x', '{"a": 1, "b": 1}', 'a', '["known"]', p_cuped => '11 years')""":
+        "p_cuped",
+    """define_experiment('x', '{"a": 1, "b": 1}', 'a', '["known"]', p_sequential => -1)""":
+        "p_sequential",
     """define_experiment('x', '{"a": 1, "b": 1}', 'a', '["known"]', '2024-02-01', '2024-01-01')""":
         "p_to",
     "drop_experiment('unknown')": "p_name",
@@ -390,6 +448,10 @@ def test_wrong_arguments_are_named(db: psycopg.Connection) -> None:
         "'e', p_confidence => 0": "p_confidence",
         "'e', p_correction => 'bonferroni'": "p_correction",
         "'e', p_from => '2024-02-01', p_to => '2024-01-01'": "p_to",
+        "'e', p_winsorize => 99": "p_winsorize",
+        "'e', p_winsorize => 'NaN'": "p_winsorize",
+        "'e', p_cuped => '-1 day'": "p_cuped",
+        "'e', p_sequential => 1e13::bigint": "p_sequential",
     }.items():
         with pytest.raises(psycopg.errors.InvalidParameterValue, match=named):
             db.execute(f"SELECT * FROM analytics.experiment({arguments})")

@@ -96,7 +96,24 @@ FROM spectrum.ratio_variance(400, 1.5, 2.25, 5, 9, 3);
 SELECT spectrum.adjust_p_values('{0.01,0.04,NULL,0.03,0.005}') AS holm,
     spectrum.adjust_p_values('{0.01,0.04,NULL,0.03,0.005}', 'benjamini_hochberg') AS bh;
 
+-- Cookie Cats once more, watched day by day; the chance that gate 40 wins; where amounts are cut.
+SELECT n, round(p_value::numeric, 6) AS p_value, round(low::numeric, 6) AS low,
+    round(high::numeric, 6) AS high
+FROM (VALUES (1000, 0.0246), (10000, 0.00778), (90189, 0.002592)) AS looks (n, error)
+CROSS JOIN LATERAL spectrum.sequential_test(n, -0.008201, error, 50000) AS t;
+SELECT round(chance_to_win::numeric, 6) AS chance_to_win, round(low::numeric, 6) AS low,
+    round(high::numeric, 6) AS high, round(expected_loss::numeric, 6) AS expected_loss
+FROM spectrum.normal_posterior(-0.008201, 0.002592);
+SELECT share, b.* FROM (VALUES (0.9), (0.75), (1)) AS shares (share)
+CROSS JOIN LATERAL spectrum.winsor_bounds('{-5,1,2,3,4,5,6,7,8,90}', share, 1) AS b;
+SELECT * FROM spectrum.sequential_test(0, 1, 1);
+SELECT * FROM spectrum.normal_posterior(1, 0);
+SELECT * FROM spectrum.winsor_bounds('{}', 0.9);
+
 -- Impossible arguments.
+SELECT spectrum.sequential_test(10, 1, 1, 0);
+SELECT spectrum.normal_posterior(1, -1);
+SELECT spectrum.winsor_bounds('{1}', 0.5);
 SELECT spectrum.normal_quantile(1.5);
 SELECT spectrum.student_t_cdf(1, 0);
 SELECT spectrum.beta_cdf(0.5, -1, 1);

@@ -69,6 +69,37 @@ SELECT metric, variant, round(p_adjusted::numeric, 9) AS p_adjusted
 FROM analytics.experiment('button', p_correction => 'benjamini_hochberg')
 WHERE p_adjusted IS NOT NULL;
 
+-- The optional methods, asked for one by one and all at once; then defined and switched off.
+SELECT metric, variant, round(chance_to_win::numeric, 6) AS chance_to_win,
+    round(credible_low::numeric, 6) AS low, round(credible_high::numeric, 6) AS high,
+    round(expected_loss::numeric, 9) AS expected_loss
+FROM analytics.experiment('button') WHERE NOT is_control;
+SELECT metric, variant, round(value::numeric, 6) AS value, winsor_low, winsor_high,
+    round(p_value::numeric, 9) AS p_value
+FROM analytics.experiment('button', p_winsorize => 0.95) WHERE winsor_high IS NOT NULL;
+SELECT metric, variant, round(value::numeric, 6) AS value, round(theta::numeric, 6) AS theta,
+    round(variance_reduction::numeric, 6) AS reduction, round(p_value::numeric, 9) AS p_value
+FROM analytics.experiment('button', p_cuped => '7 days');
+SELECT metric, variant, round(ci_low::numeric, 6) AS ci_low, round(ci_high::numeric, 6) AS ci_high,
+    round(difference_low::numeric, 6) AS low, round(difference_high::numeric, 6) AS high,
+    round(p_value::numeric, 9) AS p_value, is_sequential
+FROM analytics.experiment('button', p_sequential => 400);
+CREATE TEMP TABLE plain ON COMMIT DROP AS SELECT * FROM analytics.experiment('button');
+CREATE TEMP TABLE asked ON COMMIT DROP AS SELECT *
+FROM analytics.experiment('button', p_winsorize => 0.95, p_cuped => '7 days', p_sequential => 400);
+SELECT spectrum.define_experiment(
+    'button', '{"green": 0.5, "red": 0.25, "blue": 0.25}', 'green',
+    '["bought", "spent", "per visit", "complained"]',
+    p_winsorize => 0.95, p_cuped => '7 days', p_sequential => 400
+);
+SELECT winsorize, cuped, sequential FROM analytics.experiments WHERE experiment = 'button';
+SELECT count(*) AS differing FROM (
+    (TABLE asked EXCEPT ALL SELECT * FROM analytics.experiment('button'))
+    UNION ALL
+    (TABLE plain EXCEPT ALL SELECT *
+        FROM analytics.experiment('button', p_winsorize => 1, p_cuped => '0', p_sequential => 0))
+) AS differing_rows;
+
 -- An hour later only PostHog's users are seen for the first time.
 SELECT DISTINCT variant, units, excluded_units
 FROM analytics.experiment('button', p_from => '2003-07-01 00:30+00') ORDER BY variant;

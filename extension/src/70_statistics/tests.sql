@@ -170,6 +170,7 @@ DECLARE
     v_square1 double precision;
     v_square2 double precision;
     v_error double precision;
+    v_margin double precision;
 BEGIN
     PERFORM spectrum._check_count('p_n1', p_n1);
     PERFORM spectrum._check_count('p_n2', p_n2);
@@ -193,8 +194,9 @@ BEGIN
         + greatest(v_square2 / (v_square1 + v_square2), 1e-100) ^ 2 / (p_n2 - 1)
     );
     p_value := 2 * spectrum.student_t_sf(abs(t), df);
-    low := difference + v_error * spectrum.student_t_quantile(v_tail, df);
-    high := difference - v_error * spectrum.student_t_quantile(v_tail, df);
+    v_margin := -v_error * spectrum.student_t_quantile(v_tail, df);
+    low := difference - v_margin;
+    high := difference + v_margin;
 END
 $$;
 COMMENT ON FUNCTION spectrum.welch_t_test(
@@ -205,6 +207,30 @@ COMMENT ON FUNCTION spectrum.welch_t_test(
     'sample variance (var_samp) of two groups; degrees of freedom by Welch and Satterthwaite; '
     'difference = mean1 - mean2 with its t interval. All NULL where a group is empty; all but the '
     'difference NULL where a group has one member or neither has any variance.';
+
+CREATE FUNCTION spectrum._lift_error(
+    p_n1 double precision,
+    p_mean1 double precision,
+    p_var1 double precision,
+    p_n2 double precision,
+    p_mean2 double precision,
+    p_var2 double precision
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN nullif(
+        sqrt(p_var1 / p_n1 + (p_mean1 / p_mean2) ^ 2 * (p_var2 / p_n2)) / abs(p_mean2), 0
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._lift_error(
+    double precision, double precision, double precision,
+    double precision, double precision, double precision
+) IS
+    'Standard error of mean1 / mean2 - 1 by the delta method; NULL without any variance.';
 
 CREATE FUNCTION spectrum.lift_interval(
     p_n1 double precision,
@@ -234,9 +260,7 @@ BEGIN
     END IF;
 
     lift := (p_mean1 - p_mean2) / p_mean2;
-    v_error := nullif(
-        sqrt(p_var1 / p_n1 + (p_mean1 / p_mean2) ^ 2 * (p_var2 / p_n2)) / abs(p_mean2), 0
-    );
+    v_error := spectrum._lift_error(p_n1, p_mean1, p_var1, p_n2, p_mean2, p_var2);
     low := lift - v_z * v_error;
     high := lift + v_z * v_error;
 END

@@ -62,6 +62,12 @@ BEGIN
             CONSTRAINT experiments_correction_is_known
             CHECK (correction IN ('holm', 'benjamini_hochberg')),
         changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        winsorize double precision
+            CONSTRAINT experiments_winsorize_range CHECK (winsorize > 0.5 AND winsorize < 1),
+        cuped interval
+            CONSTRAINT experiments_cuped_is_positive CHECK (cuped > interval '0'),
+        sequential bigint
+            CONSTRAINT experiments_sequential_is_positive CHECK (sequential > 0),
         CONSTRAINT experiments_control_is_variant CHECK (variants ? control)
     );
     COMMENT ON TABLE spectrum.experiments IS
@@ -77,6 +83,12 @@ BEGIN
     COMMENT ON COLUMN spectrum.experiments.correction IS
         'How p-values are adjusted for several metrics and variants.';
     COMMENT ON COLUMN spectrum.experiments.changed_at IS 'When it was last defined.';
+    COMMENT ON COLUMN spectrum.experiments.winsorize IS
+        'Percentile at which the units'' amounts are cut; NULL: they are not.';
+    COMMENT ON COLUMN spectrum.experiments.cuped IS
+        'How long before the first exposure the covariate is measured; NULL: no CUPED.';
+    COMMENT ON COLUMN spectrum.experiments.sequential IS
+        'Units at which always-valid intervals are narrowest; NULL: intervals for one look.';
 
     PERFORM spectrum._create_experiment_views();
 END
@@ -254,6 +266,37 @@ $$;
 COMMENT ON FUNCTION spectrum._read_metrics(jsonb) IS
     'The names of a JSON array of metrics; raises 22023 unless all are defined.';
 
+CREATE FUNCTION analytics._check_methods(
+    p_winsorize double precision, p_cuped interval, p_sequential bigint
+)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT (p_winsorize > 0.5 AND p_winsorize <= 1) THEN
+        PERFORM spectrum._reject(
+            'p_winsorize', p_winsorize::text,
+            'a percentile above 0.5 and below 1, such as 0.99, or 1 not to winsorize'
+        );
+    END IF;
+    IF p_cuped NOT BETWEEN interval '0' AND interval '10 years' THEN
+        PERFORM spectrum._reject(
+            'p_cuped', p_cuped::text, 'an interval of at most 10 years, or 0 for no CUPED'
+        );
+    END IF;
+    IF p_sequential NOT BETWEEN 0 AND 1000000000000 THEN
+        PERFORM spectrum._reject(
+            'p_sequential', p_sequential::text,
+            'the number of units at which intervals are narrowest, such as 5000, or 0 for '
+            'intervals that hold for one look'
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_methods(double precision, interval, bigint) IS
+    'Raises 22023 unless the optional methods of an experiment can be applied.';
+
 CREATE FUNCTION spectrum.define_experiment(
     p_name text,
     p_variants jsonb,
@@ -262,7 +305,10 @@ CREATE FUNCTION spectrum.define_experiment(
     p_from timestamptz DEFAULT NULL,
     p_to timestamptz DEFAULT NULL,
     p_confidence double precision DEFAULT 0.95,
-    p_correction text DEFAULT 'holm'
+    p_correction text DEFAULT 'holm',
+    p_winsorize double precision DEFAULT NULL,
+    p_cuped interval DEFAULT NULL,
+    p_sequential bigint DEFAULT NULL
 )
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -277,12 +323,15 @@ BEGIN
     PERFORM analytics._check_range(p_from, p_to);
     PERFORM analytics._check_confidence(p_confidence);
     PERFORM spectrum._check_choice('p_correction', p_correction, '{holm, benjamini_hochberg}');
+    PERFORM analytics._check_methods(p_winsorize, p_cuped, p_sequential);
 
     INSERT INTO spectrum.experiments (
-        experiment, variants, control, metrics, starts_at, ends_at, confidence, correction
+        experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
+        winsorize, cuped, sequential
     )
     VALUES (
-        p_name, p_variants, p_control, v_metrics, p_from, p_to, p_confidence, p_correction
+        p_name, p_variants, p_control, v_metrics, p_from, p_to, p_confidence, p_correction,
+        nullif(p_winsorize, 1), nullif(p_cuped, '0'), nullif(p_sequential, 0)
     )
     ON CONFLICT ON CONSTRAINT experiments_pkey DO UPDATE SET
         variants = excluded.variants,
@@ -292,17 +341,23 @@ BEGIN
         ends_at = excluded.ends_at,
         confidence = excluded.confidence,
         correction = excluded.correction,
+        winsorize = excluded.winsorize,
+        cuped = excluded.cuped,
+        sequential = excluded.sequential,
         changed_at = excluded.changed_at;
     PERFORM spectrum._begin_report('experiment', p_name, to_jsonb(definition))
     FROM spectrum.experiments AS definition WHERE experiment = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_experiment(
-    text, jsonb, text, jsonb, timestamptz, timestamptz, double precision, text
+    text, jsonb, text, jsonb, timestamptz, timestamptz, double precision, text, double precision,
+    interval, bigint
 ) IS
     'Defines an experiment or replaces it. p_name: as its exposure events give it. p_variants: the '
     'planned split, {"control": 0.5, "treatment": 0.5}. p_metrics: names of metrics, ["signup"]. '
-    'p_from, p_to: when exposures count (NULL: always). p_correction: holm or benjamini_hochberg.';
+    'p_from, p_to: when exposures count (NULL: always). p_correction: holm or benjamini_hochberg. '
+    'p_winsorize: percentile to cut amounts at; p_cuped: how long before the exposure the metric '
+    'is its own covariate; p_sequential: units at which always-valid intervals are narrowest.';
 
 CREATE FUNCTION spectrum.drop_experiment(p_name text)
 RETURNS void

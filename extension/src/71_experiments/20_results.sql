@@ -1,6 +1,6 @@
--- Room 71, results: what an experiment says. Sums over its units become values, intervals and tests
--- by the mathematics of room 70. Reads the definitions and the units; read by analytics.experiment
--- and by mv_experiment_results (30_standing.sql).
+-- Room 71, results: what an experiment says. Its totals become values, intervals and tests by the
+-- mathematics of room 70. Reads no events; read by analytics.experiment and by
+-- mv_experiment_results (30_standing.sql).
 
 CREATE FUNCTION analytics._check_confidence(p_confidence double precision)
 RETURNS void
@@ -18,35 +18,132 @@ $$;
 COMMENT ON FUNCTION analytics._check_confidence(double precision) IS
     'Raises 22023 unless the number can be a confidence.';
 
-CREATE FUNCTION analytics._covariance(
-    p_n numeric, p_sum_a numeric, p_sum_b numeric, p_sum_ab numeric
+CREATE FUNCTION analytics._residual_covariance(
+    p_n numeric,
+    p_x numeric,
+    p_y numeric,
+    p_w numeric,
+    p_v numeric,
+    p_xw numeric,
+    p_yw numeric,
+    p_xv numeric,
+    p_yv numeric
+)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_n > 1 AND p_y <> 0 AND p_v <> 0 THEN
+        RETURN (
+            (p_xw * p_y * p_v - p_x * p_v * p_yw - p_w * p_y * p_xv + p_x * p_w * p_yv)
+            * p_n * p_n / ((p_n - 1) * p_y * p_y * p_v * p_v)
+        )::double precision;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._residual_covariance(
+    numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric
+) IS
+    'Sample covariance of two ratios by the delta method, from sums over n units: of what a unit '
+    'has beyond x / y and beyond w / v, over the means of y and v. In numeric, so that nothing '
+    'cancels. NULL below two units or without a ratio.';
+
+CREATE FUNCTION analytics._cuped_theta(
+    p_n numeric,
+    p_x numeric,
+    p_y numeric,
+    p_w numeric,
+    p_v numeric,
+    p_ww numeric,
+    p_vv numeric,
+    p_wv numeric,
+    p_xw numeric,
+    p_xv numeric,
+    p_yw numeric,
+    p_yv numeric
 )
 RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_variance double precision := analytics._residual_covariance(
+        p_n, p_w, p_v, p_w, p_v, p_ww, p_wv, p_wv, p_vv
+    );
 BEGIN
-    IF p_n > 1 THEN
-        RETURN ((p_n * p_sum_ab - p_sum_a * p_sum_b) / (p_n * (p_n - 1)))::double precision;
-    END IF;
-    RETURN NULL;
+    RETURN coalesce(analytics._residual_covariance(
+        p_n, p_x, p_y, p_w, p_v, p_xw, p_yw, p_xv, p_yv
+    ) / nullif(v_variance, 0), 0);
 END
 $$;
-COMMENT ON FUNCTION analytics._covariance(numeric, numeric, numeric, numeric) IS
-    'Sample covariance from sums, in numeric: exact up to its last step. NULL below two units.';
+COMMENT ON FUNCTION analytics._cuped_theta(
+    numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric, numeric,
+    numeric, numeric
+) IS
+    'Slope of a metric over itself before the exposure: covariance / variance before; 0 where '
+    'nothing varied before (Deng, Xu, Kohavi and Walker 2013; ratios by the delta method).';
 
-CREATE FUNCTION analytics._experiment_estimate(
+CREATE FUNCTION analytics._experiment_moments(
     p_kind text,
-    p_confidence double precision,
-    p_units bigint,
-    p_conversions bigint,
-    p_sum_x numeric,
-    p_sum_xx numeric,
-    p_sum_y numeric,
-    p_sum_yy numeric,
-    p_sum_xy numeric,
+    p_total analytics._experiment_total,
+    p_theta double precision,
+    p_before numeric,
     OUT value double precision,
     OUT variance double precision,
+    OUT variance_reduction double precision
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_rest double precision;
+BEGIN
+    value := p_total.sum_x / nullif(p_total.sum_y, 0);
+    IF p_kind = 'proportion' AND coalesce(p_theta, 0) = 0 THEN
+        variance := value * (1 - value);
+    ELSE
+        variance := analytics._residual_covariance(
+            p_total.units, p_total.sum_x, p_total.sum_y, p_total.sum_x, p_total.sum_y,
+            p_total.sum_xx, p_total.sum_xy, p_total.sum_xy, p_total.sum_yy
+        );
+    END IF;
+    v_rest := variance;
+    IF p_theta <> 0 THEN
+        value := value - p_theta * (p_total.sum_w / nullif(p_total.sum_v, 0) - p_before);
+        v_rest := variance
+            - 2 * p_theta * analytics._residual_covariance(
+                p_total.units, p_total.sum_x, p_total.sum_y, p_total.sum_w, p_total.sum_v,
+                p_total.sum_xw, p_total.sum_yw, p_total.sum_xv, p_total.sum_yv
+            )
+            + p_theta * p_theta * analytics._residual_covariance(
+                p_total.units, p_total.sum_w, p_total.sum_v, p_total.sum_w, p_total.sum_v,
+                p_total.sum_ww, p_total.sum_wv, p_total.sum_wv, p_total.sum_vv
+            );
+        -- what is left by rounding alone is nothing
+        v_rest := CASE WHEN v_rest > 1e-12 * variance THEN v_rest ELSE 0 * v_rest END;
+    END IF;
+    IF p_theta IS NOT NULL THEN
+        variance_reduction := 1 - v_rest / nullif(variance, 0);
+    END IF;
+    variance := v_rest;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_moments(
+    text, analytics._experiment_total, double precision, numeric
+) IS
+    'Value of a metric in one arm and its variance per unit. With a theta both are adjusted by how '
+    'far the arm was from all (p_before) before the exposure, and the share of the variance that '
+    'this takes away is told.';
+
+CREATE FUNCTION analytics._experiment_interval(
+    p_plan analytics._experiment_plan,
+    p_is_rate boolean,
+    p_units bigint,
+    p_conversions bigint,
+    p_value double precision,
+    p_variance double precision,
     OUT low double precision,
     OUT high double precision
 )
@@ -54,110 +151,33 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_error double precision := sqrt(p_variance / p_units);
     v_margin double precision;
 BEGIN
-    IF p_units = 0 THEN
-        RETURN;
-    ELSIF p_kind = 'proportion' THEN
-        value := p_conversions / p_units::double precision;
-        variance := value * (1 - value);
+    IF p_plan.sequential IS NOT NULL THEN
+        SELECT t.low, t.high INTO low, high
+        FROM spectrum.sequential_test(
+            p_units, p_value, v_error, p_plan.sequential, p_plan.confidence
+        ) AS t;
+    ELSIF p_is_rate THEN
         SELECT w.low, w.high INTO low, high
-        FROM spectrum.wilson_interval(p_conversions, p_units, p_confidence) AS w;
-        RETURN;
-    ELSIF p_kind = 'mean' THEN
-        value := (p_sum_x / p_units)::double precision;
-        variance := analytics._covariance(p_units, p_sum_x, p_sum_x, p_sum_xx);
-    ELSE
-        value := (p_sum_x / nullif(p_sum_y, 0))::double precision;
-        -- Of a unit's amounts only its residual x - value * y matters: its variance is made here,
-        -- in numeric, where nothing cancels.
-        SELECT r.variance * p_units INTO variance
-        FROM spectrum.ratio_variance(
-            p_units,
-            p_sum_x / p_units,
-            analytics._covariance(p_units, 0, 0, (
-                p_sum_xx * p_sum_y * p_sum_y - 2 * p_sum_xy * p_sum_x * p_sum_y
-                + p_sum_yy * p_sum_x * p_sum_x
-            ) / nullif(p_sum_y * p_sum_y, 0)),
-            p_sum_y / p_units,
-            0,
-            0
-        ) AS r;
-    END IF;
-    IF variance > 0 THEN
-        v_margin := sqrt(variance / p_units)
-            * spectrum.student_t_quantile((1 + p_confidence) / 2, p_units - 1);
-        low := value - v_margin;
-        high := value + v_margin;
+        FROM spectrum.wilson_interval(p_conversions, p_units, p_plan.confidence) AS w;
+    ELSIF v_error > 0 THEN
+        v_margin := v_error
+            * spectrum.student_t_quantile((1 + p_plan.confidence) / 2, p_units - 1);
+        low := p_value - v_margin;
+        high := p_value + v_margin;
     END IF;
 END
 $$;
-COMMENT ON FUNCTION analytics._experiment_estimate(
-    text, double precision, bigint, bigint, numeric, numeric, numeric, numeric, numeric
+COMMENT ON FUNCTION analytics._experiment_interval(
+    analytics._experiment_plan, boolean, bigint, bigint, double precision, double precision
 ) IS
-    'Value of a metric in one arm, its variance per unit, and its interval: Wilson for a '
-    'proportion, Student t for a mean and a ratio; NULL where the units do not vary.';
-
-CREATE FUNCTION analytics._experiment_comparison(
-    p_kind text,
-    p_confidence double precision,
-    p_units bigint,
-    p_conversions bigint,
-    p_estimate double precision,
-    p_variance double precision,
-    p_control_units bigint,
-    p_control_conversions bigint,
-    p_control_estimate double precision,
-    p_control_variance double precision,
-    OUT difference double precision,
-    OUT difference_low double precision,
-    OUT difference_high double precision,
-    OUT lift double precision,
-    OUT lift_low double precision,
-    OUT lift_high double precision,
-    OUT p_value double precision
-)
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    difference := p_estimate - p_control_estimate;
-    lift := difference / nullif(p_control_estimate, 0);
-    IF p_kind = 'proportion' THEN
-        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
-        FROM spectrum.two_proportion_test(
-            p_conversions, p_units, p_control_conversions, p_control_units, p_confidence
-        ) AS t;
-    ELSE
-        SELECT t.low, t.high, t.p_value INTO difference_low, difference_high, p_value
-        FROM spectrum.welch_t_test(
-            p_units, p_estimate, p_variance,
-            p_control_units, p_control_estimate, p_control_variance,
-            p_confidence
-        ) AS t;
-    END IF;
-    SELECT l.low, l.high INTO lift_low, lift_high
-    FROM spectrum.lift_interval(
-        p_units, p_estimate, p_variance,
-            p_control_units, p_control_estimate, p_control_variance,
-        p_confidence
-    ) AS l;
-END
-$$;
-COMMENT ON FUNCTION analytics._experiment_comparison(
-    text, double precision, bigint, bigint, double precision, double precision, bigint, bigint,
-    double precision, double precision
-) IS
-    'An arm against control: pooled z-test and Newcombe''s interval for a proportion, Welch''s t '
-    'for a mean and a ratio, delta-method lift for all.';
+    'Interval of a metric in one arm: Wilson for a rate, Student t for the rest, or an '
+    'always-valid one; NULL where the units do not vary.';
 
 CREATE FUNCTION analytics._experiment_arms(
-    p_experiment text,
-    p_account text,
-    p_from timestamptz,
-    p_to timestamptz,
-    p_confidence double precision,
-    p_by_account boolean
+    p_plan analytics._experiment_plan, p_totals analytics._experiment_total[]
 )
 RETURNS TABLE (
     account_id text,
@@ -173,128 +193,54 @@ RETURNS TABLE (
     variance double precision,
     low double precision,
     high double precision,
-    is_enough boolean
+    is_rate boolean,
+    is_enough boolean,
+    winsor_low numeric,
+    winsor_high numeric,
+    theta double precision,
+    variance_reduction double precision
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT
-        t.account_id, t.metric, m.kind, m.is_guardrail, t.variant, t.variant = e.control,
-        t.units, t.excluded_units, t.conversions, s.value, s.variance, s.low, s.high,
+    WITH covariates AS (
+        SELECT t.account_id, t.metric, sum(t.sum_w) / nullif(sum(t.sum_v), 0) AS before,
+            -- an arm without a value before cannot be adjusted, so none is
+            CASE WHEN bool_and(t.sum_v <> 0 OR t.units = 0) THEN analytics._cuped_theta(
+                sum(t.units), sum(t.sum_x), sum(t.sum_y), sum(t.sum_w), sum(t.sum_v),
+                sum(t.sum_ww), sum(t.sum_vv), sum(t.sum_wv), sum(t.sum_xw), sum(t.sum_xv),
+                sum(t.sum_yw), sum(t.sum_yv)
+            ) ELSE 0 END AS theta
+        FROM unnest(p_totals) AS t
+        WHERE p_plan.cuped IS NOT NULL
+        GROUP BY t.account_id, t.metric
+    ),
+    estimates AS (
+        SELECT t, m.kind, m.is_guardrail, v.theta, s.*,
+            m.kind = 'proportion' AND coalesce(v.theta, 0) = 0 AS is_rate
+        FROM unnest(p_totals) AS t
+        JOIN analytics.metrics AS m ON m.metric = t.metric
+        LEFT JOIN covariates AS v ON v.account_id = t.account_id AND v.metric = t.metric
+        CROSS JOIN LATERAL analytics._experiment_moments(m.kind, t, v.theta, v.before) AS s
+    )
+    SELECT (e.t).account_id, (e.t).metric, e.kind, e.is_guardrail, (e.t).variant,
+        (e.t).variant = p_plan.control, (e.t).units, (e.t).excluded_units, (e.t).conversions,
+        e.value, e.variance, i.low, i.high, e.is_rate,
         -- A mean does not need units that did nothing, a proportion does.
-        t.units >= 50 AND t.conversions >= 5
-            AND (m.kind <> 'proportion' OR t.units - t.conversions >= 5)
-    FROM analytics.experiments AS e
-    CROSS JOIN LATERAL analytics._experiment_totals(
-        e.experiment, e.variants, e.metrics, coalesce(p_from, e.starts_at),
-        coalesce(p_to, e.ends_at), p_account, p_by_account
-    ) AS t
-    JOIN analytics.metrics AS m ON m.metric = t.metric
-    CROSS JOIN LATERAL analytics._experiment_estimate(
-        m.kind, coalesce(p_confidence, e.confidence), t.units, t.conversions,
-        t.sum_x, t.sum_xx, t.sum_y, t.sum_yy, t.sum_xy
-    ) AS s
-    WHERE e.experiment = p_experiment;
+        (e.t).units >= 50 AND (e.t).conversions >= 5
+            AND (e.kind <> 'proportion' OR (e.t).units - (e.t).conversions >= 5),
+        (e.t).winsor_low, (e.t).winsor_high, e.theta, e.variance_reduction
+    FROM estimates AS e
+    CROSS JOIN LATERAL analytics._experiment_interval(
+        p_plan, e.is_rate, (e.t).units, (e.t).conversions, e.value, e.variance
+    ) AS i;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_arms(
-    text, text, timestamptz, timestamptz, double precision, boolean
+    analytics._experiment_plan, analytics._experiment_total[]
 ) IS
     'Each metric of an experiment in each variant and scope: units, value, interval, and whether '
-    'there is enough of it to rely on. NULL arguments: as the experiment is defined.';
-
-CREATE FUNCTION analytics._experiment_results(
-    p_experiment text,
-    p_account text,
-    p_from timestamptz,
-    p_to timestamptz,
-    p_confidence double precision,
-    p_correction text,
-    p_by_account boolean
-)
-RETURNS TABLE (
-    account_id text,
-    experiment text,
-    metric text,
-    variant text,
-    is_control boolean,
-    units bigint,
-    excluded_units bigint,
-    conversions bigint,
-    value double precision,
-    ci_low double precision,
-    ci_high double precision,
-    difference double precision,
-    difference_low double precision,
-    difference_high double precision,
-    lift double precision,
-    lift_low double precision,
-    lift_high double precision,
-    p_value double precision,
-    p_adjusted double precision,
-    srm_p_value double precision,
-    is_reliable boolean,
-    kind text,
-    is_guardrail boolean
-)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_plan record;
-BEGIN
-    SELECT e.variants, e.metrics, coalesce(p_confidence, e.confidence) AS confidence,
-        coalesce(p_correction, e.correction) AS correction
-    INTO r_plan FROM analytics.experiments AS e WHERE e.experiment = p_experiment;
-    RETURN QUERY
-    WITH arms AS MATERIALIZED (
-        SELECT * FROM analytics._experiment_arms(
-            p_experiment, p_account, p_from, p_to, p_confidence, p_by_account
-        )
-    ),
-    splits AS (
-        SELECT a.account_id, (spectrum.sample_ratio_mismatch(
-            array_agg(a.units ORDER BY a.variant),
-            array_agg((r_plan.variants ->> a.variant)::double precision ORDER BY a.variant)
-        )).p_value
-        FROM arms AS a WHERE a.metric = r_plan.metrics[1] GROUP BY a.account_id
-    ),
-    comparisons AS MATERIALIZED (
-        SELECT a.*, t.*, a.is_enough AND c.is_enough AS are_enough
-        FROM arms AS a
-        JOIN arms AS c ON c.account_id = a.account_id AND c.metric = a.metric AND c.is_control
-        LEFT JOIN LATERAL analytics._experiment_comparison(
-            a.kind, r_plan.confidence, a.units, a.conversions, a.value, a.variance,
-            c.units, c.conversions, c.value, c.variance
-        ) AS t ON NOT a.is_control
-    ),
-    families AS (
-        SELECT c.account_id,
-            array_agg(c.metric ORDER BY c.metric, c.variant) AS metrics,
-            array_agg(c.variant ORDER BY c.metric, c.variant) AS variants,
-            spectrum.adjust_p_values(
-                array_agg(c.p_value ORDER BY c.metric, c.variant), r_plan.correction
-            ) AS p_values
-        FROM comparisons AS c WHERE NOT c.is_control AND NOT c.is_guardrail GROUP BY c.account_id
-    ),
-    adjustments AS (
-        SELECT f.account_id, a.* FROM families AS f
-        CROSS JOIN unnest(f.metrics, f.variants, f.p_values) AS a (metric, variant, p_value)
-    )
-    SELECT c.account_id, p_experiment, c.metric, c.variant, c.is_control, c.units,
-        c.excluded_units, c.conversions, c.value, c.low, c.high, c.difference, c.difference_low,
-        c.difference_high, c.lift, c.lift_low, c.lift_high, c.p_value, a.p_value, s.p_value,
-        c.are_enough AND coalesce(s.p_value >= 0.001, false), c.kind, c.is_guardrail
-    FROM comparisons AS c
-    JOIN splits AS s ON s.account_id = c.account_id
-    LEFT JOIN adjustments AS a
-        ON a.account_id = c.account_id AND a.metric = c.metric AND a.variant = c.variant;
-END
-$$;
-COMMENT ON FUNCTION analytics._experiment_results(
-    text, text, timestamptz, timestamptz, double precision, text, boolean
-) IS
-    'The results of an experiment in each scope: arms, their comparison with control, the split '
-    'against the plan, and p-values adjusted over all metrics and variants but guardrails.';
+    'there is enough of it to rely on. theta is one for all variants of a metric.';

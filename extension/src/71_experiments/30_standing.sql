@@ -17,7 +17,7 @@ BEGIN
     CREATE VIEW analytics.experiments AS
     SELECT
         experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
-        changed_at
+        changed_at, winsorize, cuped, sequential
     FROM spectrum.experiments;
     COMMENT ON VIEW analytics.experiments IS
         'The defined experiments, for all who may ask questions.';
@@ -36,7 +36,9 @@ BEGIN
         v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
         v.difference_high, v.lift, v.lift_low, v.lift_high, v.p_value, v.p_adjusted,
         v.srm_p_value, v.is_reliable, v.kind, v.is_guardrail,
-        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of, v.chance_to_win,
+        v.credible_low, v.credible_high, v.expected_loss, v.winsor_low, v.winsor_high, v.theta,
+        v.variance_reduction, v.is_sequential
     FROM spectrum.reports AS report
     JOIN analytics.mv_experiment_results AS v USING (report_id)
     WHERE report.kind = 'experiment' AND report.state = 'served';
@@ -94,6 +96,22 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_experiment_results.kind IS 'proportion, mean or ratio.';
     COMMENT ON COLUMN analytics.mv_experiment_results.is_guardrail IS
         'Watched only: not in the family of adjusted p-values.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.chance_to_win IS
+        'Probability that the value is above that of control, from the data alone (flat prior).';
+    COMMENT ON COLUMN analytics.mv_experiment_results.credible_low IS
+        'Lower end of the credible interval of the difference.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.credible_high IS 'Upper end.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.expected_loss IS
+        'What choosing this variant loses on average, if the higher value is the better one.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.winsor_low IS
+        'Sums of units were cut below here; NULL: not winsorized.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.winsor_high IS 'Cut above here.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.theta IS
+        'Weight of the covariate of CUPED; NULL: not asked for; 0: nothing to adjust by.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.variance_reduction IS
+        'Share of the variance in this arm that CUPED takes away.';
+    COMMENT ON COLUMN analytics.mv_experiment_results.is_sequential IS
+        'Whether intervals and p-values hold at every look (always-valid), not at one alone.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._comment_experiment_results() IS
@@ -123,7 +141,16 @@ RETURNS TABLE (
     srm_p_value double precision,
     is_reliable boolean,
     kind text,
-    is_guardrail boolean
+    is_guardrail boolean,
+    chance_to_win double precision,
+    credible_low double precision,
+    credible_high double precision,
+    expected_loss double precision,
+    winsor_low numeric,
+    winsor_high numeric,
+    theta double precision,
+    variance_reduction double precision,
+    is_sequential boolean
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -131,13 +158,15 @@ AS $$
 BEGIN
     RETURN QUERY
     SELECT r.*
-    FROM spectrum.reports AS report
-    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.experiments, report.definition) AS e
+    FROM (
+        SELECT analytics._experiment_plan(report.name) AS plan FROM spectrum.reports AS report
+        WHERE report.kind = 'experiment' AND report.state = 'served'
+    ) AS e
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
-        e.experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
-    ) AS r
-    WHERE report.kind = 'experiment' AND report.state = 'served';
+        e.plan,
+        ARRAY(SELECT t FROM analytics._experiment_totals(e.plan, NULL, scopes.by_account) AS t)
+    ) AS r;
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_experiment_results() IS
@@ -149,14 +178,18 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_experiment text := (SELECT name FROM spectrum.reports WHERE report_id = p_report);
+    r_plan analytics._experiment_plan := (
+        SELECT analytics._experiment_plan(report.name) FROM spectrum.reports AS report
+        WHERE report.report_id = p_report
+    );
 BEGIN
     DELETE FROM analytics.mv_experiment_results WHERE report_id = p_report;
     INSERT INTO analytics.mv_experiment_results
     SELECT p_report, r.*
     FROM (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
-        v_experiment, NULL, NULL, NULL, NULL, NULL, scopes.by_account
+        r_plan,
+        ARRAY(SELECT t FROM analytics._experiment_totals(r_plan, NULL, scopes.by_account) AS t)
     ) AS r;
 END
 $$;
@@ -169,7 +202,10 @@ CREATE FUNCTION analytics.experiment(
     p_from timestamptz DEFAULT NULL,
     p_to timestamptz DEFAULT NULL,
     p_confidence double precision DEFAULT NULL,
-    p_correction text DEFAULT NULL
+    p_correction text DEFAULT NULL,
+    p_winsorize double precision DEFAULT NULL,
+    p_cuped interval DEFAULT NULL,
+    p_sequential bigint DEFAULT NULL
 )
 RETURNS TABLE (
     account_id text,
@@ -194,17 +230,26 @@ RETURNS TABLE (
     srm_p_value double precision,
     is_reliable boolean,
     kind text,
-    is_guardrail boolean
+    is_guardrail boolean,
+    chance_to_win double precision,
+    credible_low double precision,
+    credible_high double precision,
+    expected_loss double precision,
+    winsor_low numeric,
+    winsor_high numeric,
+    theta double precision,
+    variance_reduction double precision,
+    is_sequential boolean
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_metrics text[] := (
-        SELECT e.metrics FROM analytics.experiments AS e WHERE e.experiment = p_experiment
+    v_plan analytics._experiment_plan := analytics._experiment_plan(
+        p_experiment, p_from, p_to, p_confidence, p_correction, p_winsorize, p_cuped, p_sequential
     );
 BEGIN
-    IF v_metrics IS NULL THEN
+    IF v_plan.experiment IS NULL THEN
         PERFORM spectrum._reject(
             'p_experiment', p_experiment, 'the name of an experiment in analytics.experiments'
         );
@@ -218,19 +263,23 @@ BEGIN
             'p_correction', p_correction, '{holm, benjamini_hochberg}'
         );
     END IF;
+    PERFORM analytics._check_methods(p_winsorize, p_cuped, p_sequential);
 
     RETURN QUERY
     SELECT r.*
     FROM analytics._experiment_results(
-        p_experiment, p_account, p_from, p_to, p_confidence, p_correction, false
+        v_plan, ARRAY(SELECT t FROM analytics._experiment_totals(v_plan, p_account, false) AS t)
     ) AS r
-    ORDER BY array_position(v_metrics, r.metric), r.is_control DESC, r.variant;
+    ORDER BY array_position(v_plan.metrics, r.metric), r.is_control DESC, r.variant;
 END
 $$;
 COMMENT ON FUNCTION analytics.experiment(
-    text, text, timestamptz, timestamptz, double precision, text
+    text, text, timestamptz, timestamptz, double precision, text, double precision, interval,
+    bigint
 ) IS
     'Results of a defined experiment, one row a metric and variant, exact over the events: units, '
     'value and interval, difference and lift against control, p-value, p-value adjusted for their '
     'number, p-value of the split. NULL arguments: as the experiment is defined, all accounts. '
-    '[p_from, p_to) limits the exposures, and the events of metrics without a window.';
+    '[p_from, p_to) limits the exposures, and the events of metrics without a window. p_winsorize: '
+    'percentile to cut amounts at; p_cuped: how long before the exposure the covariate is '
+    'measured; p_sequential: units at which always-valid intervals are narrowest; 1, 0, 0: off.';
