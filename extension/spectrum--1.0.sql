@@ -2195,8 +2195,8 @@ BEGIN
 
     CREATE VIEW analytics.timelines WITH (security_barrier) AS
     SELECT
-        visible.event_id, visible.occurred_at, visible.event_type_key, visible.user_key,
-        visible.properties
+        visible.event_id, visible.occurred_at, visible.event_type_key, visible.account_key,
+        visible.user_key, visible.properties
     FROM warehouse.visible_events AS visible
     ORDER BY visible.user_key, visible.occurred_at;
     COMMENT ON VIEW analytics.timelines IS
@@ -2259,11 +2259,20 @@ BEGIN
         'The event types by their keys, by which events are found fastest.';
     COMMENT ON COLUMN analytics.event_types.event_type_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.event_types.event_type IS 'As in analytics.events.';
+
+    CREATE VIEW analytics.accounts WITH (security_barrier) AS
+    SELECT dim_accounts.account_key, dim_accounts.account_id
+    FROM warehouse.dim_accounts
+    WHERE dim_accounts.account_key <> 0;
+    COMMENT ON VIEW analytics.accounts IS
+        'The accounts by their keys, by which events are found fastest.';
+    COMMENT ON COLUMN analytics.accounts.account_key IS 'As in analytics.events.';
+    COMMENT ON COLUMN analytics.accounts.account_id IS 'As in analytics.events.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_events() IS
-    'Room 60: makes analytics.events and its sisters, analytics.settings and '
-    'analytics.event_types.';
+    'Room 60: makes analytics.events and its sisters, analytics.settings, '
+    'analytics.event_types and analytics.accounts.';
 
 CREATE FUNCTION analytics._user_cuts()
 RETURNS bigint[]
@@ -2286,13 +2295,13 @@ BEGIN
         );
         v_last := v_last - v_step / 2;
     END LOOP;
-    v_step := greatest(v_last / 4, 1);
-    RETURN ARRAY[1, 1 + v_step, 1 + 2 * v_step, 1 + 3 * v_step, 9223372036854775807];
+    RETURN ARRAY[1, 1 + v_last / 16, 1 + v_last / 4, 1 + v_last / 2, 9223372036854775807];
 END
 $$;
 COMMENT ON FUNCTION analytics._user_cuts() IS
     'Cuts the user keys, but for the unknown user, in four: starts of the parts, and an end. By a '
-    'few looks into an index. A question whose workers take a part each does not wait for one.';
+    'few looks into an index, so the parts differ; the first are small, since keys follow the order '
+    'of arrival and the oldest users have most of the events.';
 -- Room 60, walks: what one unit (a user, an account, a session) did in a funnel. Pure functions of
 -- its history: p_times, ascending, and beside each time a mask of what the event can be: bit k - 1
 -- for step k, bit 30 for an exclusion. They return the positions of the events that fill the steps
@@ -3553,6 +3562,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
+    v_account_key bigint := (
+        SELECT a.account_key FROM analytics.accounts AS a WHERE a.account_id = p_account
+    );
     v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
     -- Where each start is a return itself, there is a return at or after it in its period.
     v_start_returns boolean := p_return_key IS NULL OR coalesce(p_return_key = p_start_key, false);
@@ -3560,7 +3572,11 @@ BEGIN
     -- The arguments are constants of this plan, see _unit_histories. Starts need a bit each, and
     -- the periods to be told apart, only in some retentions.
     RETURN QUERY
-    SELECT min(f.scope), f.user_key, min(f.first_start),
+    SELECT
+        CASE WHEN p_by_account THEN (
+            SELECT a.account_id FROM analytics.accounts AS a WHERE a.account_key = f.scope_key
+        ) ELSE coalesce(p_account, '*') END,
+        f.user_key, min(f.first_start),
         CASE WHEN p_is_recurring THEN bit_or(f.started)::bit varying END,
         coalesce(bit_or(f.returned), v_none)::bit varying,
         coalesce(
@@ -3569,8 +3585,6 @@ BEGIN
         )::bit varying
     FROM (
         SELECT CASE WHEN p_by_account THEN e.account_key END AS scope_key, e.user_key,
-            CASE WHEN p_by_account THEN min(e.account_id) ELSE coalesce(p_account, '*') END
-                AS scope,
             min(e.occurred_at) FILTER (WHERE e.is_start) AS first_start,
             CASE WHEN NOT v_start_returns THEN
                 max(e.occurred_at) FILTER (WHERE e.is_return)
@@ -3580,7 +3594,7 @@ BEGIN
             END AS started,
             bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_return) AS returned
         FROM (
-            SELECT e.account_key, e.account_id, e.user_key, e.occurred_at,
+            SELECT e.account_key, e.user_key, e.occurred_at,
                 width_bucket(e.occurred_at, p_starts) AS number,
                 (p_start_key IS NULL OR e.event_type_key = p_start_key) AND (
                     NOT p_is_recurring
@@ -3588,16 +3602,7 @@ BEGIN
                         AND (p_to IS NULL OR e.occurred_at < p_to))
                 ) AS is_start,
                 p_return_key IS NULL OR e.event_type_key = p_return_key AS is_return
-            FROM (
-                SELECT NULL::bigint AS account_key, NULL AS account_id, t.*
-                FROM analytics.timelines AS t
-                WHERE p_account IS NULL AND NOT p_by_account
-                UNION ALL
-                SELECT v.account_key, v.account_id, v.event_id, v.occurred_at, v.event_type_key,
-                    v.user_key, v.properties
-                FROM analytics.events AS v
-                WHERE v.account_id = p_account OR (p_by_account AND v.account_key <> 0)
-            ) AS e
+            FROM analytics.timelines AS e
             WHERE e.user_key BETWEEN p_first_user AND p_last_user
                 AND (
                     p_start_key IS NULL OR p_return_key IS NULL
@@ -3606,13 +3611,15 @@ BEGIN
                 AND e.occurred_at >= p_starts[1]
                 AND e.occurred_at < p_starts[cardinality(p_starts)]
                 AND (p_where IS NULL OR e.properties @> p_where)
+                AND (p_account IS NULL OR e.account_key = v_account_key)
+                AND (NOT p_by_account OR e.account_key <> 0)
         ) AS e
         GROUP BY
             CASE WHEN p_by_account THEN e.account_key END,
             e.user_key,
             CASE WHEN NOT v_start_returns THEN e.number END
     ) AS f
-    GROUP BY CASE WHEN p_by_account THEN f.scope_key END, f.user_key
+    GROUP BY f.scope_key, f.user_key
     HAVING min(f.first_start) IS NOT NULL;
 END
 $$;

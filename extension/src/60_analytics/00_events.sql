@@ -35,8 +35,8 @@ BEGIN
 
     CREATE VIEW analytics.timelines WITH (security_barrier) AS
     SELECT
-        visible.event_id, visible.occurred_at, visible.event_type_key, visible.user_key,
-        visible.properties
+        visible.event_id, visible.occurred_at, visible.event_type_key, visible.account_key,
+        visible.user_key, visible.properties
     FROM warehouse.visible_events AS visible
     ORDER BY visible.user_key, visible.occurred_at;
     COMMENT ON VIEW analytics.timelines IS
@@ -99,11 +99,20 @@ BEGIN
         'The event types by their keys, by which events are found fastest.';
     COMMENT ON COLUMN analytics.event_types.event_type_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.event_types.event_type IS 'As in analytics.events.';
+
+    CREATE VIEW analytics.accounts WITH (security_barrier) AS
+    SELECT dim_accounts.account_key, dim_accounts.account_id
+    FROM warehouse.dim_accounts
+    WHERE dim_accounts.account_key <> 0;
+    COMMENT ON VIEW analytics.accounts IS
+        'The accounts by their keys, by which events are found fastest.';
+    COMMENT ON COLUMN analytics.accounts.account_key IS 'As in analytics.events.';
+    COMMENT ON COLUMN analytics.accounts.account_id IS 'As in analytics.events.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_events() IS
-    'Room 60: makes analytics.events and its sisters, analytics.settings and '
-    'analytics.event_types.';
+    'Room 60: makes analytics.events and its sisters, analytics.settings, '
+    'analytics.event_types and analytics.accounts.';
 
 CREATE FUNCTION analytics._user_cuts()
 RETURNS bigint[]
@@ -126,10 +135,10 @@ BEGIN
         );
         v_last := v_last - v_step / 2;
     END LOOP;
-    v_step := greatest(v_last / 4, 1);
-    RETURN ARRAY[1, 1 + v_step, 1 + 2 * v_step, 1 + 3 * v_step, 9223372036854775807];
+    RETURN ARRAY[1, 1 + v_last / 16, 1 + v_last / 4, 1 + v_last / 2, 9223372036854775807];
 END
 $$;
 COMMENT ON FUNCTION analytics._user_cuts() IS
     'Cuts the user keys, but for the unknown user, in four: starts of the parts, and an end. By a '
-    'few looks into an index. A question whose workers take a part each does not wait for one.';
+    'few looks into an index, so the parts differ; the first are small, since keys follow the order '
+    'of arrival and the oldest users have most of the events.';

@@ -100,6 +100,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
+    v_account_key bigint := (
+        SELECT a.account_key FROM analytics.accounts AS a WHERE a.account_id = p_account
+    );
     v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
     -- Where each start is a return itself, there is a return at or after it in its period.
     v_start_returns boolean := p_return_key IS NULL OR coalesce(p_return_key = p_start_key, false);
@@ -107,7 +110,11 @@ BEGIN
     -- The arguments are constants of this plan, see _unit_histories. Starts need a bit each, and
     -- the periods to be told apart, only in some retentions.
     RETURN QUERY
-    SELECT min(f.scope), f.user_key, min(f.first_start),
+    SELECT
+        CASE WHEN p_by_account THEN (
+            SELECT a.account_id FROM analytics.accounts AS a WHERE a.account_key = f.scope_key
+        ) ELSE coalesce(p_account, '*') END,
+        f.user_key, min(f.first_start),
         CASE WHEN p_is_recurring THEN bit_or(f.started)::bit varying END,
         coalesce(bit_or(f.returned), v_none)::bit varying,
         coalesce(
@@ -116,8 +123,6 @@ BEGIN
         )::bit varying
     FROM (
         SELECT CASE WHEN p_by_account THEN e.account_key END AS scope_key, e.user_key,
-            CASE WHEN p_by_account THEN min(e.account_id) ELSE coalesce(p_account, '*') END
-                AS scope,
             min(e.occurred_at) FILTER (WHERE e.is_start) AS first_start,
             CASE WHEN NOT v_start_returns THEN
                 max(e.occurred_at) FILTER (WHERE e.is_return)
@@ -127,7 +132,7 @@ BEGIN
             END AS started,
             bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_return) AS returned
         FROM (
-            SELECT e.account_key, e.account_id, e.user_key, e.occurred_at,
+            SELECT e.account_key, e.user_key, e.occurred_at,
                 width_bucket(e.occurred_at, p_starts) AS number,
                 (p_start_key IS NULL OR e.event_type_key = p_start_key) AND (
                     NOT p_is_recurring
@@ -135,16 +140,7 @@ BEGIN
                         AND (p_to IS NULL OR e.occurred_at < p_to))
                 ) AS is_start,
                 p_return_key IS NULL OR e.event_type_key = p_return_key AS is_return
-            FROM (
-                SELECT NULL::bigint AS account_key, NULL AS account_id, t.*
-                FROM analytics.timelines AS t
-                WHERE p_account IS NULL AND NOT p_by_account
-                UNION ALL
-                SELECT v.account_key, v.account_id, v.event_id, v.occurred_at, v.event_type_key,
-                    v.user_key, v.properties
-                FROM analytics.events AS v
-                WHERE v.account_id = p_account OR (p_by_account AND v.account_key <> 0)
-            ) AS e
+            FROM analytics.timelines AS e
             WHERE e.user_key BETWEEN p_first_user AND p_last_user
                 AND (
                     p_start_key IS NULL OR p_return_key IS NULL
@@ -153,13 +149,15 @@ BEGIN
                 AND e.occurred_at >= p_starts[1]
                 AND e.occurred_at < p_starts[cardinality(p_starts)]
                 AND (p_where IS NULL OR e.properties @> p_where)
+                AND (p_account IS NULL OR e.account_key = v_account_key)
+                AND (NOT p_by_account OR e.account_key <> 0)
         ) AS e
         GROUP BY
             CASE WHEN p_by_account THEN e.account_key END,
             e.user_key,
             CASE WHEN NOT v_start_returns THEN e.number END
     ) AS f
-    GROUP BY CASE WHEN p_by_account THEN f.scope_key END, f.user_key
+    GROUP BY f.scope_key, f.user_key
     HAVING min(f.first_start) IS NOT NULL;
 END
 $$;
