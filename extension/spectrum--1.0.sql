@@ -2300,7 +2300,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._user_cuts() IS
     'Cuts the user keys, but for the unknown user, in four: starts of the parts, and an end. By a '
-    'few looks into an index, so the parts differ; the first are small, since keys follow the order '
+    'few looks into an index, so the parts differ; the first are small: keys follow the order '
     'of arrival and the oldest users have most of the events.';
 -- Room 60, walks: what one unit (a user, an account, a session) did in a funnel. Pure functions of
 -- its history: p_times, ascending, and beside each time a mask of what the event can be: bit k - 1

@@ -140,5 +140,5 @@ END
 $$;
 COMMENT ON FUNCTION analytics._user_cuts() IS
     'Cuts the user keys, but for the unknown user, in four: starts of the parts, and an end. By a '
-    'few looks into an index, so the parts differ; the first are small, since keys follow the order '
+    'few looks into an index, so the parts differ; the first are small: keys follow the order '
     'of arrival and the oldest users have most of the events.';
