@@ -20,6 +20,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/00_events.sql \
 	60_analytics/05_ranges.sql \
 	60_analytics/60_funnel_walks.sql \
+	60_analytics/60_funnel_chains.sql \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_kept.sql \
 	60_analytics/60_funnels_standing.sql \
@@ -145,6 +146,9 @@ style:  ## the static checks alone
 bench:  ## load and processing speed
 	@scripts/bench
 
+bench-refresh:  ## refreshes, views and questions at 1 and 10 million events (BENCH_EVENTS)
+	@scripts/bench refresh
+
 help:  ## this list
 	@printf '%-18s  %s\n' make 'build $(SCRIPT)' \
 		'make install' 'install it into the server of $(PG_CONFIG)' \
@@ -152,4 +156,4 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test style bench help
+.PHONY: check-built demo psql stop clean-demo test style bench bench-refresh help

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 
 import naive
@@ -20,48 +18,11 @@ from events import payloads
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from server import Measure, database
 
 EVENTS = int(os.environ.get("BENCH_EVENTS", "1000000"))
 LOOP_EVENTS = min(EVENTS, 10_000)
 RESULTS = Path(__file__).parent / "results"
-
-
-class Measure:
-    """Seconds and bytes of WAL of what runs inside `with`."""
-
-    def __init__(self, connection: psycopg.Connection) -> None:
-        self._connection = connection
-        self.seconds = 0.0
-        self.wal = 0
-
-    def _position(self) -> int:
-        row = self._connection.execute(
-            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
-        ).fetchone()
-        assert row is not None
-        return row[0]
-
-    def __enter__(self) -> Measure:
-        self._wal = self._position()
-        self._started = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = time.perf_counter() - self._started
-        self.wal = self._position() - self._wal
-
-
-@contextmanager
-def database(name: str) -> Iterable[psycopg.Connection]:
-    """A new database, dropped afterwards, and an autocommit connection to it."""
-    with psycopg.connect(dbname="postgres", autocommit=True) as admin:
-        admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-        admin.execute(f'CREATE DATABASE "{name}"')
-        try:
-            with psycopg.connect(dbname=name, autocommit=True) as connection:
-                yield connection
-        finally:
-            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def copy_in(connection: psycopg.Connection, lines: Iterable[str], progress: Progress) -> None:

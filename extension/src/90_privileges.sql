@@ -46,7 +46,7 @@ BEGIN
         format('SELECT ON %s', view.oid::regclass), p_role, p_is_granted)
     FROM pg_class AS view
     WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
-        AND view.relname <> 'events';
+        AND view.relname NOT IN ('events', 'event_keys', 'timelines');
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_reader(regrole, boolean) IS 'What grant_reader covers.';
@@ -58,7 +58,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._set_reader(p_role, p_is_granted);
-    PERFORM spectrum._set_privilege('SELECT ON analytics.events', p_role, p_is_granted);
+    PERFORM spectrum._set_privilege(
+        'SELECT ON analytics.events, analytics.event_keys, analytics.timelines',
+        p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
     -- All questions, and what they call: mathematics, checks and the calendar are the functions
     -- of spectrum that are safe in a parallel plan, those that work the pipeline are not.

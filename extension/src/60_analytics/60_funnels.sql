@@ -343,25 +343,37 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
+DECLARE
+    v_keys integer[] := CASE
+        WHEN p_order = 'ordered' AND p_unit = 'user' AND p_account IS NULL AND NOT p_by_account
+            AND p_breakdown IS NULL AND coalesce(p_exclude, '[]') = '[]'
+        THEN analytics._plain_keys(p_steps)
+    END;
 BEGIN
     RETURN QUERY
     WITH entries AS MATERIALIZED (
-        SELECT e.account_id, e.breakdown, e.step_times
+        SELECT e.account_id, e.breakdown, e.step_times, 1::bigint AS units
         FROM analytics._funnel_entries(
             p_steps, p_from, p_to, p_window, p_order, p_entry, p_unit, p_account, p_breakdown,
             p_attribution, p_exclude, p_by_account
         ) AS e
+        WHERE v_keys IS NULL
+        UNION ALL
+        SELECT '*', NULL, c.step_times, c.units
+        FROM analytics._plain_entries(v_keys, p_from, p_to, p_window, p_entry = 'first') AS c
+        WHERE v_keys IS NOT NULL
     ),
     reached_steps AS (
-        SELECT e.account_id, e.breakdown, s.step,
+        SELECT e.account_id, e.breakdown, e.units, s.step,
             date_part('epoch', e.step_times[s.step] - e.step_times[s.step - 1]) AS seconds
         FROM entries AS e
         CROSS JOIN LATERAL generate_series(1, cardinality(e.step_times)) AS s (step)
     ),
     step_counts AS (
-        SELECT r.account_id, r.breakdown, r.step, count(*) AS units,
+        SELECT r.account_id, r.breakdown, r.step, sum(r.units)::bigint AS units,
             percentile_cont(0.5) WITHIN GROUP (ORDER BY r.seconds) AS median_seconds,
             -- Of whole microseconds, so that it does not depend on the order of the rows.
             (avg((r.seconds * 1e6)::bigint) / 1e6)::double precision AS mean_seconds

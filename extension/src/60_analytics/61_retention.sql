@@ -35,7 +35,9 @@ CREATE FUNCTION analytics._retention_users(
     p_to timestamptz,
     p_account text,
     p_where jsonb,
-    p_by_account boolean
+    p_by_account boolean,
+    p_first_user bigint,
+    p_last_user bigint
 )
 RETURNS TABLE (
     account_id text,
@@ -50,6 +52,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
+    v_account_key bigint := (
+        SELECT a.account_key FROM analytics.accounts AS a WHERE a.account_id = p_account
+    );
     v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
     -- Where each start is a return itself, there is a return at or after it in its period.
     v_start_returns boolean := p_return_key IS NULL OR coalesce(p_return_key = p_start_key, false);
@@ -57,7 +62,11 @@ BEGIN
     -- The arguments are constants of this plan, see _unit_histories. Starts need a bit each, and
     -- the periods to be told apart, only in some retentions.
     RETURN QUERY
-    SELECT min(f.scope), f.user_key, min(f.first_start),
+    SELECT
+        CASE WHEN p_by_account THEN (
+            SELECT a.account_id FROM analytics.accounts AS a WHERE a.account_key = f.scope_key
+        ) ELSE coalesce(p_account, '*') END,
+        f.user_key, min(f.first_start),
         CASE WHEN p_is_recurring THEN bit_or(f.started)::bit varying END,
         coalesce(bit_or(f.returned), v_none)::bit varying,
         coalesce(
@@ -65,9 +74,7 @@ BEGIN
             v_none
         )::bit varying
     FROM (
-        SELECT e.scope_key, e.user_key,
-            CASE WHEN p_by_account THEN min(e.account_id) ELSE coalesce(p_account, '*') END
-                AS scope,
+        SELECT CASE WHEN p_by_account THEN e.account_key END AS scope_key, e.user_key,
             min(e.occurred_at) FILTER (WHERE e.is_start) AS first_start,
             CASE WHEN NOT v_start_returns THEN
                 max(e.occurred_at) FILTER (WHERE e.is_return)
@@ -77,11 +84,7 @@ BEGIN
             END AS started,
             bit_or(set_bit(v_none, e.number - 1, 1)) FILTER (WHERE e.is_return) AS returned
         FROM (
-            SELECT
-                CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
-                e.account_id,
-                e.user_key,
-                e.occurred_at,
+            SELECT e.account_key, e.user_key, e.occurred_at,
                 width_bucket(e.occurred_at, p_starts) AS number,
                 (p_start_key IS NULL OR e.event_type_key = p_start_key) AND (
                     NOT p_is_recurring
@@ -89,8 +92,8 @@ BEGIN
                         AND (p_to IS NULL OR e.occurred_at < p_to))
                 ) AS is_start,
                 p_return_key IS NULL OR e.event_type_key = p_return_key AS is_return
-            FROM analytics.events AS e
-            WHERE e.user_key <> 0
+            FROM analytics.timelines AS e
+            WHERE e.user_key BETWEEN p_first_user AND p_last_user
                 AND (
                     p_start_key IS NULL OR p_return_key IS NULL
                     OR e.event_type_key IN (p_start_key, p_return_key)
@@ -98,21 +101,75 @@ BEGIN
                 AND e.occurred_at >= p_starts[1]
                 AND e.occurred_at < p_starts[cardinality(p_starts)]
                 AND (p_where IS NULL OR e.properties @> p_where)
-                AND (p_account IS NULL OR e.account_id = p_account)
+                AND (p_account IS NULL OR e.account_key = v_account_key)
                 AND (NOT p_by_account OR e.account_key <> 0)
         ) AS e
-        GROUP BY e.scope_key, e.user_key, CASE WHEN NOT v_start_returns THEN e.number END
+        GROUP BY
+            CASE WHEN p_by_account THEN e.account_key END,
+            e.user_key,
+            CASE WHEN NOT v_start_returns THEN e.number END
     ) AS f
     GROUP BY f.scope_key, f.user_key
     HAVING min(f.first_start) IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION analytics._retention_users(
-    integer, integer, timestamptz[], boolean, timestamptz, timestamptz, text, jsonb, boolean
+    integer, integer, timestamptz[], boolean, timestamptz, timestamptz, text, jsonb, boolean,
+    bigint, bigint
 ) IS
     'Each user''s first start and, one bit a period of p_starts: started (if p_is_recurring: in '
     '[p_from, p_to)), returned, and returned at or after the first start of that period. A NULL '
-    'key stands for any event.';
+    'key stands for any event. Users from p_first_user to p_last_user.';
+
+CREATE FUNCTION analytics._retention_patterns(
+    p_start_key integer,
+    p_return_key integer,
+    p_starts timestamptz[],
+    p_is_recurring boolean,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_where jsonb,
+    p_by_account boolean,
+    p_first_user bigint,
+    p_last_user bigint
+)
+RETURNS TABLE (
+    account_id text,
+    first_number integer,
+    started bit varying,
+    returned bit varying,
+    returned_after bit varying,
+    users bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000000 ROWS 10000
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT u.account_id, n.number, u.started, u.returned, u.returned_after, count(*)
+    FROM analytics._retention_users(
+        p_start_key, p_return_key, p_starts, p_is_recurring, p_from, p_to, p_account, p_where,
+        p_by_account, p_first_user, p_last_user
+    ) AS u
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN NOT p_is_recurring
+            AND (p_from IS NULL OR u.first_start >= p_from)
+            AND (p_to IS NULL OR u.first_start < p_to)
+        THEN width_bucket(u.first_start, p_starts) END AS number
+    ) AS n
+    WHERE p_is_recurring OR n.number IS NOT NULL
+    GROUP BY u.account_id, n.number, u.started, u.returned, u.returned_after;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_patterns(
+    integer, integer, timestamptz[], boolean, timestamptz, timestamptz, text, jsonb, boolean,
+    bigint, bigint
+) IS
+    'How many users have the same bits of _retention_users, and (unless p_is_recurring) the same '
+    'period of their first start, where that is in [p_from, p_to).';
 
 CREATE FUNCTION analytics._retention_cohorts(
     p_start_event text,
@@ -127,7 +184,7 @@ CREATE FUNCTION analytics._retention_cohorts(
     p_where jsonb,
     p_by_account boolean
 )
-RETURNS TABLE (account_id text, user_key bigint, cohort timestamptz, active bit varying)
+RETURNS TABLE (account_id text, cohort timestamptz, active bit varying, users bigint)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -135,17 +192,20 @@ SET jit = off
 AS $$
 DECLARE
     v_start_key integer := (
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type = p_start_event
+        SELECT t.event_type_key FROM analytics.event_types AS t WHERE t.event_type = p_start_event
     );
     v_return_key integer := (
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type = p_return_event
+        SELECT t.event_type_key FROM analytics.event_types AS t WHERE t.event_type = p_return_event
     );
     v_starts timestamptz[] := (
         SELECT spectrum.period_starts(p_period, m.first_at, m.end_at)
         FROM analytics._event_months() AS m
     );
+    v_is_recurring boolean := p_cohort = 'recurring';
+    -- The keys of all users in four parts, for the workers; not where one account's are few.
+    v_is_cut boolean := p_account IS NULL AND NOT p_by_account;
+    v_cuts bigint[] := CASE WHEN v_is_cut THEN analytics._user_cuts()
+        ELSE '{1, 9223372036854775807}'::bigint[] END;
     v_none bit varying := repeat('0', p_periods + 1)::bit varying;
     -- Back in the first n periods, by n + 1.
     v_until bit varying[] := ARRAY(
@@ -160,7 +220,7 @@ BEGIN
     END IF;
 
     RETURN QUERY
-    SELECT u.account_id, u.user_key, v_starts[c.number],
+    SELECT u.account_id, v_starts[c.number],
         CASE
             WHEN p_mode = 'on' THEN set_bit(
                 substring(u.returned || v_none FROM c.number FOR p_periods + 1),
@@ -168,29 +228,45 @@ BEGIN
             )::bit varying
             WHEN l.number > c.number THEN v_until[least(l.number - c.number, p_periods) + 2]
             ELSE v_until[get_bit(u.returned_after, c.number - 1) + 1]
-        END
-    FROM analytics._retention_users(
-        v_start_key, v_return_key, v_starts, p_cohort = 'recurring', p_from, p_to, p_account,
-        p_where, p_by_account
+        END,
+        u.users
+    FROM (
+        SELECT * FROM analytics._retention_patterns(
+            v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
+            p_by_account, v_cuts[1], v_cuts[2] - 1
+        )
+        UNION ALL
+        SELECT * FROM analytics._retention_patterns(
+            v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
+            p_by_account, v_cuts[2], v_cuts[3] - 1
+        ) WHERE v_is_cut
+        UNION ALL
+        SELECT * FROM analytics._retention_patterns(
+            v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
+            p_by_account, v_cuts[3], v_cuts[4] - 1
+        ) WHERE v_is_cut
+        UNION ALL
+        SELECT * FROM analytics._retention_patterns(
+            v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
+            p_by_account, v_cuts[4], v_cuts[5] - 1
+        ) WHERE v_is_cut
     ) AS u
     CROSS JOIN LATERAL (SELECT length(rtrim(u.returned::text, '0')) AS number) AS l
     CROSS JOIN LATERAL (
-        SELECT width_bucket(u.first_start, v_starts) AS number
-        WHERE p_cohort = 'first'
-            AND (p_from IS NULL OR u.first_start >= p_from)
-            AND (p_to IS NULL OR u.first_start < p_to)
+        SELECT u.first_number AS number WHERE NOT v_is_recurring
         UNION ALL
         SELECT n.number FROM generate_series(1, length(u.started)) AS n (number)
-        WHERE p_cohort = 'recurring' AND get_bit(u.started, n.number - 1) = 1
+        WHERE v_is_recurring AND get_bit(u.started, n.number - 1) = 1
     ) AS c;
 END
 $$;
 COMMENT ON FUNCTION analytics._retention_cohorts(
     text, text, text, integer, timestamptz, timestamptz, text, text, text, jsonb, boolean
 ) IS
-    'What each user contributes to a retention: the cohorts he is in, and for each a bit string, '
-    'bit k (from 0) set if he counts as back in period k. For one account, for all together (*), '
-    'or, with p_by_account, for each account by itself, out of its events alone.';
+    'What users contribute to a retention, those of one pattern together: the cohorts they are in, '
+    'and for each a bit string, bit k (from 0) set if they count as back in period k. For one '
+    'account, for all together (*), or, with p_by_account, for each account by itself, out of its '
+    'events alone.';
 
 CREATE FUNCTION analytics._retention_report(
     p_start_event text,
@@ -221,7 +297,7 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH patterns AS MATERIALIZED (
-        SELECT c.account_id, c.cohort, c.active, count(*) AS users
+        SELECT c.account_id, c.cohort, c.active, sum(c.users) AS users
         FROM analytics._retention_cohorts(
             p_start_event, p_return_event, p_period, p_periods, p_from, p_to, p_cohort, p_mode,
             p_account, p_where, p_by_account
