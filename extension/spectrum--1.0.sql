@@ -4197,8 +4197,8 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_funnel_steps',
-        'account_id text COLLATE "C", breakdown text, step integer, microseconds bigint, '
-        'units bigint');
+        'account_id text COLLATE "C", breakdown text COLLATE "C", step integer, '
+        'microseconds bigint, units bigint');
     INSERT INTO pg_temp.spectrum_funnel_steps (account_id, breakdown, step, microseconds, units)
     SELECT scopes.account_id, moved.breakdown, moved.step, moved.microseconds, sum(moved.units)
     FROM (
@@ -4527,7 +4527,7 @@ BEGIN
         unit bigint NOT NULL,
         scope bigint NOT NULL,
         session_start timestamptz NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step_times timestamptz[] NOT NULL,
         CONSTRAINT rollup_funnel_entries_pkey PRIMARY KEY (report_id, unit, scope, session_start)
     );
@@ -4546,7 +4546,7 @@ BEGIN
     CREATE TABLE spectrum.rollup_funnel_seconds (
         report_id integer NOT NULL,
         account_id text COLLATE "C" NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step integer NOT NULL,
         microseconds bigint NOT NULL,
         units bigint NOT NULL,
@@ -4560,7 +4560,7 @@ BEGIN
     CREATE TABLE analytics.mv_conversion_funnels (
         report_id integer NOT NULL,
         account_id text COLLATE "C" NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step integer NOT NULL,
         users bigint NOT NULL DEFAULT 0,
         microseconds numeric NOT NULL DEFAULT 0,
