@@ -2459,7 +2459,7 @@ BEGIN
         ORDER BY gone.event_id, gone.user_key, gone.occurred_at, gone.note_no
     ),
     stayed AS (
-        SELECT DISTINCT came.event_id, came.user_key, came.occurred_at
+        SELECT DISTINCT came.user_key, came.occurred_at, came.event_id
         FROM came
         WHERE NOT EXISTS (
             SELECT FROM went
@@ -4231,6 +4231,25 @@ COMMENT ON FUNCTION analytics._lay_out_funnel_steps() IS
     'Lays out, by account and step, how many units more or less took how long from the step '
     'before.';
 
+CREATE FUNCTION analytics._median_seconds(p_lower bigint, p_upper bigint)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT low.seconds + 0.5 * (high.seconds - low.seconds)
+    FROM (
+        SELECT p_lower % 86400000000 / 1e6::double precision + p_lower / 86400000000 * 86400
+            AS seconds
+    ) AS low
+    CROSS JOIN (
+        SELECT p_upper % 86400000000 / 1e6::double precision + p_upper / 86400000000 * 86400
+            AS seconds
+    ) AS high
+$$;
+COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
+    'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
+    'of the epochs of intervals.';
+
 CREATE FUNCTION analytics._move_funnel_sums(p_report integer, p_steps integer)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -4353,7 +4372,9 @@ BEGIN
         );
     END IF;
     UPDATE analytics.mv_conversion_funnels AS cell
-    SET below = r_lower.below, lower_median = r_lower.microseconds, upper_median = v_upper
+    SET below = r_lower.below,
+        lower_median = r_lower.microseconds,
+        median_seconds = analytics._median_seconds(r_lower.microseconds, v_upper)
     WHERE cell.report_id = p_report AND cell.account_id = p_account_id
         AND cell.breakdown = p_breakdown AND cell.step = p_step;
 END
@@ -4573,7 +4594,7 @@ BEGIN
         microseconds numeric NOT NULL DEFAULT 0,
         below bigint NOT NULL DEFAULT 0,
         lower_median bigint,
-        upper_median bigint,
+        median_seconds double precision,
         CONSTRAINT mv_conversion_funnels_pkey
         PRIMARY KEY (report_id, account_id, breakdown, step)
     ) WITH (fillfactor = 70);
@@ -4591,7 +4612,8 @@ BEGIN
         'Units that took less time than lower_median.';
     COMMENT ON COLUMN analytics.mv_conversion_funnels.lower_median IS
         'The middle of the times, in microseconds: the lower one where there are two.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.upper_median IS 'The upper one.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.median_seconds IS
+        'Half way between it and the upper one, in seconds.';
 
     CREATE TABLE analytics.mv_funnel_days (
         report_id integer NOT NULL,
@@ -4637,7 +4659,7 @@ BEGIN
             AS rate_from_start,
         coalesce(sums.users / nullif(lag(sums.users, 1, sums.users) OVER steps, 0)
             ::double precision, 0) AS rate_from_previous,
-        analytics._median_seconds(sums.lower_median, sums.upper_median) AS median_seconds,
+        sums.median_seconds,
         CASE WHEN sums.step > 1 THEN
             (sums.microseconds / nullif(sums.users, 0) / 1e6)::double precision
         END AS mean_seconds,
@@ -4680,25 +4702,6 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_funnel_views() IS
     'Room 60: makes the plain views of the standing funnels.';
-
-CREATE FUNCTION analytics._median_seconds(p_lower bigint, p_upper bigint)
-RETURNS double precision
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT low.seconds + 0.5 * (high.seconds - low.seconds)
-    FROM (
-        SELECT p_lower % 86400000000 / 1e6::double precision + p_lower / 86400000000 * 86400
-            AS seconds
-    ) AS low
-    CROSS JOIN (
-        SELECT p_upper % 86400000000 / 1e6::double precision + p_upper / 86400000000 * 86400
-            AS seconds
-    ) AS high
-$$;
-COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
-    'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
-    'of the epochs of intervals.';
 
 CREATE FUNCTION analytics._standing_conversion_funnels()
 RETURNS TABLE (
@@ -5283,6 +5286,7 @@ BEGIN
         cohort date NOT NULL,
         cohort_size bigint NOT NULL,
         users bigint[] NOT NULL,
+        period_ends timestamptz[] NOT NULL,
         CONSTRAINT mv_retention_cohorts_pkey PRIMARY KEY (report_id, account_id, cohort)
     ) WITH (fillfactor = 70);
     COMMENT ON TABLE analytics.mv_retention_cohorts IS
@@ -5295,6 +5299,8 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
     COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS
         'Element k + 1: those who count as back k periods later.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_ends IS
+        'Element k + 1: when the period k periods later ends.';
 
     CREATE VIEW analytics.retention_cohorts AS
     SELECT
@@ -5306,21 +5312,15 @@ BEGIN
         sums.cohort_size,
         back.users,
         back.users / sums.cohort_size::double precision AS rate,
-        report.definition ->> 'mode' = 'on'
-            AND (sums.cohort + back.number * step.length)::date <= today.day AS is_complete,
+        report.definition ->> 'mode' = 'on' AND back.ends_at <= now() AS is_complete,
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM spectrum.reports AS report
-    CROSS JOIN LATERAL (
-        SELECT ('1 ' || (report.definition ->> 'period_kind'))::interval AS length
-    ) AS step
-    CROSS JOIN (
-        SELECT spectrum.period_date(spectrum.period_start('day', now())) AS day OFFSET 0
-    ) AS today
     JOIN analytics.mv_retention_cohorts AS sums USING (report_id)
-    CROSS JOIN LATERAL unnest(sums.users) WITH ORDINALITY AS back (users, number)
+    CROSS JOIN LATERAL unnest(sums.users, sums.period_ends) WITH ORDINALITY
+        AS back (users, ends_at, number)
     -- A period that has not begun is no row.
     WHERE report.kind = 'retention' AND report.state = 'served'
-        AND (sums.cohort + (back.number - 1) * step.length)::date <= today.day;
+        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now());
     COMMENT ON VIEW analytics.retention_cohorts IS
         'How many users of each cohort come back, by period (account_id *: all accounts).';
     COMMENT ON COLUMN analytics.retention_cohorts.cohort IS
@@ -5597,7 +5597,20 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_starts date[] := analytics._known_periods(p_period);
+    v_first integer;
+    v_instants timestamptz[];
 BEGIN
+    -- From the first cohort's period to as many periods after the last cohort's as are shown.
+    SELECT width_bucket(min(moved.period), v_starts), spectrum.period_starts(
+            p_period,
+            spectrum._day_start(min(moved.period), min(setting.timezone)),
+            spectrum._day_start(max(moved.period) + (p_periods + 1) * ('1 ' || p_period)::interval,
+                min(setting.timezone))
+        )
+    INTO v_first, v_instants
+    FROM pg_temp.spectrum_retention_periods AS moved
+    CROSS JOIN analytics.settings AS setting;
+
     WITH periods AS MATERIALIZED (
         SELECT sign, user_key, scope, width_bucket(period, v_starts) AS number,
             first_start IS NOT NULL AS has_start,
@@ -5647,11 +5660,12 @@ BEGIN
         GROUP BY scopes.account_id, cells.cohort, cells.k
     )
     INSERT INTO analytics.mv_retention_cohorts AS sums (
-        report_id, account_id, cohort, cohort_size, users
+        report_id, account_id, cohort, cohort_size, users, period_ends
     )
     SELECT p_report, filled.account_id, v_starts[filled.cohort],
         sum(filled.users) FILTER (WHERE filled.k = -1),
-        array_agg(filled.users ORDER BY filled.k) FILTER (WHERE filled.k >= 0)
+        array_agg(filled.users ORDER BY filled.k) FILTER (WHERE filled.k >= 0),
+        v_instants[filled.cohort - v_first + 2 : filled.cohort - v_first + p_periods + 2]
     FROM (
         SELECT moves.account_id, moves.cohort, k.number AS k,
             coalesce(sum(moves.users) FILTER (WHERE moves.k = k.number), 0)::bigint AS users
@@ -7726,11 +7740,8 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -8175,11 +8186,8 @@ BEGIN
             'channel}'
         );
     END IF;
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -8888,11 +8896,8 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -8957,11 +8962,8 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -9003,11 +9005,8 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{minute, hour, day}');
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -12415,7 +12414,10 @@ BEGIN
         months.months_ready,
         views.refreshed_at AS last_refresh_at,
         views.as_of,
-        extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds
+        extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds,
+        (SELECT coalesce(sum(news.events), 0) FROM spectrum.news)::bigint AS uncounted,
+        (SELECT count(*) FROM spectrum.reports AS report WHERE report.state = 'building')
+            AS reports_building
     FROM (
         SELECT
             count(*) FILTER (WHERE raw.status = 'pending') AS pending,
@@ -12465,6 +12467,28 @@ BEGIN
     COMMENT ON COLUMN spectrum.pipeline.as_of IS
         'Every event received before this is counted in every view.';
     COMMENT ON COLUMN spectrum.pipeline.lag_seconds IS 'Age of as_of.';
+    COMMENT ON COLUMN spectrum.pipeline.uncounted IS
+        'Facts that the standing views do not count yet.';
+    COMMENT ON COLUMN spectrum.pipeline.reports_building IS
+        'Reports that are being built: see spectrum.progress.';
+
+    CREATE VIEW spectrum.progress AS
+    SELECT
+        'build of ' || report.kind || coalesce(' ' || nullif(report.name, ''), '') AS work,
+        report.created_at AS begun_at,
+        count(dim.user_key) FILTER (WHERE dim.user_key <= report.built_to) AS done,
+        count(dim.user_key) AS total,
+        'users' AS unit
+    FROM spectrum.reports AS report
+    CROSS JOIN warehouse.dim_users AS dim
+    WHERE report.state = 'building'
+    GROUP BY report.report_id;
+    COMMENT ON VIEW spectrum.progress IS
+        'Long work under way, one row each: how much of it is done. It goes on with each refresh.';
+    COMMENT ON COLUMN spectrum.progress.work IS 'What is being done.';
+    COMMENT ON COLUMN spectrum.progress.begun_at IS 'Since when.';
+    COMMENT ON COLUMN spectrum.progress.done IS 'Of total.';
+    COMMENT ON COLUMN spectrum.progress.unit IS 'What is counted.';
 
     -- An error's text may quote values: readers learn that there was one, not what it says.
     CREATE VIEW analytics.pipeline_status WITH (security_barrier) AS
@@ -12472,7 +12496,8 @@ BEGIN
         state.pending, state.processing, state.done, state.failed, state.to_retry,
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error IS NOT NULL AS last_run_has_error, state.months_ready,
-        state.last_refresh_at, state.as_of, state.lag_seconds
+        state.last_refresh_at, state.as_of, state.lag_seconds, state.uncounted,
+        state.reports_building
     FROM spectrum.pipeline AS state;
     COMMENT ON VIEW analytics.pipeline_status IS
         'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
@@ -12546,7 +12571,9 @@ CREATE FUNCTION spectrum.status(
     OUT cron text,
     OUT cron_schedule text,
     OUT cron_last_status text,
-    OUT cron_last_end timestamptz
+    OUT cron_last_end timestamptz,
+    OUT uncounted bigint,
+    OUT reports_building bigint
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -12556,12 +12583,14 @@ BEGIN
         state.pending, state.processing, state.done, state.failed, state.to_retry,
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
-        state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end
+        state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
+        state.uncounted, state.reports_building
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
-        lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end
+        lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
+        uncounted, reports_building
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END

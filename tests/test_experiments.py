@@ -147,7 +147,7 @@ def test_any_history(
         assert_same(answer, expected_of(history, experiment, [None]))
         answer = ask(db, "SELECT * FROM analytics.experiment('exp', 'a1')")
         assert_same(answer, expected_of(history, experiment, ["a1"]))
-        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_experiment_results")
+        db.execute("CALL spectrum.refresh_analytics()")
         standing = ask(db, "SELECT * FROM analytics.experiment_results")
         seen = [
             account for account in ("a1", "a2")

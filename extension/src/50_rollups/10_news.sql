@@ -116,7 +116,7 @@ BEGIN
         ORDER BY gone.event_id, gone.user_key, gone.occurred_at, gone.note_no
     ),
     stayed AS (
-        SELECT DISTINCT came.event_id, came.user_key, came.occurred_at
+        SELECT DISTINCT came.user_key, came.occurred_at, came.event_id
         FROM came
         WHERE NOT EXISTS (
             SELECT FROM went

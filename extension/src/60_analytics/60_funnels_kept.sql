@@ -334,6 +334,25 @@ COMMENT ON FUNCTION analytics._lay_out_funnel_steps() IS
     'Lays out, by account and step, how many units more or less took how long from the step '
     'before.';
 
+CREATE FUNCTION analytics._median_seconds(p_lower bigint, p_upper bigint)
+RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT low.seconds + 0.5 * (high.seconds - low.seconds)
+    FROM (
+        SELECT p_lower % 86400000000 / 1e6::double precision + p_lower / 86400000000 * 86400
+            AS seconds
+    ) AS low
+    CROSS JOIN (
+        SELECT p_upper % 86400000000 / 1e6::double precision + p_upper / 86400000000 * 86400
+            AS seconds
+    ) AS high
+$$;
+COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
+    'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
+    'of the epochs of intervals.';
+
 CREATE FUNCTION analytics._move_funnel_sums(p_report integer, p_steps integer)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -456,7 +475,9 @@ BEGIN
         );
     END IF;
     UPDATE analytics.mv_conversion_funnels AS cell
-    SET below = r_lower.below, lower_median = r_lower.microseconds, upper_median = v_upper
+    SET below = r_lower.below,
+        lower_median = r_lower.microseconds,
+        median_seconds = analytics._median_seconds(r_lower.microseconds, v_upper)
     WHERE cell.report_id = p_report AND cell.account_id = p_account_id
         AND cell.breakdown = p_breakdown AND cell.step = p_step;
 END

@@ -74,6 +74,7 @@ BEGIN
         cohort date NOT NULL,
         cohort_size bigint NOT NULL,
         users bigint[] NOT NULL,
+        period_ends timestamptz[] NOT NULL,
         CONSTRAINT mv_retention_cohorts_pkey PRIMARY KEY (report_id, account_id, cohort)
     ) WITH (fillfactor = 70);
     COMMENT ON TABLE analytics.mv_retention_cohorts IS
@@ -86,6 +87,8 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
     COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS
         'Element k + 1: those who count as back k periods later.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_ends IS
+        'Element k + 1: when the period k periods later ends.';
 
     CREATE VIEW analytics.retention_cohorts AS
     SELECT
@@ -97,21 +100,15 @@ BEGIN
         sums.cohort_size,
         back.users,
         back.users / sums.cohort_size::double precision AS rate,
-        report.definition ->> 'mode' = 'on'
-            AND (sums.cohort + back.number * step.length)::date <= today.day AS is_complete,
+        report.definition ->> 'mode' = 'on' AND back.ends_at <= now() AS is_complete,
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM spectrum.reports AS report
-    CROSS JOIN LATERAL (
-        SELECT ('1 ' || (report.definition ->> 'period_kind'))::interval AS length
-    ) AS step
-    CROSS JOIN (
-        SELECT spectrum.period_date(spectrum.period_start('day', now())) AS day OFFSET 0
-    ) AS today
     JOIN analytics.mv_retention_cohorts AS sums USING (report_id)
-    CROSS JOIN LATERAL unnest(sums.users) WITH ORDINALITY AS back (users, number)
+    CROSS JOIN LATERAL unnest(sums.users, sums.period_ends) WITH ORDINALITY
+        AS back (users, ends_at, number)
     -- A period that has not begun is no row.
     WHERE report.kind = 'retention' AND report.state = 'served'
-        AND (sums.cohort + (back.number - 1) * step.length)::date <= today.day;
+        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now());
     COMMENT ON VIEW analytics.retention_cohorts IS
         'How many users of each cohort come back, by period (account_id *: all accounts).';
     COMMENT ON COLUMN analytics.retention_cohorts.cohort IS
@@ -388,7 +385,20 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_starts date[] := analytics._known_periods(p_period);
+    v_first integer;
+    v_instants timestamptz[];
 BEGIN
+    -- From the first cohort's period to as many periods after the last cohort's as are shown.
+    SELECT width_bucket(min(moved.period), v_starts), spectrum.period_starts(
+            p_period,
+            spectrum._day_start(min(moved.period), min(setting.timezone)),
+            spectrum._day_start(max(moved.period) + (p_periods + 1) * ('1 ' || p_period)::interval,
+                min(setting.timezone))
+        )
+    INTO v_first, v_instants
+    FROM pg_temp.spectrum_retention_periods AS moved
+    CROSS JOIN analytics.settings AS setting;
+
     WITH periods AS MATERIALIZED (
         SELECT sign, user_key, scope, width_bucket(period, v_starts) AS number,
             first_start IS NOT NULL AS has_start,
@@ -438,11 +448,12 @@ BEGIN
         GROUP BY scopes.account_id, cells.cohort, cells.k
     )
     INSERT INTO analytics.mv_retention_cohorts AS sums (
-        report_id, account_id, cohort, cohort_size, users
+        report_id, account_id, cohort, cohort_size, users, period_ends
     )
     SELECT p_report, filled.account_id, v_starts[filled.cohort],
         sum(filled.users) FILTER (WHERE filled.k = -1),
-        array_agg(filled.users ORDER BY filled.k) FILTER (WHERE filled.k >= 0)
+        array_agg(filled.users ORDER BY filled.k) FILTER (WHERE filled.k >= 0),
+        v_instants[filled.cohort - v_first + 2 : filled.cohort - v_first + p_periods + 2]
     FROM (
         SELECT moves.account_id, moves.cohort, k.number AS k,
             coalesce(sum(moves.users) FILTER (WHERE moves.k = k.number), 0)::bigint AS users

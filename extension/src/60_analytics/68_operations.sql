@@ -129,11 +129,8 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -198,11 +195,8 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -244,11 +238,8 @@ DECLARE
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{minute, hour, day}');
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
