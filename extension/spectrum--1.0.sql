@@ -4717,7 +4717,7 @@ RETURNS TABLE (
     median_seconds double precision,
     mean_seconds double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -4739,7 +4739,7 @@ COMMENT ON FUNCTION analytics._standing_conversion_funnels() IS
 
 CREATE FUNCTION analytics._standing_funnel_days()
 RETURNS TABLE (account_id text, funnel text, day date, step integer, users bigint)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
@@ -5343,7 +5343,7 @@ COMMENT ON FUNCTION spectrum._create_retention() IS
 
 CREATE FUNCTION analytics._known_periods(p_period text)
 RETURNS date[]
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -5744,7 +5744,7 @@ RETURNS TABLE (
     rate double precision,
     is_complete boolean
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -6003,7 +6003,7 @@ RETURNS TABLE (
     mau bigint,
     stickiness double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -7035,7 +7035,7 @@ RETURNS TABLE (
     arpu numeric,
     arppu numeric
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -11693,7 +11693,7 @@ RETURNS TABLE (
     variance_reduction double precision,
     is_sequential boolean
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -12919,15 +12919,13 @@ BEGIN
         'SELECT ON analytics.events, analytics.event_keys, analytics.timelines',
         p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
-    -- All questions, and what they call: mathematics, checks and the calendar are the functions
-    -- of spectrum that are safe in a parallel plan, those that work the pipeline are not.
+    -- All questions, and what they call: mathematics, checks, the calendar. They are safe in a
+    -- parallel plan; what works the pipeline or keeps the standing views is not.
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
-    WHERE routine.prokind IN ('f', 'a') AND (
-        routine.pronamespace = 'analytics'::regnamespace
-        OR (routine.pronamespace = 'spectrum'::regnamespace AND routine.proparallel = 's')
-    );
+    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel = 's'
+        AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_analyst(regrole, boolean) IS 'What grant_analyst covers.';

@@ -131,7 +131,7 @@ COMMENT ON FUNCTION spectrum._create_retention() IS
 
 CREATE FUNCTION analytics._known_periods(p_period text)
 RETURNS date[]
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -532,7 +532,7 @@ RETURNS TABLE (
     rate double precision,
     is_complete boolean
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
