@@ -2388,7 +2388,7 @@ COMMENT ON FUNCTION spectrum._clear_news() IS
 
 CREATE FUNCTION spectrum._last_note(p_events bigint)
 RETURNS bigint
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -4072,7 +4072,7 @@ CREATE FUNCTION analytics._split_sessions(
 RETURNS TABLE (
     session_start timestamptz, times timestamptz[], masks integer[], labels text[]
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

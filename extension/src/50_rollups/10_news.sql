@@ -45,7 +45,7 @@ COMMENT ON FUNCTION spectrum._clear_news() IS
 
 CREATE FUNCTION spectrum._last_note(p_events bigint)
 RETURNS bigint
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

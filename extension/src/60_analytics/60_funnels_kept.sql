@@ -175,7 +175,7 @@ CREATE FUNCTION analytics._split_sessions(
 RETURNS TABLE (
     session_start timestamptz, times timestamptz[], masks integer[], labels text[]
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
