@@ -37,6 +37,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/64_mrr.sql \
 	60_analytics/64_mrr_report.sql \
 	60_analytics/65_sessions.sql \
+	60_analytics/65_sessions_standing.sql \
 	60_analytics/65_attribution.sql \
 	60_analytics/66_paths.sql \
 	60_analytics/67_feature_adoption.sql \

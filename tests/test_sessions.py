@@ -30,10 +30,18 @@ PATHS = """
     )
 """
 BY_ACCOUNT = """
-    SELECT account_id, user_id, started_at AT TIME ZONE 'UTC', ended_at AT TIME ZONE 'UTC'
-    FROM analytics._sessions(
-        '-infinity', 'infinity', NULL, NULL, NULL, NULL, p_by_account => true, p_parts => '{users}'
+    WITH units AS (
+        SELECT array_agg(user_key) AS users, array_agg(-account_key) AS scopes,
+            array_agg('-infinity'::timestamptz) AS since, array_agg('infinity'::timestamptz) AS until
+        FROM (SELECT DISTINCT user_key, account_key FROM analytics.events) AS unit
+        WHERE account_key <> 0
     )
+    SELECT account_id, user_id, started_at AT TIME ZONE 'UTC', ended_at AT TIME ZONE 'UTC'
+    FROM units
+    CROSS JOIN analytics._sessions(
+        NULL, NULL, units.users, units.scopes, units.since, units.until, NULL, '{users}'
+    ) AS s
+    JOIN analytics.accounts ON accounts.account_key = -s.scope
     ORDER BY account_id, user_id, started_at
 """
 PART = """
@@ -41,7 +49,7 @@ PART = """
     FROM analytics._sessions(
         NULL, NULL,
         ARRAY(SELECT min(user_key) FROM analytics.events WHERE user_id = %(user)s),
-        ARRAY[%(since)s], ARRAY[%(until)s], NULL, p_by_account => false, p_parts => '{}'
+        NULL, ARRAY[%(since)s], ARRAY[%(until)s], NULL, '{}'
     ) AS s
     ORDER BY s.started_at
 """
