@@ -2382,7 +2382,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_news() IS
-    'Empties pg_temp.spectrum_news (facts that came: sign 1, or went: sign -1, by scope; '
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope; '
     'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
     'scope counts for).';
 
@@ -2494,6 +2494,13 @@ BEGIN
             gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
         FROM stayed
         JOIN still_to_come AS gone USING (event_id, user_key, occurred_at)
+        UNION ALL
+        -- Came and went again: no sum moves, but who reads facts may have met it in between.
+        SELECT 0, went.user_key, went.account_key, went.event_type_key, went.geo_key,
+            went.occurred_at, went.event_id, went.properties, went.revenue, went.currency
+        FROM went
+        JOIN came ON came.event_id = went.event_id AND came.user_key = went.user_key
+            AND came.occurred_at = went.occurred_at AND came.note_no < went.note_no
     )
     INSERT INTO pg_temp.spectrum_news (
         sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
@@ -2508,7 +2515,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._take_news(bigint) IS
     'Takes the notes up to a number and lays out in pg_temp.spectrum_news what they changed, net: '
-    'facts that count from now on (+) and facts as they counted before (-). Returns how many.';
+    'facts that count from now on (1), facts as they counted before (-1), and facts that came and '
+    'went again (0). Returns how many.';
 
 CREATE FUNCTION spectrum._add_history(
     p_after bigint,
@@ -3972,7 +3980,7 @@ BEGIN
     FROM (
         SELECT unit.unit, unit.scope,
             bool_or(news.is_leaving AND p_unit <> 'account') AS is_leaving,
-            bool_or(news.sign < 0) AS is_less,
+            bool_or(news.sign <= 0) AS is_less,
             min(news.occurred_at) AS first_at,
             max(news.occurred_at) AS last_at
         FROM pg_temp.spectrum_news AS news
@@ -6168,7 +6176,7 @@ BEGIN
         SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
             bool_or(news.is_leaving) AS is_leaving
         FROM pg_temp.spectrum_news AS news
-        WHERE news.sign < 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
+        WHERE news.sign <= 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
         GROUP BY 1, 2, 3
     ), removed AS (
         DELETE FROM spectrum.rollup_user_days AS known
@@ -7190,7 +7198,7 @@ BEGIN
         SELECT orders.user_key, orders.scope, orders.number, orders.currency,
             bool_or(orders.is_leaving) AS is_leaving
         FROM orders
-        WHERE orders.sign < 0
+        WHERE orders.sign <= 0
         GROUP BY orders.user_key, orders.scope, orders.number, orders.currency
     ), removed AS (
         DELETE FROM spectrum.rollup_paying_days AS known
@@ -7285,7 +7293,7 @@ BEGIN
     USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
     WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
         AND sums.money_events = 0
-        AND EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign < 0);
+        AND EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign <= 0);
 END
 $$;
 COMMENT ON FUNCTION analytics._maintain_revenue(integer, bigint) IS
@@ -8165,8 +8173,8 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
     v_starts timestamptz[];
     v_days date[];
     v_parts text[] := CASE
@@ -8184,11 +8192,8 @@ BEGIN
             'channel}'
         );
     END IF;
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
@@ -8388,11 +8393,12 @@ BEGIN
     ),
     windows AS (
         SELECT bursts.user_key, bursts.scope,
-            coalesce(before.session_start, bursts.first_at) AS since,
+            CASE WHEN before.session_end >= bursts.first_at - interval '30 minutes'
+                THEN before.session_start ELSE bursts.first_at END AS since,
             coalesce(later.session_start, 'infinity') AS until
         FROM bursts
         LEFT JOIN LATERAL (
-            SELECT known.session_start FROM spectrum.rollup_sessions AS known
+            SELECT known.session_start, known.session_end FROM spectrum.rollup_sessions AS known
             WHERE known.report_id = p_report AND known.user_key = bursts.user_key
                 AND known.scope = bursts.scope AND known.session_start <= bursts.first_at
             ORDER BY known.session_start DESC
@@ -8433,9 +8439,10 @@ END
 $$;
 COMMENT ON FUNCTION analytics._touch_sessions(integer, bigint) IS
     'Lays out, in pg_temp.spectrum_session_windows, the times [since, until) whose sessions the '
-    'news can change. since: of the last session that begins no later than a piece of news, '
-    'because a session begins where it does whatever comes later. until: of the first one later '
-    'on with no event in the 30 minutes before, because that begins there whatever comes earlier.';
+    'news can change. since: the start of the session that a piece of news falls into or follows '
+    'within 30 minutes, because a session begins where it does whatever comes later; else the news. '
+    'until: of the first one later on with no event in the 30 minutes before, because that begins '
+    'there whatever comes earlier.';
 
 CREATE FUNCTION analytics._touch_sessions_whole(p_built_to bigint, p_is_build boolean)
 RETURNS void

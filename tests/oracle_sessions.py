@@ -18,6 +18,10 @@ from oracle_events import Calendar, contains, number
 Payload = Mapping[str, Any]
 Place = tuple[str | None, str | None, str | None]
 
+BREAKDOWNS = (
+    None, "country", "region", "city", "entry_page", "exit_page", "utm_source", "utm_medium",
+    "utm_campaign", "channel",
+)  # fmt: skip
 GAP, LONGEST, LOOKBACK = timedelta(minutes=30), timedelta(hours=24), timedelta(hours=720)
 MEDIUMS = {
     "cpc": "paid search", "ppc": "paid search", "paid_search": "paid search",
@@ -219,6 +223,19 @@ def summary(some: Sequence[Visit]) -> tuple[Any, ...]:
         sum(len(visit.payloads) for visit in some),
         sum(len(visit.pages) for visit in some),
     )
+
+
+def standing_sessions_daily(
+    payloads: Sequence[Payload], calendar: Calendar
+) -> dict[tuple[str, date, str, str | None], tuple[Any, ...]]:
+    """By account (* is all), day, breakdown (all is none) and value; medians are not kept."""
+    cells: dict[tuple[str, date, str, str | None], list[Visit]] = {}
+    for account in {None, *(payload.get("account_id") for payload in payloads)}:
+        for visit in visits(payloads, account):
+            for name in BREAKDOWNS:
+                where = (account or "*", calendar.day(visit.started_at), name or "all")
+                cells.setdefault((*where, visit.breakdown(name)), []).append(visit)
+    return {key: (*(found := summary(some))[:5], *found[6:]) for key, some in cells.items()}
 
 
 def attribution(

@@ -53,10 +53,6 @@ PART = """
     ) AS s
     ORDER BY s.started_at
 """
-BREAKDOWNS = [
-    None, "country", "region", "city", "entry_page", "exit_page", "utm_source", "utm_medium",
-    "utm_campaign", "channel",
-]  # fmt: skip
 REFERRERS = [f"https://{host}/x?q=http://a.b" for host in oracle.HOSTS] + [
     "https://www.google.com/", "http://u@x.example:8080#f", "forum.example", "https://T.co/abc", "?"
 ]  # fmt: skip
@@ -169,7 +165,7 @@ def test_sessions_of_any_history(
             note(f"{scope}")
             found = [tuple(map(in_utc, row)) for row in db.execute(SESSIONS, scope)]
             assert found == [visit.row() for visit in oracle.sessions(history, **scope)]
-        for breakdown in [None, *random.sample(BREAKDOWNS, 4)]:
+        for breakdown in [None, *random.sample(oracle.BREAKDOWNS, 4)]:
             scope = some_scope(random, history) | {"breakdown": breakdown}
             note(f"{scope}")
             rows = db.execute(DAILY, scope).fetchall()

@@ -372,8 +372,8 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
     v_starts timestamptz[];
     v_days date[];
     v_parts text[] := CASE
@@ -391,11 +391,8 @@ BEGIN
             'channel}'
         );
     END IF;
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;

@@ -150,11 +150,12 @@ BEGIN
     ),
     windows AS (
         SELECT bursts.user_key, bursts.scope,
-            coalesce(before.session_start, bursts.first_at) AS since,
+            CASE WHEN before.session_end >= bursts.first_at - interval '30 minutes'
+                THEN before.session_start ELSE bursts.first_at END AS since,
             coalesce(later.session_start, 'infinity') AS until
         FROM bursts
         LEFT JOIN LATERAL (
-            SELECT known.session_start FROM spectrum.rollup_sessions AS known
+            SELECT known.session_start, known.session_end FROM spectrum.rollup_sessions AS known
             WHERE known.report_id = p_report AND known.user_key = bursts.user_key
                 AND known.scope = bursts.scope AND known.session_start <= bursts.first_at
             ORDER BY known.session_start DESC
@@ -195,9 +196,10 @@ END
 $$;
 COMMENT ON FUNCTION analytics._touch_sessions(integer, bigint) IS
     'Lays out, in pg_temp.spectrum_session_windows, the times [since, until) whose sessions the '
-    'news can change. since: of the last session that begins no later than a piece of news, '
-    'because a session begins where it does whatever comes later. until: of the first one later '
-    'on with no event in the 30 minutes before, because that begins there whatever comes earlier.';
+    'news can change. since: the start of the session that a piece of news falls into or follows '
+    'within 30 minutes, because a session begins where it does whatever comes later; else the news. '
+    'until: of the first one later on with no event in the 30 minutes before, because that begins '
+    'there whatever comes earlier.';
 
 CREATE FUNCTION analytics._touch_sessions_whole(p_built_to bigint, p_is_build boolean)
 RETURNS void
