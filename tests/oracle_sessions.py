@@ -225,16 +225,31 @@ def summary(some: Sequence[Visit]) -> tuple[Any, ...]:
     )
 
 
+def touches_before(visit: Visit, everything: Sequence[Visit]) -> list[Touch]:
+    """Those of the 30 days up to and including the visit, in their order."""
+    return [
+        earlier.touch
+        for earlier in everything
+        if earlier.user == visit.user
+        and visit.started_at - LOOKBACK <= earlier.started_at <= visit.started_at
+        and earlier.touch.is_touch
+    ] or [Touch(None, None, None, None)]
+
+
 def standing_sessions_daily(
     payloads: Sequence[Payload], calendar: Calendar
 ) -> dict[tuple[str, date, str, str | None], tuple[Any, ...]]:
     """By account (* is all), day, breakdown (all is none) and value; medians are not kept."""
     cells: dict[tuple[str, date, str, str | None], list[Visit]] = {}
     for account in {None, *(payload.get("account_id") for payload in payloads)}:
-        for visit in visits(payloads, account):
-            for name in BREAKDOWNS:
-                where = (account or "*", calendar.day(visit.started_at), name or "all")
-                cells.setdefault((*where, visit.breakdown(name)), []).append(visit)
+        everything = visits(payloads, account)
+        for visit in everything:
+            touches = touches_before(visit, everything)
+            labels = {name or "all": visit.breakdown(name) for name in BREAKDOWNS}
+            labels |= {"first_touch": touches[0].channel, "last_touch": touches[-1].channel}
+            for name, label in labels.items():
+                key = (account or "*", calendar.day(visit.started_at), name, label)
+                cells.setdefault(key, []).append(visit)
     return {key: (*(found := summary(some))[:5], *found[6:]) for key, some in cells.items()}
 
 
@@ -248,16 +263,9 @@ def attribution(
     account: str | None = None,
 ) -> dict[tuple[str | None, ...], tuple[int, int, Decimal | None]]:
     everything = visits(payloads, account)
-    direct = Touch(None, None, None, None)
     found: dict[tuple[str | None, ...], list[tuple[str, Decimal | None]]] = {}
     for visit in everything:
-        touches = [
-            earlier.touch
-            for earlier in everything
-            if earlier.user == visit.user
-            and visit.started_at - LOOKBACK <= earlier.started_at <= visit.started_at
-            and earlier.touch.is_touch
-        ] or [direct]
+        touches = touches_before(visit, everything)
         touch = touches[0 if model == "first" else -1]
         for payload in visit.payloads:
             properties = payload.get("properties", {})

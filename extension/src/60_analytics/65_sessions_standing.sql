@@ -32,6 +32,8 @@ BEGIN
         utm_campaign text,
         referrer text,
         channel text NOT NULL,
+        first_touch text NOT NULL,
+        last_touch text NOT NULL,
         CONSTRAINT rollup_sessions_pkey PRIMARY KEY (report_id, user_key, scope, session_start)
     ) WITH (fillfactor = 80);
     COMMENT ON TABLE spectrum.rollup_sessions IS
@@ -41,6 +43,10 @@ BEGIN
     COMMENT ON COLUMN spectrum.rollup_sessions.scope IS 'See rollup_user_days.scope.';
     COMMENT ON COLUMN spectrum.rollup_sessions.session_start IS 'Time of its first event.';
     COMMENT ON COLUMN spectrum.rollup_sessions.session_end IS 'Time of its last event.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.channel IS 'direct: it has no touch.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.first_touch IS
+        'Channel of the first touch in the 30 days up to and including it, else direct.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.last_touch IS 'The same of the last touch.';
 
     CREATE TABLE analytics.mv_sessions_daily (
         report_id integer NOT NULL,
@@ -107,10 +113,11 @@ BEGIN
         'sessions are no rows.';
     COMMENT ON COLUMN analytics.sessions_daily.breakdown IS
         'all (every session once), country, region, city, entry_page, exit_page, utm_source, '
-        'utm_medium, utm_campaign or channel: filter by one.';
+        'utm_medium, utm_campaign, channel, first_touch or last_touch: filter by one.';
     COMMENT ON COLUMN analytics.sessions_daily.value IS
-        'Of the breakdown: of the first known place, the first or last page view, the first '
-        'event; NULL unknown, and for all.';
+        'Of the first known place, the first or last page view, the first event; for first_touch '
+        'and last_touch the channel of the first or last touch in the 30 days up to and including '
+        'the session. NULL unknown, and for all.';
     COMMENT ON COLUMN analytics.sessions_daily.users IS 'Distinct users of these sessions.';
     COMMENT ON COLUMN analytics.sessions_daily.bounces IS
         'Sessions of one page view or, where there are none, of one event.';
@@ -254,11 +261,18 @@ BEGIN
     new_sessions AS (
         SELECT p_report, s.user_key, s.scope, s.started_at, s.ended_at, s.events, s.page_views,
             s.is_bounce, s.place[1], s.place[2], s.place[3], s.entry_page, s.exit_page,
-            s.touch[1], s.touch[2], s.touch[3], s.touch[4], analytics._channel(s.touch)
-        FROM analytics._sessions(
-            NULL, NULL, r_windows.users, coalesce(r_windows.scopes, '{}'), r_windows.sinces,
-            r_windows.untils, NULL, '{pages, touches, places}'
+            s.touch[1], s.touch[2], s.touch[3], s.touch[4], s.channel,
+            coalesce(old.first_touch, s.channel), coalesce(old.last_touch, s.channel)
+        FROM (
+            SELECT cut.*, analytics._channel(cut.touch) AS channel
+            FROM analytics._sessions(
+                NULL, NULL, r_windows.users, coalesce(r_windows.scopes, '{}'), r_windows.sinces,
+                r_windows.untils, NULL, '{pages, touches, places}'
+            ) AS cut
+            OFFSET 0
         ) AS s
+        LEFT JOIN old_sessions AS old
+            ON old.user_key = s.user_key AND old.scope = s.scope AND old.session_start = s.started_at
     )
     SELECT -1, gone.* FROM (TABLE old_sessions EXCEPT TABLE new_sessions) AS gone
     UNION ALL
@@ -267,7 +281,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._find_session_changes(integer) IS
     'Cuts the windows laid out again and leaves in pg_temp.spectrum_session_changes which sessions '
-    'went (-1) and which came (1).';
+    'went (-1) and which came (1). A new one''s touches are its own so far.';
 
 CREATE FUNCTION analytics._move_sessions(p_report integer)
 RETURNS void
@@ -288,12 +302,12 @@ BEGIN
     INSERT INTO spectrum.rollup_sessions AS known (
         report_id, user_key, scope, session_start, session_end, events, page_views, is_bounce,
         country, region, city, entry_page, exit_page, utm_source, utm_medium, utm_campaign,
-        referrer, channel
+        referrer, channel, first_touch, last_touch
     )
     SELECT come.report_id, come.user_key, come.scope, come.session_start, come.session_end,
         come.events, come.page_views, come.is_bounce, come.country, come.region, come.city,
         come.entry_page, come.exit_page, come.utm_source, come.utm_medium, come.utm_campaign,
-        come.referrer, come.channel
+        come.referrer, come.channel, come.first_touch, come.last_touch
     FROM pg_temp.spectrum_session_changes AS come
     WHERE come.sign > 0
     ON CONFLICT (report_id, user_key, scope, session_start) DO UPDATE SET (
@@ -309,6 +323,120 @@ END
 $$;
 COMMENT ON FUNCTION analytics._move_sessions(integer) IS
     'Brings rollup_sessions up to the changes found.';
+
+CREATE FUNCTION analytics._find_touches(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_session_touches',
+        'user_key bigint, scope bigint, session_start timestamptz, first_touch text, '
+        'last_touch text');
+    INSERT INTO pg_temp.spectrum_session_touches (
+        user_key, scope, session_start, first_touch, last_touch
+    )
+    WITH windows AS (
+        SELECT known.*, coalesce(since - interval '1440 hours' > max(until) OVER (
+            PARTITION BY user_key, scope ORDER BY since
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ), true) AS is_apart
+        FROM pg_temp.spectrum_session_windows AS known
+        WHERE NOT known.is_leaving
+    ),
+    spans AS (
+        SELECT user_key, scope, min(since) AS since, max(until) + interval '720 hours' AS until
+        FROM (
+            SELECT windows.*, count(*) FILTER (WHERE is_apart) OVER (
+                PARTITION BY user_key, scope ORDER BY since
+            ) AS number
+            FROM windows
+        ) AS numbered
+        GROUP BY user_key, scope, number
+    ),
+    near_sessions AS (
+        SELECT spans.since, known.*
+        FROM spans
+        CROSS JOIN LATERAL (
+            SELECT kept.user_key, kept.scope, kept.session_start, kept.channel, kept.first_touch,
+                kept.last_touch
+            FROM spectrum.rollup_sessions AS kept
+            WHERE kept.report_id = p_report AND kept.user_key = spans.user_key
+                AND kept.scope = spans.scope AND kept.session_start < spans.until
+                AND kept.session_start >= spans.since - interval '720 hours'
+            OFFSET 0
+        ) AS known
+    ),
+    touches AS (
+        SELECT user_key, scope, since, array_agg(session_start ORDER BY session_start) AS starts,
+            array_agg(channel ORDER BY session_start) AS channels
+        FROM near_sessions
+        WHERE channel <> 'direct'
+        GROUP BY user_key, scope, since
+    ),
+    found AS (
+        SELECT near.user_key, near.scope, near.session_start,
+            near.first_touch AS old_first_touch, near.last_touch AS old_last_touch,
+            CASE WHEN place.first <= place.last THEN touches.channels[place.first] ELSE 'direct'
+            END AS first_touch,
+            CASE WHEN place.first <= place.last THEN touches.channels[place.last] ELSE 'direct'
+            END AS last_touch
+        FROM near_sessions AS near
+        LEFT JOIN touches USING (user_key, scope, since)
+        CROSS JOIN LATERAL (
+            SELECT width_bucket(near.session_start, touches.starts) AS last, 1 + width_bucket(
+                near.session_start - interval '720 hours 1 us', touches.starts
+            ) AS first
+        ) AS place
+        WHERE near.session_start >= near.since
+    )
+    SELECT user_key, scope, session_start, first_touch, last_touch
+    FROM found
+    WHERE (first_touch, last_touch) <> (old_first_touch, old_last_touch);
+END
+$$;
+COMMENT ON FUNCTION analytics._find_touches(integer) IS
+    'Leaves in pg_temp.spectrum_session_touches which sessions have another first or last touch '
+    'than rollup_sessions says: of those cut again, and of those in the 30 days after.';
+
+CREATE FUNCTION analytics._move_touches(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    INSERT INTO pg_temp.spectrum_session_changes
+    SELECT version.sign, known.*
+    FROM pg_temp.spectrum_session_touches AS touched
+    CROSS JOIN LATERAL (
+        SELECT kept.* FROM spectrum.rollup_sessions AS kept
+        WHERE kept.report_id = p_report AND kept.user_key = touched.user_key
+            AND kept.scope = touched.scope AND kept.session_start = touched.session_start
+        OFFSET 0
+    ) AS known
+    CROSS JOIN (VALUES (-1), (1)) AS version (sign)
+    WHERE NOT EXISTS (
+        SELECT FROM pg_temp.spectrum_session_changes AS come
+        WHERE come.sign > 0 AND come.user_key = touched.user_key AND come.scope = touched.scope
+            AND come.session_start = touched.session_start
+    );
+    UPDATE pg_temp.spectrum_session_changes AS come
+    SET first_touch = touched.first_touch, last_touch = touched.last_touch
+    FROM pg_temp.spectrum_session_touches AS touched
+    WHERE come.sign > 0 AND come.user_key = touched.user_key AND come.scope = touched.scope
+        AND come.session_start = touched.session_start;
+    UPDATE spectrum.rollup_sessions AS known
+    SET first_touch = touched.first_touch, last_touch = touched.last_touch
+    FROM pg_temp.spectrum_session_touches AS touched
+    WHERE known.report_id = p_report AND known.user_key = touched.user_key
+        AND known.scope = touched.scope AND known.session_start = touched.session_start;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_touches(integer) IS
+    'Brings the changes found and rollup_sessions up to the touches found.';
 
 CREATE FUNCTION analytics._lay_out_session_cells(p_report integer)
 RETURNS void
@@ -373,7 +501,8 @@ BEGIN
                 ('city', version.city), ('entry_page', version.entry_page),
                 ('exit_page', version.exit_page), ('utm_source', version.utm_source),
                 ('utm_medium', version.utm_medium), ('utm_campaign', version.utm_campaign),
-                ('channel', version.channel)
+                ('channel', version.channel), ('first_touch', version.first_touch),
+                ('last_touch', version.last_touch)
         ) AS label (breakdown, value)
         GROUP BY version.user_key, version.scope, version.number, label.breakdown, label.value
     )
@@ -408,6 +537,8 @@ BEGIN
     END IF;
     PERFORM analytics._find_session_changes(p_report);
     PERFORM analytics._move_sessions(p_report);
+    PERFORM analytics._find_touches(p_report);
+    PERFORM analytics._move_touches(p_report);
     PERFORM analytics._lay_out_session_cells(p_report);
 
     INSERT INTO analytics.mv_sessions_daily AS sums (
@@ -472,20 +603,38 @@ BEGIN
             r_units.untils, NULL, '{pages, touches, places}'
         ) AS s
         JOIN analytics.accounts ON accounts.account_key = -s.scope
+    ),
+    visits AS (
+        SELECT cut.*, touches.channels[1] AS first_touch,
+            touches.channels[cardinality(touches.channels)] AS last_touch
+        FROM (
+            SELECT cut.*, array_agg(analytics._channel(cut.touch)) FILTER (
+                WHERE cut.touch IS NOT NULL
+            ) OVER (
+                PARTITION BY cut.account_id, cut.user_key ORDER BY cut.started_at
+                RANGE BETWEEN interval '720 hours' PRECEDING AND CURRENT ROW
+            ) AS channels
+            FROM cut
+        ) AS cut
+        CROSS JOIN LATERAL (SELECT coalesce(cut.channels, '{direct}') AS channels) AS touches
     )
-    SELECT cut.account_id, v_days[width_bucket(cut.started_at, v_starts)], label.breakdown,
-        analytics._session_label(
-            label.breakdown, cut.touch, cut.place, cut.entry_page, cut.exit_page
-        ),
-        count(*), count(DISTINCT cut.user_key), count(*) FILTER (WHERE cut.is_bounce),
-        count(*) FILTER (WHERE cut.is_bounce) / count(*)::double precision,
-        (sum(extract(epoch FROM cut.ended_at - cut.started_at)) * 1000000)::bigint
+    SELECT v.account_id, v_days[width_bucket(v.started_at, v_starts)], label.breakdown,
+        CASE label.breakdown
+            WHEN 'first_touch' THEN v.first_touch
+            WHEN 'last_touch' THEN v.last_touch
+            ELSE analytics._session_label(
+                label.breakdown, v.touch, v.place, v.entry_page, v.exit_page
+            )
+        END,
+        count(*), count(DISTINCT v.user_key), count(*) FILTER (WHERE v.is_bounce),
+        count(*) FILTER (WHERE v.is_bounce) / count(*)::double precision,
+        (sum(extract(epoch FROM v.ended_at - v.started_at)) * 1000000)::bigint
             / (count(*) * 1e6::double precision),
-        sum(cut.events), sum(cut.page_views)
-    FROM cut
+        sum(v.events), sum(v.page_views)
+    FROM visits AS v
     CROSS JOIN unnest(
         '{all, country, region, city, entry_page, exit_page, utm_source, utm_medium, '
-        'utm_campaign, channel}'::text[]
+        'utm_campaign, channel, first_touch, last_touch}'::text[]
     ) AS label (breakdown)
     GROUP BY 1, 2, 3, 4;
 END
