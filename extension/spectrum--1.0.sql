@@ -7838,14 +7838,8 @@ COMMENT ON FUNCTION analytics._read_touch(jsonb) IS
     'it has none of them.';
 
 CREATE FUNCTION analytics._sessions(
-    p_since timestamptz,
-    p_until timestamptz,
-    p_users bigint[],
-    p_scopes bigint[],
-    p_sinces timestamptz[],
-    p_untils timestamptz[],
-    p_account text,
-    p_parts text[]
+    p_since timestamptz, p_until timestamptz, p_users bigint[], p_scopes bigint[],
+    p_sinces timestamptz[], p_untils timestamptz[], p_account text, p_parts text[]
 )
 RETURNS TABLE (
     scope bigint, user_key bigint, user_id text, started_at timestamptz, ended_at timestamptz,
@@ -7886,11 +7880,8 @@ BEGIN
         )) AS number
         FROM (
             SELECT
-                e.scope,
-                e.user_key,
+                e.scope, e.user_key, e.occurred_at, e.event_id,
                 CASE WHEN 'users' = ANY (p_parts) THEN e.user_id END AS user_id,
-                e.occurred_at,
-                e.event_id,
                 CASE WHEN 'steps' = ANY (p_parts) THEN e.event_type_key END AS event_type_key,
                 CASE WHEN 'pages' = ANY (p_parts) AND e.event_type_key = ANY (v_page_keys) THEN
                     coalesce(nullif(e.properties ->> 'path', ''),
@@ -8157,16 +8148,9 @@ CREATE FUNCTION analytics.sessions_daily(
     p_breakdown text DEFAULT NULL
 )
 RETURNS TABLE (
-    day date,
-    breakdown text,
-    sessions bigint,
-    users bigint,
-    bounces bigint,
-    bounce_rate double precision,
-    mean_seconds double precision,
-    median_seconds double precision,
-    events bigint,
-    page_views bigint
+    day date, breakdown text, sessions bigint, users bigint, bounces bigint,
+    bounce_rate double precision, mean_seconds double precision, median_seconds double precision,
+    events bigint, page_views bigint
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -8183,13 +8167,16 @@ DECLARE
             THEN '{pages, touches}'::text[]
         ELSE '{pages}'::text[]
     END;
+    v_model text := CASE p_breakdown WHEN 'first_touch' THEN 'first' WHEN 'last_touch' THEN 'last'
+    END;
+    v_users bigint[];
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
     IF p_breakdown IS NOT NULL THEN
         PERFORM spectrum._check_choice(
             'p_breakdown', p_breakdown,
             '{country, region, city, entry_page, exit_page, utm_source, utm_medium, utm_campaign, '
-            'channel}'
+            'channel, first_touch, last_touch}'
         );
     END IF;
     SELECT r.from_at, r.to_at INTO v_from, v_to
@@ -8199,20 +8186,25 @@ BEGIN
     END IF;
     v_starts := spectrum.period_starts('day', v_from, v_to);
     v_days := analytics._period_dates(v_starts);
+    v_users := ARRAY(
+        SELECT DISTINCT e.user_key FROM analytics.event_keys AS e
+        WHERE v_model IS NOT NULL AND e.user_key <> 0
+            AND e.occurred_at >= v_from AND e.occurred_at < v_to
+    );
 
     RETURN QUERY
     WITH begun AS (
         SELECT
             width_bucket(s.started_at, v_starts) AS number,
-            analytics._session_label(
+            CASE WHEN v_model IS NOT NULL THEN analytics._channel(t.touch)
+            ELSE analytics._session_label(
                 p_breakdown, s.touch, s.place, s.entry_page, s.exit_page
-            ) AS breakdown,
-            s.user_key,
-            s.is_bounce,
-            extract(epoch FROM s.ended_at - s.started_at) AS seconds,
-            s.events,
-            s.page_views
+            ) END AS breakdown,
+            user_key, s.is_bounce, extract(epoch FROM s.ended_at - s.started_at) AS seconds,
+            s.events, s.page_views
         FROM analytics._sessions_between(p_from, p_to, p_account, v_parts) AS s
+        LEFT JOIN analytics._touched_sessions(v_users, p_from, p_to, v_model, p_account) AS t
+            USING (user_key, started_at)
         UNION ALL
         -- A day without sessions is a row too, where there is one row a day.
         SELECT d.number, NULL, NULL, NULL, NULL, NULL, NULL
@@ -8239,137 +8231,188 @@ COMMENT ON FUNCTION analytics.sessions_daily(timestamptz, timestamptz, text, tex
     'The sessions that begin in [p_from, p_to) (NULL: from the first event of the account, to the '
     'last of any) by the day of their first event, as analytics.sessions gives them. p_breakdown: '
     'country, region, city (of the first known place), entry_page, exit_page, utm_source, '
-    'utm_medium, utm_campaign or channel. Without one a day without sessions is a row of zeros, '
-    'rates and times NULL.';
--- Room 60, standing sessions: the sessions of each user, and the sums by day that dashboards read.
--- A refresh cuts again only the sessions around the news: from the last one that begins no later,
--- to the first one later on that begins after a gap. In between lies an unbroken island of events,
--- where the end of a session after 24 hours moves all that follow.
+    'utm_medium, utm_campaign, channel, first_touch or last_touch (the channel of the first or '
+    'last touch in the 30 days up to and including the session). Without one a day without '
+    'sessions is a row of zeros, rates and times NULL.';
+-- Room 60, attribution: which visit brought a conversion. A touch is a session with UTM tags or a
+-- referrer; the first or the last one in the 30 days up to and including the session of the
+-- conversion gets it, or, where there is none, direct. Reads analytics.events and the sessions cut
+-- from them (65_sessions.sql).
 
-CREATE FUNCTION spectrum._create_sessions()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
+CREATE FUNCTION analytics._conversions(
+    p_event_key integer,
+    p_filter jsonb,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text
+)
+RETURNS TABLE (user_key bigint, occurred_at timestamptz, revenue numeric, currency text)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
-    IF to_regclass('analytics.mv_sessions_daily') IS NOT NULL THEN
-        RETURN;
+    RETURN QUERY
+    SELECT e.user_key, e.occurred_at, e.revenue, e.currency
+    FROM analytics.events AS e
+    WHERE e.user_key <> 0
+        AND e.event_type_key = p_event_key
+        AND (p_filter IS NULL OR e.properties @> p_filter)
+        AND (p_from IS NULL OR e.occurred_at >= p_from)
+        AND (p_to IS NULL OR e.occurred_at < p_to)
+        AND (p_account IS NULL OR e.account_id = p_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._conversions(integer, jsonb, timestamptz, timestamptz, text) IS
+    'The events that convert, with their money.';
+
+CREATE FUNCTION analytics._touched_sessions(
+    p_users bigint[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_model text,
+    p_account text
+)
+RETURNS TABLE (user_key bigint, started_at timestamptz, touch text[])
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_since timestamptz := '-infinity'::timestamptz;
+    v_across bigint[] := '{}'::bigint[];
+    v_sinces timestamptz[];
+BEGIN
+    -- A conversion is up to 24 hours into its session, its touch up to 30 days before that, and
+    -- the cut is exact 24 hours after its begin.
+    IF p_from > '0001-01-01 00:00+00' THEN
+        v_since := p_from - interval '768 hours';
+        v_across := analytics._session_users_across(v_since);
     END IF;
-
-    CREATE TABLE spectrum.rollup_sessions (
-        report_id integer NOT NULL,
-        user_key bigint NOT NULL,
-        scope bigint NOT NULL,
-        session_start timestamptz NOT NULL,
-        session_end timestamptz NOT NULL,
-        events integer NOT NULL,
-        page_views integer NOT NULL,
-        is_bounce boolean NOT NULL,
-        country text,
-        region text,
-        city text,
-        entry_page text,
-        exit_page text,
-        utm_source text,
-        utm_medium text,
-        utm_campaign text,
-        referrer text,
-        channel text NOT NULL,
-        first_touch text NOT NULL,
-        last_touch text NOT NULL,
-        CONSTRAINT rollup_sessions_pkey PRIMARY KEY (report_id, user_key, scope, session_start)
-    ) WITH (fillfactor = 80);
-    COMMENT ON TABLE spectrum.rollup_sessions IS
-        'The sessions of each user, as analytics.sessions gives them.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.report_id IS 'spectrum.reports, kind sessions.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.user_key IS 'dim_users; never the unknown user.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.scope IS 'See rollup_user_days.scope.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.session_start IS 'Time of its first event.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.session_end IS 'Time of its last event.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.channel IS 'direct: it has no touch.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.first_touch IS
-        'Channel of the first touch in the 30 days up to and including it, else direct.';
-    COMMENT ON COLUMN spectrum.rollup_sessions.last_touch IS 'The same of the last touch.';
-
-    CREATE TABLE analytics.mv_sessions_daily (
-        report_id integer NOT NULL,
-        account_id text COLLATE "C" NOT NULL,
-        day date NOT NULL,
-        breakdown text COLLATE "C" NOT NULL,
-        value_key bytea NOT NULL,
-        value text,
-        sessions bigint NOT NULL,
-        users bigint NOT NULL,
-        bounces bigint NOT NULL,
-        microseconds bigint NOT NULL,
-        events bigint NOT NULL,
-        page_views bigint NOT NULL,
-        CONSTRAINT mv_sessions_daily_pkey
-        PRIMARY KEY (report_id, account_id, day, breakdown, value_key)
-    ) WITH (fillfactor = 80);
-    COMMENT ON TABLE analytics.mv_sessions_daily IS
-        'Sessions per account and day of their start, and for all accounts together (account_id '
-        '*), in each breakdown, kept by refreshes. Read it through analytics.sessions_daily.';
-    COMMENT ON COLUMN analytics.mv_sessions_daily.report_id IS 'spectrum.reports, kind sessions.';
-    COMMENT ON COLUMN analytics.mv_sessions_daily.day IS 'Calendar day in config.timezone.';
-    COMMENT ON COLUMN analytics.mv_sessions_daily.breakdown IS 'all: no breakdown.';
-    COMMENT ON COLUMN analytics.mv_sessions_daily.value_key IS
-        'What stands for the value in the key: 16 bytes of its SHA-256. A page may be longer than '
-        'an index can hold.';
-    COMMENT ON COLUMN analytics.mv_sessions_daily.microseconds IS 'Sum of the durations.';
-    PERFORM spectrum._create_sessions_view();
-    PERFORM spectrum._add_kind('sessions', 70, '_maintain_sessions',
-        '{spectrum.rollup_sessions, analytics.mv_sessions_daily}', '{sessions_daily}');
-    PERFORM spectrum._begin_report('sessions');
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_sessions() IS
-    'Room 60: makes rollup_sessions, mv_sessions_daily and its plain view.';
-
-CREATE FUNCTION spectrum._create_sessions_view()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    CREATE VIEW analytics.sessions_daily AS
-    SELECT
-        sums.account_id,
-        sums.day,
-        sums.breakdown,
-        sums.value,
-        sums.sessions,
-        sums.users,
-        sums.bounces,
-        sums.bounces / sums.sessions::double precision AS bounce_rate,
-        sums.microseconds / (sums.sessions * 1e6::double precision) AS mean_seconds,
-        sums.events,
-        sums.page_views,
-        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
-    FROM analytics.mv_sessions_daily AS sums
-    WHERE sums.report_id = (
-        SELECT report.report_id FROM spectrum.reports AS report
-        WHERE report.kind = 'sessions' AND report.state = 'served'
+    v_sinces := ARRAY(
+        SELECT CASE WHEN a.user_key IS NULL THEN v_since ELSE '-infinity' END
+        FROM unnest(p_users) WITH ORDINALITY AS u (user_key, position)
+        LEFT JOIN unnest(v_across) AS a (user_key) USING (user_key)
+        ORDER BY u.position
     );
-    COMMENT ON VIEW analytics.sessions_daily IS
-        'The sessions that begin on a day, per account (* is all), in each breakdown; days without '
-        'sessions are no rows.';
-    COMMENT ON COLUMN analytics.sessions_daily.breakdown IS
-        'all (every session once), country, region, city, entry_page, exit_page, utm_source, '
-        'utm_medium, utm_campaign, channel, first_touch or last_touch: filter by one.';
-    COMMENT ON COLUMN analytics.sessions_daily.value IS
-        'Of the first known place, the first or last page view, the first event; for first_touch '
-        'and last_touch the channel of the first or last touch in the 30 days up to and including '
-        'the session. NULL unknown, and for all.';
-    COMMENT ON COLUMN analytics.sessions_daily.users IS 'Distinct users of these sessions.';
-    COMMENT ON COLUMN analytics.sessions_daily.bounces IS
-        'Sessions of one page view or, where there are none, of one event.';
-    COMMENT ON COLUMN analytics.sessions_daily.bounce_rate IS 'bounces / sessions.';
-    COMMENT ON COLUMN analytics.sessions_daily.mean_seconds IS 'From first to last event.';
+
+    RETURN QUERY
+    WITH visits AS MATERIALIZED (
+        SELECT
+            s.user_key,
+            s.started_at,
+            s.touch,
+            CASE
+                WHEN p_model = 'first' THEN min(s.started_at) FILTER (WHERE s.touch IS NOT NULL)
+                    OVER recent
+                ELSE max(s.started_at) FILTER (WHERE s.touch IS NOT NULL) OVER recent
+            END AS touched_at
+        FROM analytics._sessions(
+            NULL, NULL, p_users, NULL, v_sinces,
+            array_fill(coalesce(p_to, 'infinity'), ARRAY[cardinality(p_users)]),
+            p_account, '{touches}'
+        ) AS s
+        WINDOW recent AS (
+            PARTITION BY s.user_key ORDER BY s.started_at
+            RANGE BETWEEN interval '720 hours' PRECEDING AND CURRENT ROW
+        )
+    )
+    SELECT v.user_key, v.started_at, t.touch
+    FROM visits AS v
+    LEFT JOIN visits AS t ON t.user_key = v.user_key AND t.started_at = v.touched_at;
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_sessions_view() IS
-    'Room 60: makes the plain view of the standing sessions.';
+COMMENT ON FUNCTION analytics._touched_sessions(
+    bigint[], timestamptz, timestamptz, text, text
+) IS
+    'Every session of the users that a conversion in [p_from, p_to) can be in, and the touch that '
+    'gets such a conversion; NULL is direct. (Of earlier sessions it also gives some.)';
+
+CREATE FUNCTION analytics.attribution(
+    p_conversion jsonb,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_model text DEFAULT 'last',
+    p_account text DEFAULT NULL
+)
+RETURNS TABLE (
+    channel text,
+    source text,
+    medium text,
+    campaign text,
+    currency text,
+    conversions bigint,
+    users bigint,
+    revenue numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_key integer;
+    v_filter jsonb;
+    v_users bigint[];
+BEGIN
+    PERFORM analytics._check_range(p_from, p_to);
+    PERFORM spectrum._check_choice('p_model', p_model, '{last, first}');
+    SELECT t.event_type_key, s.filter INTO v_key, v_filter
+    FROM analytics._read_steps('p_conversion', jsonb_build_array(p_conversion)) AS s
+    LEFT JOIN analytics.event_types AS t USING (event_type);
+    v_users := ARRAY(
+        SELECT DISTINCT c.user_key
+        FROM analytics._conversions(v_key, v_filter, p_from, p_to, p_account) AS c
+    );
+
+    RETURN QUERY
+    WITH touched AS MATERIALIZED (
+        SELECT t.user_key, t.started_at, t.touch
+        FROM analytics._touched_sessions(v_users, p_from, p_to, p_model, p_account) AS t
+    ),
+    histories AS (
+        SELECT t.user_key, array_agg(t.started_at ORDER BY t.started_at) AS starts
+        FROM touched AS t
+        GROUP BY t.user_key
+    ),
+    attributed AS (
+        SELECT
+            c.user_key, c.revenue,
+            CASE WHEN c.revenue IS NOT NULL THEN c.currency END AS currency,
+            t.touch
+        FROM analytics._conversions(v_key, v_filter, p_from, p_to, p_account) AS c
+        JOIN histories AS h USING (user_key)
+        JOIN touched AS t
+            ON t.user_key = c.user_key
+            AND t.started_at = h.starts[width_bucket(c.occurred_at, h.starts)]
+    )
+    SELECT
+        analytics._channel(a.touch) AS channel,
+        CASE
+            WHEN num_nonnulls(a.touch[1], a.touch[2], a.touch[3]) > 0 THEN a.touch[1]
+            ELSE analytics._referrer_host(a.touch[4])
+        END AS source,
+        a.touch[2] AS medium,
+        a.touch[3] AS campaign,
+        a.currency,
+        count(*) AS conversions,
+        count(DISTINCT a.user_key) AS users,
+        sum(a.revenue) AS revenue
+    FROM attributed AS a
+    GROUP BY 1, 2, 3, 4, 5
+    ORDER BY 6 DESC, 1, 2, 3, 4, 5;
+END
+$$;
+COMMENT ON FUNCTION analytics.attribution(jsonb, timestamptz, timestamptz, text, text) IS
+    'Who brought the conversions of [p_from, p_to): for each touch their number, the users and the '
+    'sum of their revenue by currency (NULL: conversions without money). p_conversion: "purchase" '
+    'or {"event": "purchase", "where": {"plan": "pro"}}. p_model: the last or the first session '
+    'with UTM tags or a referrer in the 30 days up to and including the session of the conversion, '
+    'else direct. source is utm_source, or the host of the referrer where there are no UTM tags. '
+    'p_account: of the events of that account alone.';
+-- Room 60, standing sessions, how they are kept: a refresh cuts again only the sessions around the
+-- news, from the one that they fall into or follow, to the first one later on that begins after a
+-- gap. In between lies an unbroken island of events, where the end of a session after 24 hours
+-- moves all that follow. What changed about sessions moves the sums.
 
 CREATE FUNCTION analytics._touch_sessions(p_report integer, p_built_to bigint)
 RETURNS void
@@ -8405,7 +8448,8 @@ BEGIN
             coalesce(later.session_start, 'infinity') AS until
         FROM bursts
         LEFT JOIN LATERAL (
-            SELECT known.session_start, known.session_end FROM spectrum.rollup_sessions AS known
+            SELECT known.session_start, known.session_end
+            FROM spectrum.rollup_sessions AS known
             WHERE known.report_id = p_report AND known.user_key = bursts.user_key
                 AND known.scope = bursts.scope AND known.session_start <= bursts.first_at
             ORDER BY known.session_start DESC
@@ -8446,9 +8490,9 @@ END
 $$;
 COMMENT ON FUNCTION analytics._touch_sessions(integer, bigint) IS
     'Lays out, in pg_temp.spectrum_session_windows, the times [since, until) whose sessions the '
-    'news can change. since: the start of the session that a piece of news falls into or follows '
-    'within 30 minutes, because a session begins where it does whatever comes later; else the news. '
-    'until: of the first one later on with no event in the 30 minutes before, because that begins '
+    'news can change. since: the start of the session that the news fall into or follow within 30 '
+    'minutes, because a session begins where it does whatever comes later; else the news. until: '
+    'the first start later on with no event in the 30 minutes before, because a session begins '
     'there whatever comes earlier.';
 
 CREATE FUNCTION analytics._touch_sessions_whole(p_built_to bigint, p_is_build boolean)
@@ -8515,7 +8559,8 @@ BEGIN
             OFFSET 0
         ) AS s
         LEFT JOIN old_sessions AS old
-            ON old.user_key = s.user_key AND old.scope = s.scope AND old.session_start = s.started_at
+            ON old.user_key = s.user_key AND old.scope = s.scope
+                AND old.session_start = s.started_at
     )
     SELECT -1, gone.* FROM (TABLE old_sessions EXCEPT TABLE new_sessions) AS gone
     UNION ALL
@@ -8807,6 +8852,132 @@ END
 $$;
 COMMENT ON FUNCTION analytics._maintain_sessions(integer, bigint) IS
     'Moves rollup_sessions and mv_sessions_daily by the news.';
+-- Room 60, standing sessions: the sessions of each user, and the sums by day that dashboards read.
+
+CREATE FUNCTION spectrum._create_sessions()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_sessions_daily') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_sessions (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        session_start timestamptz NOT NULL,
+        session_end timestamptz NOT NULL,
+        events integer NOT NULL,
+        page_views integer NOT NULL,
+        is_bounce boolean NOT NULL,
+        country text,
+        region text,
+        city text,
+        entry_page text,
+        exit_page text,
+        utm_source text,
+        utm_medium text,
+        utm_campaign text,
+        referrer text,
+        channel text NOT NULL,
+        first_touch text NOT NULL,
+        last_touch text NOT NULL,
+        CONSTRAINT rollup_sessions_pkey PRIMARY KEY (report_id, user_key, scope, session_start)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE spectrum.rollup_sessions IS
+        'The sessions of each user, as analytics.sessions gives them.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.report_id IS 'spectrum.reports, kind sessions.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.user_key IS 'dim_users; never the unknown user.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.session_start IS 'Time of its first event.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.session_end IS 'Time of its last event.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.channel IS 'direct: it has no touch.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.first_touch IS
+        'Channel of the first touch in the 30 days up to and including it, else direct.';
+    COMMENT ON COLUMN spectrum.rollup_sessions.last_touch IS 'The same of the last touch.';
+
+    CREATE TABLE analytics.mv_sessions_daily (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
+        value_key bytea NOT NULL,
+        value text,
+        sessions bigint NOT NULL,
+        users bigint NOT NULL,
+        bounces bigint NOT NULL,
+        microseconds bigint NOT NULL,
+        events bigint NOT NULL,
+        page_views bigint NOT NULL,
+        CONSTRAINT mv_sessions_daily_pkey
+        PRIMARY KEY (report_id, account_id, day, breakdown, value_key)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_sessions_daily IS
+        'Sessions per account and day of their start, and for all accounts together (account_id '
+        '*), in each breakdown, kept by refreshes. Read it through analytics.sessions_daily.';
+    COMMENT ON COLUMN analytics.mv_sessions_daily.report_id IS 'spectrum.reports, kind sessions.';
+    COMMENT ON COLUMN analytics.mv_sessions_daily.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_sessions_daily.breakdown IS 'all: no breakdown.';
+    COMMENT ON COLUMN analytics.mv_sessions_daily.value_key IS
+        'What stands for the value in the key: 16 bytes of its SHA-256. A page may be longer than '
+        'an index can hold.';
+    COMMENT ON COLUMN analytics.mv_sessions_daily.microseconds IS 'Sum of the durations.';
+    PERFORM spectrum._create_sessions_view();
+    PERFORM spectrum._add_kind('sessions', 70, '_maintain_sessions',
+        '{spectrum.rollup_sessions, analytics.mv_sessions_daily}', '{sessions_daily}');
+    PERFORM spectrum._begin_report('sessions');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_sessions() IS
+    'Room 60: makes rollup_sessions, mv_sessions_daily and its plain view.';
+
+CREATE FUNCTION spectrum._create_sessions_view()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.sessions_daily AS
+    SELECT
+        sums.account_id,
+        sums.day,
+        sums.breakdown,
+        sums.value,
+        sums.sessions,
+        sums.users,
+        sums.bounces,
+        sums.bounces / sums.sessions::double precision AS bounce_rate,
+        sums.microseconds / (sums.sessions * 1e6::double precision) AS mean_seconds,
+        sums.events,
+        sums.page_views,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_sessions_daily AS sums
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'sessions' AND report.state = 'served'
+    );
+    COMMENT ON VIEW analytics.sessions_daily IS
+        'The sessions that begin on a day, per account (* is all), in each breakdown; days without '
+        'sessions are no rows.';
+    COMMENT ON COLUMN analytics.sessions_daily.breakdown IS
+        'all (every session once), country, region, city, entry_page, exit_page, utm_source, '
+        'utm_medium, utm_campaign, channel, first_touch or last_touch: filter by one.';
+    COMMENT ON COLUMN analytics.sessions_daily.value IS
+        'Of the first known place, the first or last page view, the first event; for first_touch '
+        'and last_touch the channel of the first or last touch in the 30 days up to and including '
+        'the session. NULL unknown, and for all.';
+    COMMENT ON COLUMN analytics.sessions_daily.users IS 'Distinct users of these sessions.';
+    COMMENT ON COLUMN analytics.sessions_daily.bounces IS
+        'Sessions of one page view or, where there are none, of one event.';
+    COMMENT ON COLUMN analytics.sessions_daily.bounce_rate IS 'bounces / sessions.';
+    COMMENT ON COLUMN analytics.sessions_daily.mean_seconds IS 'From first to last event.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_sessions_view() IS
+    'Room 60: makes the plain view of the standing sessions.';
 
 CREATE FUNCTION analytics._standing_sessions_daily()
 RETURNS TABLE (
@@ -8884,181 +9055,6 @@ END
 $$;
 COMMENT ON FUNCTION analytics._standing_sessions_daily() IS
     'What analytics.sessions_daily has to show, cut from all events.';
--- Room 60, attribution: which visit brought a conversion. A touch is a session with UTM tags or a
--- referrer; the first or the last one in the 30 days up to and including the session of the
--- conversion gets it, or, where there is none, direct. Reads analytics.events and the sessions cut
--- from them (65_sessions.sql).
-
-CREATE FUNCTION analytics._conversions(
-    p_event_key integer,
-    p_filter jsonb,
-    p_from timestamptz,
-    p_to timestamptz,
-    p_account text
-)
-RETURNS TABLE (user_key bigint, occurred_at timestamptz, revenue numeric, currency text)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-BEGIN
-    RETURN QUERY
-    SELECT e.user_key, e.occurred_at, e.revenue, e.currency
-    FROM analytics.events AS e
-    WHERE e.user_key <> 0
-        AND e.event_type_key = p_event_key
-        AND (p_filter IS NULL OR e.properties @> p_filter)
-        AND (p_from IS NULL OR e.occurred_at >= p_from)
-        AND (p_to IS NULL OR e.occurred_at < p_to)
-        AND (p_account IS NULL OR e.account_id = p_account);
-END
-$$;
-COMMENT ON FUNCTION analytics._conversions(integer, jsonb, timestamptz, timestamptz, text) IS
-    'The events that convert, with their money.';
-
-CREATE FUNCTION analytics._touched_sessions(
-    p_users bigint[],
-    p_from timestamptz,
-    p_to timestamptz,
-    p_model text,
-    p_account text
-)
-RETURNS TABLE (user_key bigint, started_at timestamptz, touch text[])
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    v_since timestamptz := '-infinity'::timestamptz;
-    v_across bigint[] := '{}'::bigint[];
-    v_sinces timestamptz[];
-BEGIN
-    -- A conversion is up to 24 hours into its session, its touch up to 30 days before that, and
-    -- the cut is exact 24 hours after its begin.
-    IF p_from > '0001-01-01 00:00+00' THEN
-        v_since := p_from - interval '768 hours';
-        v_across := analytics._session_users_across(v_since);
-    END IF;
-    v_sinces := ARRAY(
-        SELECT CASE WHEN a.user_key IS NULL THEN v_since ELSE '-infinity' END
-        FROM unnest(p_users) WITH ORDINALITY AS u (user_key, position)
-        LEFT JOIN unnest(v_across) AS a (user_key) USING (user_key)
-        ORDER BY u.position
-    );
-
-    RETURN QUERY
-    WITH visits AS MATERIALIZED (
-        SELECT
-            s.user_key,
-            s.started_at,
-            s.touch,
-            CASE
-                WHEN p_model = 'first' THEN min(s.started_at) FILTER (WHERE s.touch IS NOT NULL)
-                    OVER recent
-                ELSE max(s.started_at) FILTER (WHERE s.touch IS NOT NULL) OVER recent
-            END AS touched_at
-        FROM analytics._sessions(
-            NULL, NULL, p_users, NULL, v_sinces,
-            array_fill(coalesce(p_to, 'infinity'), ARRAY[cardinality(p_users)]),
-            p_account, '{touches}'
-        ) AS s
-        WINDOW recent AS (
-            PARTITION BY s.user_key ORDER BY s.started_at
-            RANGE BETWEEN interval '720 hours' PRECEDING AND CURRENT ROW
-        )
-    )
-    SELECT v.user_key, v.started_at, t.touch
-    FROM visits AS v
-    LEFT JOIN visits AS t ON t.user_key = v.user_key AND t.started_at = v.touched_at;
-END
-$$;
-COMMENT ON FUNCTION analytics._touched_sessions(
-    bigint[], timestamptz, timestamptz, text, text
-) IS
-    'Every session of the users that a conversion in [p_from, p_to) can be in, and the touch that '
-    'gets such a conversion; NULL is direct. (Of earlier sessions it also gives some.)';
-
-CREATE FUNCTION analytics.attribution(
-    p_conversion jsonb,
-    p_from timestamptz DEFAULT NULL,
-    p_to timestamptz DEFAULT NULL,
-    p_model text DEFAULT 'last',
-    p_account text DEFAULT NULL
-)
-RETURNS TABLE (
-    channel text,
-    source text,
-    medium text,
-    campaign text,
-    currency text,
-    conversions bigint,
-    users bigint,
-    revenue numeric
-)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    v_key integer;
-    v_filter jsonb;
-    v_users bigint[];
-BEGIN
-    PERFORM analytics._check_range(p_from, p_to);
-    PERFORM spectrum._check_choice('p_model', p_model, '{last, first}');
-    SELECT t.event_type_key, s.filter INTO v_key, v_filter
-    FROM analytics._read_steps('p_conversion', jsonb_build_array(p_conversion)) AS s
-    LEFT JOIN analytics.event_types AS t USING (event_type);
-    v_users := ARRAY(
-        SELECT DISTINCT c.user_key
-        FROM analytics._conversions(v_key, v_filter, p_from, p_to, p_account) AS c
-    );
-
-    RETURN QUERY
-    WITH touched AS MATERIALIZED (
-        SELECT t.user_key, t.started_at, t.touch
-        FROM analytics._touched_sessions(v_users, p_from, p_to, p_model, p_account) AS t
-    ),
-    histories AS (
-        SELECT t.user_key, array_agg(t.started_at ORDER BY t.started_at) AS starts
-        FROM touched AS t
-        GROUP BY t.user_key
-    ),
-    attributed AS (
-        SELECT
-            c.user_key, c.revenue,
-            CASE WHEN c.revenue IS NOT NULL THEN c.currency END AS currency,
-            t.touch
-        FROM analytics._conversions(v_key, v_filter, p_from, p_to, p_account) AS c
-        JOIN histories AS h USING (user_key)
-        JOIN touched AS t
-            ON t.user_key = c.user_key
-            AND t.started_at = h.starts[width_bucket(c.occurred_at, h.starts)]
-    )
-    SELECT
-        analytics._channel(a.touch) AS channel,
-        CASE
-            WHEN num_nonnulls(a.touch[1], a.touch[2], a.touch[3]) > 0 THEN a.touch[1]
-            ELSE analytics._referrer_host(a.touch[4])
-        END AS source,
-        a.touch[2] AS medium,
-        a.touch[3] AS campaign,
-        a.currency,
-        count(*) AS conversions,
-        count(DISTINCT a.user_key) AS users,
-        sum(a.revenue) AS revenue
-    FROM attributed AS a
-    GROUP BY 1, 2, 3, 4, 5
-    ORDER BY 6 DESC, 1, 2, 3, 4, 5;
-END
-$$;
-COMMENT ON FUNCTION analytics.attribution(jsonb, timestamptz, timestamptz, text, text) IS
-    'Who brought the conversions of [p_from, p_to): for each touch their number, the users and the '
-    'sum of their revenue by currency (NULL: conversions without money). p_conversion: "purchase" '
-    'or {"event": "purchase", "where": {"plan": "pro"}}. p_model: the last or the first session '
-    'with UTM tags or a referrer in the 30 days up to and including the session of the conversion, '
-    'else direct. source is utm_source, or the host of the referrer where there are no UTM tags. '
-    'p_account: of the events of that account alone.';
 -- Room 60, paths: what follows what inside a session. Reads analytics.events through the sessions
 -- cut from them (65_sessions.sql).
 

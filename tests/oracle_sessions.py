@@ -22,6 +22,7 @@ BREAKDOWNS = (
     None, "country", "region", "city", "entry_page", "exit_page", "utm_source", "utm_medium",
     "utm_campaign", "channel",
 )  # fmt: skip
+TOUCHES = {"first_touch": 0, "last_touch": -1}
 GAP, LONGEST, LOOKBACK = timedelta(minutes=30), timedelta(hours=24), timedelta(hours=720)
 MEDIUMS = {
     "cpc": "paid search", "ppc": "paid search", "paid_search": "paid search",
@@ -204,8 +205,13 @@ def sessions_daily(
     stop = end or (latest + timedelta(microseconds=1) if latest else None)
     if breakdown is None and first and stop and first < stop:
         cells = {(day, None): [] for day in calendar.periods("day", first, stop)}
+    everything = visits(payloads, account)
     for visit in sessions(payloads, start, end, account):
-        key = (calendar.day(visit.started_at), visit.breakdown(breakdown))
+        if breakdown in TOUCHES:
+            label = touches_before(visit, everything)[TOUCHES[breakdown]].channel
+        else:
+            label = visit.breakdown(breakdown)
+        key = (calendar.day(visit.started_at), label)
         cells.setdefault(key, []).append(visit)
     return {key: summary(visits_of_day) for key, visits_of_day in cells.items()}
 
@@ -246,7 +252,7 @@ def standing_sessions_daily(
         for visit in everything:
             touches = touches_before(visit, everything)
             labels = {name or "all": visit.breakdown(name) for name in BREAKDOWNS}
-            labels |= {"first_touch": touches[0].channel, "last_touch": touches[-1].channel}
+            labels |= {name: touches[index].channel for name, index in TOUCHES.items()}
             for name, label in labels.items():
                 key = (account or "*", calendar.day(visit.started_at), name, label)
                 cells.setdefault(key, []).append(visit)

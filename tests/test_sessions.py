@@ -32,7 +32,8 @@ PATHS = """
 BY_ACCOUNT = """
     WITH units AS (
         SELECT array_agg(user_key) AS users, array_agg(-account_key) AS scopes,
-            array_agg('-infinity'::timestamptz) AS since, array_agg('infinity'::timestamptz) AS until
+            array_agg('-infinity'::timestamptz) AS since,
+            array_agg('infinity'::timestamptz) AS until
         FROM (SELECT DISTINCT user_key, account_key FROM analytics.events) AS unit
         WHERE account_key <> 0
     )
@@ -165,7 +166,7 @@ def test_sessions_of_any_history(
             note(f"{scope}")
             found = [tuple(map(in_utc, row)) for row in db.execute(SESSIONS, scope)]
             assert found == [visit.row() for visit in oracle.sessions(history, **scope)]
-        for breakdown in [None, *random.sample(oracle.BREAKDOWNS, 4)]:
+        for breakdown in [None, *random.sample([*oracle.BREAKDOWNS, *oracle.TOUCHES], 4)]:
             scope = some_scope(random, history) | {"breakdown": breakdown}
             note(f"{scope}")
             rows = db.execute(DAILY, scope).fetchall()

@@ -37,14 +37,8 @@ COMMENT ON FUNCTION analytics._read_touch(jsonb) IS
     'it has none of them.';
 
 CREATE FUNCTION analytics._sessions(
-    p_since timestamptz,
-    p_until timestamptz,
-    p_users bigint[],
-    p_scopes bigint[],
-    p_sinces timestamptz[],
-    p_untils timestamptz[],
-    p_account text,
-    p_parts text[]
+    p_since timestamptz, p_until timestamptz, p_users bigint[], p_scopes bigint[],
+    p_sinces timestamptz[], p_untils timestamptz[], p_account text, p_parts text[]
 )
 RETURNS TABLE (
     scope bigint, user_key bigint, user_id text, started_at timestamptz, ended_at timestamptz,
@@ -85,11 +79,8 @@ BEGIN
         )) AS number
         FROM (
             SELECT
-                e.scope,
-                e.user_key,
+                e.scope, e.user_key, e.occurred_at, e.event_id,
                 CASE WHEN 'users' = ANY (p_parts) THEN e.user_id END AS user_id,
-                e.occurred_at,
-                e.event_id,
                 CASE WHEN 'steps' = ANY (p_parts) THEN e.event_type_key END AS event_type_key,
                 CASE WHEN 'pages' = ANY (p_parts) AND e.event_type_key = ANY (v_page_keys) THEN
                     coalesce(nullif(e.properties ->> 'path', ''),
@@ -356,16 +347,9 @@ CREATE FUNCTION analytics.sessions_daily(
     p_breakdown text DEFAULT NULL
 )
 RETURNS TABLE (
-    day date,
-    breakdown text,
-    sessions bigint,
-    users bigint,
-    bounces bigint,
-    bounce_rate double precision,
-    mean_seconds double precision,
-    median_seconds double precision,
-    events bigint,
-    page_views bigint
+    day date, breakdown text, sessions bigint, users bigint, bounces bigint,
+    bounce_rate double precision, mean_seconds double precision, median_seconds double precision,
+    events bigint, page_views bigint
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -382,13 +366,16 @@ DECLARE
             THEN '{pages, touches}'::text[]
         ELSE '{pages}'::text[]
     END;
+    v_model text := CASE p_breakdown WHEN 'first_touch' THEN 'first' WHEN 'last_touch' THEN 'last'
+    END;
+    v_users bigint[];
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
     IF p_breakdown IS NOT NULL THEN
         PERFORM spectrum._check_choice(
             'p_breakdown', p_breakdown,
             '{country, region, city, entry_page, exit_page, utm_source, utm_medium, utm_campaign, '
-            'channel}'
+            'channel, first_touch, last_touch}'
         );
     END IF;
     SELECT r.from_at, r.to_at INTO v_from, v_to
@@ -398,20 +385,25 @@ BEGIN
     END IF;
     v_starts := spectrum.period_starts('day', v_from, v_to);
     v_days := analytics._period_dates(v_starts);
+    v_users := ARRAY(
+        SELECT DISTINCT e.user_key FROM analytics.event_keys AS e
+        WHERE v_model IS NOT NULL AND e.user_key <> 0
+            AND e.occurred_at >= v_from AND e.occurred_at < v_to
+    );
 
     RETURN QUERY
     WITH begun AS (
         SELECT
             width_bucket(s.started_at, v_starts) AS number,
-            analytics._session_label(
+            CASE WHEN v_model IS NOT NULL THEN analytics._channel(t.touch)
+            ELSE analytics._session_label(
                 p_breakdown, s.touch, s.place, s.entry_page, s.exit_page
-            ) AS breakdown,
-            s.user_key,
-            s.is_bounce,
-            extract(epoch FROM s.ended_at - s.started_at) AS seconds,
-            s.events,
-            s.page_views
+            ) END AS breakdown,
+            user_key, s.is_bounce, extract(epoch FROM s.ended_at - s.started_at) AS seconds,
+            s.events, s.page_views
         FROM analytics._sessions_between(p_from, p_to, p_account, v_parts) AS s
+        LEFT JOIN analytics._touched_sessions(v_users, p_from, p_to, v_model, p_account) AS t
+            USING (user_key, started_at)
         UNION ALL
         -- A day without sessions is a row too, where there is one row a day.
         SELECT d.number, NULL, NULL, NULL, NULL, NULL, NULL
@@ -438,5 +430,6 @@ COMMENT ON FUNCTION analytics.sessions_daily(timestamptz, timestamptz, text, tex
     'The sessions that begin in [p_from, p_to) (NULL: from the first event of the account, to the '
     'last of any) by the day of their first event, as analytics.sessions gives them. p_breakdown: '
     'country, region, city (of the first known place), entry_page, exit_page, utm_source, '
-    'utm_medium, utm_campaign or channel. Without one a day without sessions is a row of zeros, '
-    'rates and times NULL.';
+    'utm_medium, utm_campaign, channel, first_touch or last_touch (the channel of the first or '
+    'last touch in the 30 days up to and including the session). Without one a day without '
+    'sessions is a row of zeros, rates and times NULL.';
