@@ -38,6 +38,8 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/64_mrr_report.sql \
 	60_analytics/65_sessions.sql \
 	60_analytics/65_attribution.sql \
+	60_analytics/65_sessions_kept.sql \
+	60_analytics/65_sessions_standing.sql \
 	60_analytics/66_paths.sql \
 	60_analytics/67_feature_adoption.sql \
 	60_analytics/68_operations.sql \

@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 DAYS = ("2024-01-30T10:00:00Z", "2024-02-02T11:00:00Z", "2024-03-03T12:00:00Z")
 STANDING = ("conversion_funnels", "funnel_days", "retention_cohorts", "revenue_summary")
-STANDING += ("active_users", "experiment_results")
+STANDING += ("active_users", "sessions_daily", "experiment_results")
 STATE = """
     SELECT 'raw' AS what, count(*)::text AS value FROM raw_events
     UNION ALL SELECT 'done', count(*)::text FROM raw_events WHERE status = 'done'

@@ -39,7 +39,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_news() IS
-    'Empties pg_temp.spectrum_news (facts that came: sign 1, or went: sign -1, by scope; '
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope; '
     'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
     'scope counts for).';
 
@@ -151,6 +151,13 @@ BEGIN
             gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
         FROM stayed
         JOIN still_to_come AS gone USING (event_id, user_key, occurred_at)
+        UNION ALL
+        -- Came and went again: no sum moves, but who reads facts may have met it in between.
+        SELECT 0, went.user_key, went.account_key, went.event_type_key, went.geo_key,
+            went.occurred_at, went.event_id, went.properties, went.revenue, went.currency
+        FROM went
+        JOIN came ON came.event_id = went.event_id AND came.user_key = went.user_key
+            AND came.occurred_at = went.occurred_at AND came.note_no < went.note_no
     )
     INSERT INTO pg_temp.spectrum_news (
         sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
@@ -165,7 +172,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._take_news(bigint) IS
     'Takes the notes up to a number and lays out in pg_temp.spectrum_news what they changed, net: '
-    'facts that count from now on (+) and facts as they counted before (-). Returns how many.';
+    'facts that count from now on (1), facts as they counted before (-1), and facts that came and '
+    'went again (0). Returns how many.';
 
 CREATE FUNCTION spectrum._add_history(
     p_after bigint,

@@ -75,7 +75,7 @@ BEGIN
     FROM (
         SELECT unit.unit, unit.scope,
             bool_or(news.is_leaving AND p_unit <> 'account') AS is_leaving,
-            bool_or(news.sign < 0) AS is_less,
+            bool_or(news.sign <= 0) AS is_less,
             min(news.occurred_at) AS first_at,
             max(news.occurred_at) AS last_at
         FROM pg_temp.spectrum_news AS news

@@ -55,6 +55,7 @@ BEGIN
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
+    PERFORM spectrum._create_sessions();
     PERFORM spectrum._create_features();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_status();
