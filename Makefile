@@ -23,8 +23,10 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/60_funnel_chains.sql \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_kept.sql \
+	60_analytics/60_funnels_sums.sql \
 	60_analytics/60_funnels_standing.sql \
 	60_analytics/61_retention.sql \
+	60_analytics/61_retention_kept.sql \
 	60_analytics/61_retention_standing.sql \
 	60_analytics/62_active_users.sql \
 	60_analytics/62_active_users_standing.sql \

@@ -2273,8 +2273,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum.rebuild_reports(text) IS
-    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, anew '
-    'from the facts: after a setting that they are made by changed, or when facts were changed by '
+    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, '
+    'anew from the facts: after a setting that they are made by changed, or when facts were changed by '
     'hand. Until then the views show what they showed.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
@@ -2425,7 +2425,6 @@ DECLARE
 BEGIN
     SELECT min(first_at), max(last_at) INTO v_from, v_until FROM spectrum.news
     WHERE note_no <= p_last_no;
-
     -- One statement, so one snapshot: notes and facts that belong together are seen together.
     -- What an event was before is what its first note says was taken back; what it is now is the
     -- fact, or what a note that is still to come says was taken back.
@@ -2439,16 +2438,14 @@ BEGIN
         CROSS JOIN LATERAL unnest(notes.user_keys, notes.occurred_ats, notes.event_ids)
             AS came (user_key, occurred_at, event_id)
     ),
-    went AS MATERIALIZED (
-        DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *
-    ),
+    went AS (DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *),
     was AS (
         SELECT DISTINCT ON (went.event_id, went.user_key, went.occurred_at) went.*
         FROM went
         WHERE NOT EXISTS (
             SELECT FROM came
-            WHERE came.event_id = went.event_id AND came.user_key = went.user_key
-                AND came.occurred_at = went.occurred_at AND came.note_no < went.note_no
+            WHERE (came.event_id, came.user_key, came.occurred_at)
+                = (went.event_id, went.user_key, went.occurred_at) AND came.note_no < went.note_no
         )
         ORDER BY went.event_id, went.user_key, went.occurred_at, went.note_no
     ),
@@ -2463,49 +2460,40 @@ BEGIN
         FROM came
         WHERE NOT EXISTS (
             SELECT FROM went
-            WHERE went.event_id = came.event_id AND went.user_key = came.user_key
-                AND went.occurred_at = came.occurred_at AND went.note_no > came.note_no
+            WHERE (went.event_id, went.user_key, went.occurred_at)
+                = (came.event_id, came.user_key, came.occurred_at) AND went.note_no > came.note_no
         )
     ),
     changes AS (
-        SELECT -1 AS sign, was.user_key, was.account_key, was.event_type_key, was.geo_key,
-            was.occurred_at, was.event_id, was.properties, was.revenue, was.currency
-        FROM was
+        SELECT -1 AS sign, was.* FROM was
         UNION ALL
-        SELECT 1, fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
-            fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
+        SELECT 1, 0, fact.*
         FROM stayed
         -- A subquery that names the row it looks up, so that this is a look-up in any plan.
         CROSS JOIN LATERAL (
-            SELECT known.* FROM warehouse.fact_events AS known
+            SELECT known.event_id, known.occurred_at, known.account_key, known.user_key,
+                known.event_type_key, known.geo_key, known.properties, known.revenue, known.currency
+            FROM warehouse.fact_events AS known
             WHERE known.user_key = stayed.user_key AND known.occurred_at = stayed.occurred_at
                 AND known.event_id = stayed.event_id
                 AND known.occurred_at BETWEEN v_from AND v_until
             OFFSET 0
         ) AS fact
         WHERE NOT EXISTS (
-            SELECT FROM still_to_come
-            WHERE still_to_come.event_id = stayed.event_id
-                AND still_to_come.user_key = stayed.user_key
-                AND still_to_come.occurred_at = stayed.occurred_at
+            SELECT FROM still_to_come AS gone
+            WHERE (gone.event_id, gone.user_key, gone.occurred_at)
+                = (stayed.event_id, stayed.user_key, stayed.occurred_at)
         )
         UNION ALL
-        SELECT 1, gone.user_key, gone.account_key, gone.event_type_key, gone.geo_key,
-            gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
-        FROM stayed
-        JOIN still_to_come AS gone USING (event_id, user_key, occurred_at)
+        SELECT 1, gone.* FROM still_to_come AS gone JOIN stayed
+            USING (event_id, user_key, occurred_at)
         UNION ALL
         -- Came and went again: no sum moves, but who reads facts may have met it in between.
-        SELECT 0, went.user_key, went.account_key, went.event_type_key, went.geo_key,
-            went.occurred_at, went.event_id, went.properties, went.revenue, went.currency
-        FROM went
-        JOIN came ON came.event_id = went.event_id AND came.user_key = went.user_key
-            AND came.occurred_at = went.occurred_at AND came.note_no < went.note_no
+        SELECT 0, went.* FROM went JOIN came USING (event_id, user_key, occurred_at)
+        WHERE came.note_no < went.note_no
     )
-    INSERT INTO pg_temp.spectrum_news (
-        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
-        properties, revenue, currency
-    )
+    INSERT INTO pg_temp.spectrum_news (sign, scope, user_key, account_key, event_type_key, geo_key,
+        occurred_at, event_id, properties, revenue, currency)
     SELECT sign, account_key, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
         properties, revenue, currency
     FROM changes;
@@ -4101,7 +4089,7 @@ $$;
 COMMENT ON FUNCTION analytics._split_sessions(timestamptz[], integer[], text[], boolean) IS
     'Cuts one user''s history into those of his sessions.';
 
-CREATE FUNCTION analytics._move_funnel_entries(
+CREATE FUNCTION analytics._find_funnel_entries(
     p_report integer,
     p_steps integer,
     p_keys integer[],
@@ -4184,7 +4172,22 @@ BEGIN
     ) AS pick
     WHERE pick.is_new AND (old.breakdown, old.step_times)
         IS DISTINCT FROM (found.breakdown, found.step_times);
+END
+$$;
+COMMENT ON FUNCTION analytics._find_funnel_entries(
+    integer, integer, integer[], jsonb[], integer[], interval, text, boolean, text, text, boolean,
+    boolean
+) IS
+    'Finds the counted entries of the units laid out again and leaves in '
+    'pg_temp.spectrum_entry_changes which became others.';
 
+CREATE FUNCTION analytics._keep_funnel_entries(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
     DELETE FROM spectrum.rollup_funnel_entries AS entry
     USING pg_temp.spectrum_entry_changes AS changed
     WHERE entry.report_id = p_report AND entry.unit = changed.unit
@@ -4197,12 +4200,10 @@ BEGIN
     WHERE new_times IS NOT NULL;
 END
 $$;
-COMMENT ON FUNCTION analytics._move_funnel_entries(
-    integer, integer, integer[], jsonb[], integer[], interval, text, boolean, text, text, boolean,
-    boolean
-) IS
-    'Finds the counted entries of the units laid out again, keeps them in rollup_funnel_entries, '
-    'and leaves in pg_temp.spectrum_entry_changes which became others.';
+COMMENT ON FUNCTION analytics._keep_funnel_entries(integer) IS
+    'Brings rollup_funnel_entries up to the entries found.';
+-- Room 60, standing funnels, their sums: moved by the entries that became others. A median is found
+-- from where it was, among the times that units took: it moves by no more than came and went.
 
 CREATE FUNCTION analytics._lay_out_funnel_steps()
 RETURNS void
@@ -4498,11 +4499,12 @@ BEGIN
         r_funnel.step_order = 'strict' OR r_funnel.unit = 'session', r_funnel.entry = 'first',
         r_funnel.step_order = 'strict' OR r_funnel.unit = 'session' OR v_has_exclusions, v_is_build
     );
-    PERFORM analytics._move_funnel_entries(
+    PERFORM analytics._find_funnel_entries(
         p_report, v_steps, r_masks.keys, r_masks.filters, r_masks.bits, r_funnel.time_window,
         r_funnel.step_order, r_funnel.entry = 'first', r_funnel.unit, r_funnel.breakdown,
         r_funnel.attribution = 'last', v_has_exclusions
     );
+    PERFORM analytics._keep_funnel_entries(p_report);
     PERFORM analytics._lay_out_funnel_steps();
     PERFORM analytics._move_funnel_sums(p_report, v_steps);
     PERFORM analytics._move_funnel_days(p_report, v_steps);
@@ -5218,136 +5220,9 @@ COMMENT ON FUNCTION analytics.retention(
     'period with a start). p_mode: on (back in the period) or on_or_after (in it or later). '
     '[p_from, p_to) limits the starts, p_where the events: JSON containment in their properties. '
     'Period 0 asks for a return at or after the start.';
--- Room 60, standing retentions: the user's own definitions, and the view that shows them. Read by
--- dashboards. The numbers are those of analytics.retention: the same cohorts, counted the same way.
-
-CREATE FUNCTION spectrum._create_retention()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.retentions') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.retentions (
-        retention text NOT NULL CONSTRAINT retentions_pkey PRIMARY KEY,
-        start_event text,
-        return_event text,
-        period_kind text NOT NULL
-            CONSTRAINT retentions_period_kind_is_known
-            CHECK (period_kind IN ('day', 'week', 'month')),
-        periods integer NOT NULL
-            CONSTRAINT retentions_periods_range CHECK (periods BETWEEN 0 AND 1000),
-        cohort_kind text NOT NULL
-            CONSTRAINT retentions_cohort_kind_is_known
-            CHECK (cohort_kind IN ('first', 'recurring')),
-        mode text NOT NULL
-            CONSTRAINT retentions_mode_is_known CHECK (mode IN ('on', 'on_or_after')),
-        properties_filter jsonb,
-        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
-    );
-    COMMENT ON TABLE spectrum.retentions IS
-        'The retentions that analytics.retention_cohorts shows. Define one with '
-        'spectrum.define_retention().';
-    COMMENT ON COLUMN spectrum.retentions.retention IS 'Name.';
-    COMMENT ON COLUMN spectrum.retentions.start_event IS
-        'Event that puts a user in a cohort; NULL any.';
-    COMMENT ON COLUMN spectrum.retentions.return_event IS
-        'Event that counts as coming back; NULL any.';
-    COMMENT ON COLUMN spectrum.retentions.period_kind IS 'day, week or month.';
-    COMMENT ON COLUMN spectrum.retentions.periods IS 'Last period; the cohort''s own is 0.';
-    COMMENT ON COLUMN spectrum.retentions.cohort_kind IS
-        'first: by the user''s first start ever; recurring: by each period with a start.';
-    COMMENT ON COLUMN spectrum.retentions.mode IS
-        'on: back in the period; on_or_after: back in it or later.';
-    COMMENT ON COLUMN spectrum.retentions.properties_filter IS
-        'Only events whose properties contain this.';
-    COMMENT ON COLUMN spectrum.retentions.changed_at IS 'When it was last defined.';
-    INSERT INTO spectrum.retentions (retention, period_kind, periods, cohort_kind, mode)
-    VALUES ('default', 'week', 12, 'first', 'on');
-
-    CREATE TABLE spectrum.rollup_retention_days (
-        report_id integer NOT NULL,
-        user_key bigint NOT NULL,
-        scope bigint NOT NULL,
-        day date NOT NULL,
-        first_start timestamptz,
-        last_return timestamptz,
-        CONSTRAINT rollup_retention_days_pkey PRIMARY KEY (report_id, user_key, scope, day)
-    );
-    COMMENT ON TABLE spectrum.rollup_retention_days IS
-        'What each user did in a day for a retention of certain events. Those of any events are '
-        'kept by rollup_user_days.';
-    COMMENT ON COLUMN spectrum.rollup_retention_days.report_id IS
-        'spectrum.reports, kind retention.';
-    COMMENT ON COLUMN spectrum.rollup_retention_days.scope IS 'See rollup_user_days.scope.';
-    COMMENT ON COLUMN spectrum.rollup_retention_days.first_start IS
-        'First start event of the day; NULL none.';
-    COMMENT ON COLUMN spectrum.rollup_retention_days.last_return IS
-        'Last return event of the day; NULL none.';
-
-    CREATE TABLE analytics.mv_retention_cohorts (
-        report_id integer NOT NULL,
-        account_id text COLLATE "C" NOT NULL,
-        cohort date NOT NULL,
-        cohort_size bigint NOT NULL,
-        users bigint[] NOT NULL,
-        period_ends timestamptz[] NOT NULL,
-        CONSTRAINT mv_retention_cohorts_pkey PRIMARY KEY (report_id, account_id, cohort)
-    ) WITH (fillfactor = 70);
-    COMMENT ON TABLE analytics.mv_retention_cohorts IS
-        'Cohorts of each defined retention, for all accounts together (account_id *) and for each '
-        'account, kept by refreshes. Read it through analytics.retention_cohorts.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.report_id IS
-        'spectrum.reports, kind retention.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort IS
-        'First day of the period in which the users started.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS
-        'Element k + 1: those who count as back k periods later.';
-    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_ends IS
-        'Element k + 1: when the period k periods later ends.';
-
-    CREATE VIEW analytics.retention_cohorts AS
-    SELECT
-        sums.account_id,
-        report.name AS retention,
-        report.definition ->> 'period_kind' AS period_kind,
-        sums.cohort,
-        back.number::integer - 1 AS period,
-        sums.cohort_size,
-        back.users,
-        back.users / sums.cohort_size::double precision AS rate,
-        report.definition ->> 'mode' = 'on' AND back.ends_at <= now() AS is_complete,
-        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
-    FROM spectrum.reports AS report
-    JOIN analytics.mv_retention_cohorts AS sums USING (report_id)
-    CROSS JOIN LATERAL unnest(sums.users, sums.period_ends) WITH ORDINALITY
-        AS back (users, ends_at, number)
-    -- A period that has not begun is no row.
-    WHERE report.kind = 'retention' AND report.state = 'served'
-        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now());
-    COMMENT ON VIEW analytics.retention_cohorts IS
-        'How many users of each cohort come back, by period (account_id *: all accounts).';
-    COMMENT ON COLUMN analytics.retention_cohorts.cohort IS
-        'First day of the period in which the users started.';
-    COMMENT ON COLUMN analytics.retention_cohorts.period IS
-        'Periods since then; 0 is the cohort''s own. One that has not begun is no row.';
-    COMMENT ON COLUMN analytics.retention_cohorts.users IS 'Users back in the period.';
-    COMMENT ON COLUMN analytics.retention_cohorts.rate IS 'users / cohort_size.';
-    COMMENT ON COLUMN analytics.retention_cohorts.is_complete IS
-        'Whether the period has ended; never in mode on_or_after.';
-    PERFORM spectrum._add_kind('retention', 40, '_maintain_retention',
-        '{spectrum.rollup_retention_days, analytics.mv_retention_cohorts}', '{retention_cohorts}');
-    PERFORM spectrum._begin_report('retention', 'default', to_jsonb(definition))
-    FROM spectrum.retentions AS definition;
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_retention() IS
-    'Room 60: makes spectrum.retentions with the retention default, mv_retention_cohorts and its '
-    'plain view.';
+-- Room 60, standing retentions, how they are kept: the periods in which a user started and came
+-- back are laid out as they were and as they are, and the cohorts move by the difference. Where any
+-- event counts they come from rollup_user_days, else from days of their own.
 
 CREATE FUNCTION analytics._known_periods(p_period text)
 RETURNS date[]
@@ -5590,6 +5465,32 @@ $$;
 COMMENT ON FUNCTION analytics._retention_by_events(integer, text) IS
     'Lays out the periods of users of whom a day changed: for retentions of certain events.';
 
+CREATE FUNCTION analytics._shown_periods(
+    p_period text,
+    p_periods integer,
+    OUT first_number integer,
+    OUT ends_at timestamptz[]
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT width_bucket(min(moved.period), analytics._known_periods(p_period)),
+        (spectrum.period_starts(
+            p_period,
+            spectrum._day_start(min(moved.period), min(setting.timezone)),
+            spectrum._day_start(max(moved.period) + (p_periods + 1) * ('1 ' || p_period)::interval,
+                min(setting.timezone))
+        ))[2:]
+    INTO first_number, ends_at
+    FROM pg_temp.spectrum_retention_periods AS moved
+    CROSS JOIN analytics.settings AS setting;
+END
+$$;
+COMMENT ON FUNCTION analytics._shown_periods(text, integer) IS
+    'The periods from the first one laid out to p_periods after the last: the number of the first '
+    'among all known periods, and when each ends.';
+
 CREATE FUNCTION analytics._move_retention_cohorts(
     p_report integer,
     p_period text,
@@ -5605,20 +5506,8 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_starts date[] := analytics._known_periods(p_period);
-    v_first integer;
-    v_instants timestamptz[];
+    r_shown record := analytics._shown_periods(p_period, p_periods);
 BEGIN
-    -- From the first cohort's period to as many periods after the last cohort's as are shown.
-    SELECT width_bucket(min(moved.period), v_starts), spectrum.period_starts(
-            p_period,
-            spectrum._day_start(min(moved.period), min(setting.timezone)),
-            spectrum._day_start(max(moved.period) + (p_periods + 1) * ('1 ' || p_period)::interval,
-                min(setting.timezone))
-        )
-    INTO v_first, v_instants
-    FROM pg_temp.spectrum_retention_periods AS moved
-    CROSS JOIN analytics.settings AS setting;
-
     WITH periods AS MATERIALIZED (
         SELECT sign, user_key, scope, width_bucket(period, v_starts) AS number,
             first_start IS NOT NULL AS has_start,
@@ -5673,7 +5562,8 @@ BEGIN
     SELECT p_report, filled.account_id, v_starts[filled.cohort],
         sum(filled.users) FILTER (WHERE filled.k = -1),
         array_agg(filled.users ORDER BY filled.k) FILTER (WHERE filled.k >= 0),
-        v_instants[filled.cohort - v_first + 2 : filled.cohort - v_first + p_periods + 2]
+        r_shown.ends_at[filled.cohort - r_shown.first_number + 1
+            : filled.cohort - r_shown.first_number + p_periods + 1]
     FROM (
         SELECT moves.account_id, moves.cohort, k.number AS k,
             coalesce(sum(moves.users) FILTER (WHERE moves.k = k.number), 0)::bigint AS users
@@ -5739,6 +5629,136 @@ $$;
 COMMENT ON FUNCTION analytics._maintain_retention(integer, bigint) IS
     'Moves mv_retention_cohorts by the news: of each user concerned, the cohorts and periods that '
     'he was counted in are taken out, those that he is in now are put in.';
+-- Room 60, standing retentions: the user's own definitions, and the view that shows them. Read by
+-- dashboards. The numbers are those of analytics.retention: the same cohorts, counted the same way.
+
+CREATE FUNCTION spectrum._create_retention()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.retentions') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.retentions (
+        retention text NOT NULL CONSTRAINT retentions_pkey PRIMARY KEY,
+        start_event text,
+        return_event text,
+        period_kind text NOT NULL
+            CONSTRAINT retentions_period_kind_is_known
+            CHECK (period_kind IN ('day', 'week', 'month')),
+        periods integer NOT NULL
+            CONSTRAINT retentions_periods_range CHECK (periods BETWEEN 0 AND 1000),
+        cohort_kind text NOT NULL
+            CONSTRAINT retentions_cohort_kind_is_known
+            CHECK (cohort_kind IN ('first', 'recurring')),
+        mode text NOT NULL
+            CONSTRAINT retentions_mode_is_known CHECK (mode IN ('on', 'on_or_after')),
+        properties_filter jsonb,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.retentions IS
+        'The retentions that analytics.retention_cohorts shows. Define one with '
+        'spectrum.define_retention().';
+    COMMENT ON COLUMN spectrum.retentions.retention IS 'Name.';
+    COMMENT ON COLUMN spectrum.retentions.start_event IS
+        'Event that puts a user in a cohort; NULL any.';
+    COMMENT ON COLUMN spectrum.retentions.return_event IS
+        'Event that counts as coming back; NULL any.';
+    COMMENT ON COLUMN spectrum.retentions.period_kind IS 'day, week or month.';
+    COMMENT ON COLUMN spectrum.retentions.periods IS 'Last period; the cohort''s own is 0.';
+    COMMENT ON COLUMN spectrum.retentions.cohort_kind IS
+        'first: by the user''s first start ever; recurring: by each period with a start.';
+    COMMENT ON COLUMN spectrum.retentions.mode IS
+        'on: back in the period; on_or_after: back in it or later.';
+    COMMENT ON COLUMN spectrum.retentions.properties_filter IS
+        'Only events whose properties contain this.';
+    COMMENT ON COLUMN spectrum.retentions.changed_at IS 'When it was last defined.';
+    INSERT INTO spectrum.retentions (retention, period_kind, periods, cohort_kind, mode)
+    VALUES ('default', 'week', 12, 'first', 'on');
+
+    CREATE TABLE spectrum.rollup_retention_days (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        day date NOT NULL,
+        first_start timestamptz,
+        last_return timestamptz,
+        CONSTRAINT rollup_retention_days_pkey PRIMARY KEY (report_id, user_key, scope, day)
+    );
+    COMMENT ON TABLE spectrum.rollup_retention_days IS
+        'What each user did in a day for a retention of certain events. Those of any events are '
+        'kept by rollup_user_days.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.report_id IS
+        'spectrum.reports, kind retention.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.first_start IS
+        'First start event of the day; NULL none.';
+    COMMENT ON COLUMN spectrum.rollup_retention_days.last_return IS
+        'Last return event of the day; NULL none.';
+
+    CREATE TABLE analytics.mv_retention_cohorts (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        cohort date NOT NULL,
+        cohort_size bigint NOT NULL,
+        users bigint[] NOT NULL,
+        period_ends timestamptz[] NOT NULL,
+        CONSTRAINT mv_retention_cohorts_pkey PRIMARY KEY (report_id, account_id, cohort)
+    ) WITH (fillfactor = 70);
+    COMMENT ON TABLE analytics.mv_retention_cohorts IS
+        'Cohorts of each defined retention, for all accounts together (account_id *) and for each '
+        'account, kept by refreshes. Read it through analytics.retention_cohorts.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.report_id IS
+        'spectrum.reports, kind retention.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort IS
+        'First day of the period in which the users started.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.cohort_size IS 'Users of the cohort.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.users IS
+        'Element k + 1: those who count as back k periods later.';
+    COMMENT ON COLUMN analytics.mv_retention_cohorts.period_ends IS
+        'Element k + 1: when the period k periods later ends.';
+
+    CREATE VIEW analytics.retention_cohorts AS
+    SELECT
+        sums.account_id,
+        report.name AS retention,
+        report.definition ->> 'period_kind' AS period_kind,
+        sums.cohort,
+        back.number::integer - 1 AS period,
+        sums.cohort_size,
+        back.users,
+        back.users / sums.cohort_size::double precision AS rate,
+        report.definition ->> 'mode' = 'on' AND back.ends_at <= now() AS is_complete,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_retention_cohorts AS sums USING (report_id)
+    CROSS JOIN LATERAL unnest(sums.users, sums.period_ends) WITH ORDINALITY
+        AS back (users, ends_at, number)
+    -- A period that has not begun is no row.
+    WHERE report.kind = 'retention' AND report.state = 'served'
+        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now());
+    COMMENT ON VIEW analytics.retention_cohorts IS
+        'How many users of each cohort come back, by period (account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.retention_cohorts.cohort IS
+        'First day of the period in which the users started.';
+    COMMENT ON COLUMN analytics.retention_cohorts.period IS
+        'Periods since then; 0 is the cohort''s own. One that has not begun is no row.';
+    COMMENT ON COLUMN analytics.retention_cohorts.users IS 'Users back in the period.';
+    COMMENT ON COLUMN analytics.retention_cohorts.rate IS 'users / cohort_size.';
+    COMMENT ON COLUMN analytics.retention_cohorts.is_complete IS
+        'Whether the period has ended; never in mode on_or_after.';
+    PERFORM spectrum._add_kind('retention', 40, '_maintain_retention',
+        '{spectrum.rollup_retention_days, analytics.mv_retention_cohorts}', '{retention_cohorts}');
+    PERFORM spectrum._begin_report('retention', 'default', to_jsonb(definition))
+    FROM spectrum.retentions AS definition;
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_retention() IS
+    'Room 60: makes spectrum.retentions with the retention default, mv_retention_cohorts and its '
+    'plain view.';
 
 CREATE FUNCTION analytics._standing_retention_cohorts()
 RETURNS TABLE (
@@ -12716,8 +12736,8 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE spectrum.refresh_analytics(bigint) IS
-    'Brings every standing view up to the facts, in the caller''s transaction, and returns how many '
-    'facts it counted: those that came or went since the last refresh, and the history of reports '
+    'Brings every standing view up to the facts, in the caller''s transaction, and returns how '
+    'many facts it counted: those that came or went since the last refresh, and the history of reports '
     'that were built. A second one at the same time waits for the first.';
 -- Room 80, run: the tick. run() only loops and commits; each step is one function call and one
 -- transaction, so that a crash loses at most the step under way. Turns are taken by advisory
