@@ -206,9 +206,9 @@ BEGIN
 
     -- The rest shape how events are read and processed from now on, not the views.
     IF v_after <> v_before AND p_setting IN ('timezone', 'week_start') THEN
-        PERFORM spectrum._rebuild_reports();
+        PERFORM spectrum.rebuild_reports();
     ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
-        PERFORM spectrum._rebuild_reports('revenue');
+        PERFORM spectrum.rebuild_reports('revenue');
     END IF;
     RETURN v_after;
 END
@@ -2246,12 +2246,18 @@ COMMENT ON FUNCTION spectrum._begin_report(text, text, jsonb) IS
     'Begins a report by a new or changed definition. Refreshes build it, and serve it when it is '
     'complete.';
 
-CREATE FUNCTION spectrum._rebuild_reports(p_kind text DEFAULT NULL)
+CREATE FUNCTION spectrum.rebuild_reports(p_kind text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF p_kind IS NOT NULL THEN
+        PERFORM spectrum._check_choice(
+            'p_kind', p_kind,
+            (SELECT array_agg(kind.kind ORDER BY kind.position) FROM spectrum.report_kinds AS kind)
+        );
+    END IF;
     PERFORM spectrum._begin_report(latest.kind, latest.name, latest.definition)
     FROM (
         SELECT DISTINCT ON (report.kind, report.name)
@@ -2266,9 +2272,10 @@ BEGIN
     WHERE state = 'served' AND (p_kind IS NULL OR kind = p_kind);
 END
 $$;
-COMMENT ON FUNCTION spectrum._rebuild_reports(text) IS
-    'Begins the reports of a kind, or all, anew because a setting that they are made by changed. '
-    'The old ones stay served, but stand still.';
+COMMENT ON FUNCTION spectrum.rebuild_reports(text) IS
+    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, anew '
+    'from the facts: after a setting that they are made by changed, or when facts were changed by '
+    'hand. Until then the views show what they showed.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void
@@ -4197,8 +4204,8 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_funnel_steps',
-        'account_id text COLLATE "C", breakdown text, step integer, microseconds bigint, '
-        'units bigint');
+        'account_id text COLLATE "C", breakdown text COLLATE "C", step integer, '
+        'microseconds bigint, units bigint');
     INSERT INTO pg_temp.spectrum_funnel_steps (account_id, breakdown, step, microseconds, units)
     SELECT scopes.account_id, moved.breakdown, moved.step, moved.microseconds, sum(moved.units)
     FROM (
@@ -4527,7 +4534,7 @@ BEGIN
         unit bigint NOT NULL,
         scope bigint NOT NULL,
         session_start timestamptz NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step_times timestamptz[] NOT NULL,
         CONSTRAINT rollup_funnel_entries_pkey PRIMARY KEY (report_id, unit, scope, session_start)
     );
@@ -4546,7 +4553,7 @@ BEGIN
     CREATE TABLE spectrum.rollup_funnel_seconds (
         report_id integer NOT NULL,
         account_id text COLLATE "C" NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step integer NOT NULL,
         microseconds bigint NOT NULL,
         units bigint NOT NULL,
@@ -4560,7 +4567,7 @@ BEGIN
     CREATE TABLE analytics.mv_conversion_funnels (
         report_id integer NOT NULL,
         account_id text COLLATE "C" NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step integer NOT NULL,
         users bigint NOT NULL DEFAULT 0,
         microseconds numeric NOT NULL DEFAULT 0,
@@ -13449,7 +13456,8 @@ COMMENT ON FUNCTION spectrum._build_reports(bigint) IS
 CREATE FUNCTION spectrum._refresh_some(
     p_events bigint,
     OUT counted bigint,
-    OUT has_more boolean
+    OUT has_more boolean,
+    OUT detail text
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -13460,20 +13468,19 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     v_as_of timestamptz;
     v_news_left boolean;
-    v_is_building boolean;
+    v_built bigint;
+    v_cleared bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
     v_as_of := least(now(), spectrum._pending_since());
 
     counted := spectrum._count_news(p_events);
     v_news_left := EXISTS (SELECT FROM spectrum.news) OR EXISTS (SELECT FROM spectrum.withdrawals);
-    v_is_building := counted < p_events / 2
-        AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'building');
-    IF v_is_building THEN
-        counted := counted + spectrum._build_reports(p_events);
-    END IF;
-    IF counted = 0 AND NOT v_is_building THEN
-        counted := spectrum._clear_discarded(p_events::integer);
+    IF counted < p_events / 2 AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'building')
+    THEN
+        v_built := spectrum._build_reports(p_events);
+    ELSIF counted = 0 AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'discarded') THEN
+        v_cleared := spectrum._clear_discarded(p_events::integer);
     END IF;
 
     UPDATE spectrum.watermark
@@ -13482,8 +13489,12 @@ BEGIN
         ) THEN as_of ELSE greatest(as_of, v_as_of) END,
         refreshed_at = now(),
         seconds = extract(epoch FROM clock_timestamp() - v_started_at);
-    has_more := (counted > 0 OR v_is_building)
+    has_more := (counted > 0 OR v_built IS NOT NULL OR v_cleared > 0)
         AND (v_news_left OR EXISTS (SELECT FROM spectrum.reports WHERE state <> 'served'));
+    detail := concat_ws(', ', format('%s facts counted', counted),
+        'reports built from ' || v_built || ' facts',
+        v_cleared || ' rows of former reports deleted');
+    counted := counted + coalesce(v_built, 0);
 END
 $$;
 COMMENT ON FUNCTION spectrum._refresh_some(bigint) IS
@@ -13623,8 +13634,7 @@ BEGIN
         RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
     ELSIF p_step IN ('refresh', 'refresh between') THEN
         r_refresh := spectrum._refresh_some(200000);
-        PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at,
-            format('%s facts counted', r_refresh.counted));
+        PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at, r_refresh.detail);
         RETURN r_refresh.has_more;
     END IF;
     PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, CASE p_step

@@ -178,9 +178,9 @@ BEGIN
 
     -- The rest shape how events are read and processed from now on, not the views.
     IF v_after <> v_before AND p_setting IN ('timezone', 'week_start') THEN
-        PERFORM spectrum._rebuild_reports();
+        PERFORM spectrum.rebuild_reports();
     ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
-        PERFORM spectrum._rebuild_reports('revenue');
+        PERFORM spectrum.rebuild_reports('revenue');
     END IF;
     RETURN v_after;
 END

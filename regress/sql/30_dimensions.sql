@@ -30,7 +30,7 @@ CALL spectrum.refresh_analytics();
 SELECT user_id, first_seen, last_seen FROM warehouse.dim_users WHERE user_id LIKE 'dim %';
 SELECT event_type, first_seen, last_seen FROM warehouse.dim_event_types
 WHERE event_type LIKE 'dim %';
-SELECT count(*) AS notes_left FROM spectrum.touched;
+SELECT count(*) AS notes_left FROM spectrum.news;
 
 -- Missing parts are the unknown member, shown as NULL.
 SELECT account_id, user_id, country, user_key FROM analytics.events
@@ -43,5 +43,5 @@ UPDATE warehouse.dim_accounts SET account_key = 99 WHERE account_id = 'dim acme'
 TRUNCATE warehouse.dim_event_types;
 \set VERBOSITY terse
 
-TRUNCATE raw_events, warehouse.fact_events, warehouse.event_ledger, spectrum.touched,
-    spectrum.requeue;
+TRUNCATE raw_events, warehouse.fact_events, warehouse.event_ledger, spectrum.requeue;
+SELECT spectrum.rebuild_reports();

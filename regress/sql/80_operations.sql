@@ -42,5 +42,5 @@ CALL spectrum.run();
 ROLLBACK;
 \set VERBOSITY terse
 
-TRUNCATE raw_events, warehouse.fact_events, warehouse.event_ledger, spectrum.touched,
-    spectrum.requeue;
+TRUNCATE raw_events, warehouse.fact_events, warehouse.event_ledger, spectrum.requeue;
+SELECT spectrum.rebuild_reports();

@@ -57,5 +57,5 @@ SELECT spectrum.grant_ingest(NULL);
 REVOKE USAGE ON SCHEMA public FROM regress_spectrum_ingest;
 DROP ROLE regress_spectrum_ingest, regress_spectrum_reader, regress_spectrum_analyst;
 
-TRUNCATE raw_events, warehouse.fact_events, warehouse.event_ledger, spectrum.touched,
-    spectrum.requeue;
+TRUNCATE raw_events, warehouse.fact_events, warehouse.event_ledger, spectrum.requeue;
+SELECT spectrum.rebuild_reports();

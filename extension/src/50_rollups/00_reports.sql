@@ -146,12 +146,18 @@ COMMENT ON FUNCTION spectrum._begin_report(text, text, jsonb) IS
     'Begins a report by a new or changed definition. Refreshes build it, and serve it when it is '
     'complete.';
 
-CREATE FUNCTION spectrum._rebuild_reports(p_kind text DEFAULT NULL)
+CREATE FUNCTION spectrum.rebuild_reports(p_kind text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF p_kind IS NOT NULL THEN
+        PERFORM spectrum._check_choice(
+            'p_kind', p_kind,
+            (SELECT array_agg(kind.kind ORDER BY kind.position) FROM spectrum.report_kinds AS kind)
+        );
+    END IF;
     PERFORM spectrum._begin_report(latest.kind, latest.name, latest.definition)
     FROM (
         SELECT DISTINCT ON (report.kind, report.name)
@@ -166,9 +172,10 @@ BEGIN
     WHERE state = 'served' AND (p_kind IS NULL OR kind = p_kind);
 END
 $$;
-COMMENT ON FUNCTION spectrum._rebuild_reports(text) IS
-    'Begins the reports of a kind, or all, anew because a setting that they are made by changed. '
-    'The old ones stay served, but stand still.';
+COMMENT ON FUNCTION spectrum.rebuild_reports(text) IS
+    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, anew '
+    'from the facts: after a setting that they are made by changed, or when facts were changed by '
+    'hand. Until then the views show what they showed.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void

@@ -307,8 +307,8 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_funnel_steps',
-        'account_id text COLLATE "C", breakdown text, step integer, microseconds bigint, '
-        'units bigint');
+        'account_id text COLLATE "C", breakdown text COLLATE "C", step integer, '
+        'microseconds bigint, units bigint');
     INSERT INTO pg_temp.spectrum_funnel_steps (account_id, breakdown, step, microseconds, units)
     SELECT scopes.account_id, moved.breakdown, moved.step, moved.microseconds, sum(moved.units)
     FROM (

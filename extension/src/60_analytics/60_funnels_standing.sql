@@ -50,7 +50,7 @@ BEGIN
         unit bigint NOT NULL,
         scope bigint NOT NULL,
         session_start timestamptz NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step_times timestamptz[] NOT NULL,
         CONSTRAINT rollup_funnel_entries_pkey PRIMARY KEY (report_id, unit, scope, session_start)
     );
@@ -69,7 +69,7 @@ BEGIN
     CREATE TABLE spectrum.rollup_funnel_seconds (
         report_id integer NOT NULL,
         account_id text COLLATE "C" NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step integer NOT NULL,
         microseconds bigint NOT NULL,
         units bigint NOT NULL,
@@ -83,7 +83,7 @@ BEGIN
     CREATE TABLE analytics.mv_conversion_funnels (
         report_id integer NOT NULL,
         account_id text COLLATE "C" NOT NULL,
-        breakdown text NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
         step integer NOT NULL,
         users bigint NOT NULL DEFAULT 0,
         microseconds numeric NOT NULL DEFAULT 0,

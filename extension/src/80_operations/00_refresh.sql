@@ -171,7 +171,8 @@ COMMENT ON FUNCTION spectrum._build_reports(bigint) IS
 CREATE FUNCTION spectrum._refresh_some(
     p_events bigint,
     OUT counted bigint,
-    OUT has_more boolean
+    OUT has_more boolean,
+    OUT detail text
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -182,20 +183,19 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     v_as_of timestamptz;
     v_news_left boolean;
-    v_is_building boolean;
+    v_built bigint;
+    v_cleared bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
     v_as_of := least(now(), spectrum._pending_since());
 
     counted := spectrum._count_news(p_events);
     v_news_left := EXISTS (SELECT FROM spectrum.news) OR EXISTS (SELECT FROM spectrum.withdrawals);
-    v_is_building := counted < p_events / 2
-        AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'building');
-    IF v_is_building THEN
-        counted := counted + spectrum._build_reports(p_events);
-    END IF;
-    IF counted = 0 AND NOT v_is_building THEN
-        counted := spectrum._clear_discarded(p_events::integer);
+    IF counted < p_events / 2 AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'building')
+    THEN
+        v_built := spectrum._build_reports(p_events);
+    ELSIF counted = 0 AND EXISTS (SELECT FROM spectrum.reports WHERE state = 'discarded') THEN
+        v_cleared := spectrum._clear_discarded(p_events::integer);
     END IF;
 
     UPDATE spectrum.watermark
@@ -204,8 +204,12 @@ BEGIN
         ) THEN as_of ELSE greatest(as_of, v_as_of) END,
         refreshed_at = now(),
         seconds = extract(epoch FROM clock_timestamp() - v_started_at);
-    has_more := (counted > 0 OR v_is_building)
+    has_more := (counted > 0 OR v_built IS NOT NULL OR v_cleared > 0)
         AND (v_news_left OR EXISTS (SELECT FROM spectrum.reports WHERE state <> 'served'));
+    detail := concat_ws(', ', format('%s facts counted', counted),
+        'reports built from ' || v_built || ' facts',
+        v_cleared || ' rows of former reports deleted');
+    counted := counted + coalesce(v_built, 0);
 END
 $$;
 COMMENT ON FUNCTION spectrum._refresh_some(bigint) IS

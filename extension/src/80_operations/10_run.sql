@@ -110,8 +110,7 @@ BEGIN
         RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
     ELSIF p_step IN ('refresh', 'refresh between') THEN
         r_refresh := spectrum._refresh_some(200000);
-        PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at,
-            format('%s facts counted', r_refresh.counted));
+        PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at, r_refresh.detail);
         RETURN r_refresh.has_more;
     END IF;
     PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, CASE p_step
