@@ -14354,11 +14354,12 @@ BEGIN
         p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
     -- All questions, and what they call: mathematics, checks and the calendar are the functions
-    -- of spectrum that are safe in a parallel plan, those that work the pipeline are not.
+    -- of spectrum that are safe in a parallel plan, those that work the pipeline are not. Those of
+    -- analytics that keep the standing views are volatile.
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
-    WHERE routine.prokind IN ('f', 'a') AND (
+    WHERE routine.prokind IN ('f', 'a') AND routine.provolatile <> 'v' AND (
         routine.pronamespace = 'analytics'::regnamespace
         OR (routine.pronamespace = 'spectrum'::regnamespace AND routine.proparallel = 's')
     );
