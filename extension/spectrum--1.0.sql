@@ -6519,36 +6519,38 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_lifecycle.dormant IS
         'Users of the period before who are not active here, as a negative number.';
 
+    -- Each period that is kept, and the empty ones from there to the next.
     CREATE VIEW analytics.lifecycle_periods AS
     SELECT
-        scope.account_id,
-        scope.period_kind,
+        sums.account_id,
+        sums.period_kind,
         calendar.period::date AS period,
-        coalesce(sums.new, 0) AS new,
-        coalesce(sums."returning", 0) AS "returning",
-        coalesce(sums.resurrecting, 0) AS resurrecting,
-        coalesce(sums.dormant, 0) AS dormant,
+        CASE WHEN calendar.number = 1 THEN sums.new ELSE 0 END AS new,
+        CASE WHEN calendar.number = 1 THEN sums."returning" ELSE 0 END AS "returning",
+        CASE WHEN calendar.number = 1 THEN sums.resurrecting ELSE 0 END AS resurrecting,
+        CASE WHEN calendar.number = 1 THEN sums.dormant ELSE 0 END AS dormant,
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM (
-        SELECT known.report_id, known.account_id, known.period_kind,
-            min(known.period) AS first_period
-        FROM analytics.mv_lifecycle AS known
-        WHERE known.report_id = (
+        SELECT kept.*, lead(kept.period) OVER (
+                PARTITION BY kept.account_id, kept.period_kind ORDER BY kept.period
+            ) AS next_period
+        FROM analytics.mv_lifecycle AS kept
+        WHERE kept.report_id = (
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'lifecycle' AND report.state = 'served'
         )
-        GROUP BY known.report_id, known.account_id, known.period_kind
-    ) AS scope
-    CROSS JOIN LATERAL generate_series(scope.first_period::timestamp, (
-        SELECT max(events.day) FROM analytics.mv_daily_events AS events
-        WHERE events.report_id = (
-            SELECT report.report_id FROM spectrum.reports AS report
-            WHERE report.kind = 'volume' AND report.state = 'served'
-        ) AND events.account_id = '*'
-    )::timestamp, ('1 ' || scope.period_kind)::interval) AS calendar (period)
-    LEFT JOIN analytics.mv_lifecycle AS sums
-        ON sums.report_id = scope.report_id AND sums.account_id = scope.account_id
-            AND sums.period_kind = scope.period_kind AND sums.period = calendar.period::date;
+    ) AS sums
+    CROSS JOIN LATERAL generate_series(
+        sums.period::timestamp,
+        least(sums.next_period - 1, (
+            SELECT max(events.day) FROM analytics.mv_daily_events AS events
+            WHERE events.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'volume' AND report.state = 'served'
+            ) AND events.account_id = '*'
+        ))::timestamp,
+        ('1 ' || sums.period_kind)::interval
+    ) WITH ORDINALITY AS calendar (period, number);
     COMMENT ON VIEW analytics.lifecycle_periods IS
         'Users by what their activity is to them, by account (account_id *: all accounts), kind of '
         'period and period, from the first active one of each account to the last with an event.';
@@ -7016,7 +7018,12 @@ BEGIN
         AND moves.days = days.number
     GROUP BY touched.account_id, touched.number
     ON CONFLICT (report_id, account_id, period_kind, period) DO UPDATE SET
-        users = spectrum._add_arrays(sums.users, excluded.users);
+        -- Spelled out here it takes less than half the time of spectrum._add_arrays.
+        users = ARRAY(
+            SELECT pair.so_far + pair.more
+            FROM unnest(sums.users, excluded.users) WITH ORDINALITY AS pair (so_far, more, days)
+            ORDER BY pair.days
+        );
 END
 $$;
 COMMENT ON FUNCTION analytics._move_stickiness(integer, bigint, integer, text) IS

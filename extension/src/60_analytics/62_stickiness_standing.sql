@@ -108,7 +108,12 @@ BEGIN
         AND moves.days = days.number
     GROUP BY touched.account_id, touched.number
     ON CONFLICT (report_id, account_id, period_kind, period) DO UPDATE SET
-        users = spectrum._add_arrays(sums.users, excluded.users);
+        -- Spelled out here it takes less than half the time of spectrum._add_arrays.
+        users = ARRAY(
+            SELECT pair.so_far + pair.more
+            FROM unnest(sums.users, excluded.users) WITH ORDINALITY AS pair (so_far, more, days)
+            ORDER BY pair.days
+        );
 END
 $$;
 COMMENT ON FUNCTION analytics._move_stickiness(integer, bigint, integer, text) IS
