@@ -31,7 +31,9 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/62_active_users.sql \
 	60_analytics/62_active_users_standing.sql \
 	60_analytics/62_lifecycle.sql \
+	60_analytics/62_lifecycle_standing.sql \
 	60_analytics/62_stickiness.sql \
+	60_analytics/62_stickiness_standing.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/63_daily_events.sql \
 	60_analytics/64_revenue.sql \
@@ -44,8 +46,11 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/65_sessions_standing.sql \
 	60_analytics/66_paths.sql \
 	60_analytics/67_feature_adoption.sql \
+	60_analytics/67_cohorts.sql \
+	60_analytics/67_feature_adoption_standing.sql \
 	60_analytics/68_operations.sql \
 	60_analytics/69_event_catalog.sql \
+	60_analytics/69_reports.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -87,6 +92,7 @@ REGRESS = \
 	67_feature_adoption \
 	68_operations \
 	69_event_catalog \
+	69_reports \
 	70_statistics \
 	71_experiments \
 	80_operations \

@@ -2274,8 +2274,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.rebuild_reports(text) IS
     'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, '
-    'anew from the facts: after a setting that they are made by changed, or when facts were changed by '
-    'hand. Until then the views show what they showed.';
+    'anew from the facts: after a setting that they are made by changed, or when facts were '
+    'changed by hand. Until then the views show what they showed.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void
@@ -5268,7 +5268,8 @@ DECLARE
 BEGIN
     IF p_is_build THEN
         -- All that the chunk's users did is new to a report that is being built.
-        TRUNCATE pg_temp.spectrum_day_changes;
+        PERFORM spectrum._empty_temporary('spectrum_day_changes',
+            'user_key bigint, scope bigint, day date, is_added boolean');
         INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
         SELECT known.user_key, known.scope, known.day, true
         FROM (SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_news) AS users
@@ -6521,6 +6522,363 @@ COMMENT ON FUNCTION analytics.lifecycle(text, timestamptz, timestamptz, text, te
     'before p_from too), returning (active in the period before), resurrecting (active again after '
     'a pause), dormant (active in the period before and not in this one: a negative number). NULL '
     'p_from: from the first active period; NULL p_to: to the last period with an event.';
+-- Room 60, standing lifecycle: of each day, week and month, who is new, returns, comes back, stays
+-- away. Follows the user-days that kind activity keeps (62_active_users_standing.sql). What an
+-- active period counts as depends on the active one before alone, so a period that became active
+-- or no longer is changes itself and the next active one: both are looked up, no history is read.
+
+CREATE FUNCTION spectrum._create_lifecycle()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_lifecycle') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE analytics.mv_lifecycle (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        period_kind text COLLATE "C" NOT NULL,
+        period date NOT NULL,
+        new bigint NOT NULL,
+        "returning" bigint NOT NULL,
+        resurrecting bigint NOT NULL,
+        dormant bigint NOT NULL,
+        CONSTRAINT mv_lifecycle_pkey PRIMARY KEY (report_id, account_id, period_kind, period)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_lifecycle IS
+        'Users by what a period is to them, per account and for all accounts together (account_id '
+        '*), kept by refreshes; periods in which somebody counts, up to the one after the last '
+        'event. Read it through analytics.lifecycle_periods.';
+    COMMENT ON COLUMN analytics.mv_lifecycle.report_id IS 'spectrum.reports, kind lifecycle.';
+    COMMENT ON COLUMN analytics.mv_lifecycle.period_kind IS 'day, week or month.';
+    COMMENT ON COLUMN analytics.mv_lifecycle.period IS 'Its first day.';
+    COMMENT ON COLUMN analytics.mv_lifecycle.new IS 'Users active for the first time ever.';
+    COMMENT ON COLUMN analytics.mv_lifecycle."returning" IS
+        'Users active here and in the period before.';
+    COMMENT ON COLUMN analytics.mv_lifecycle.resurrecting IS 'Users active again after a pause.';
+    COMMENT ON COLUMN analytics.mv_lifecycle.dormant IS
+        'Users of the period before who are not active here, as a negative number.';
+
+    -- Each period that is kept, and the empty ones from there to the next.
+    CREATE VIEW analytics.lifecycle_periods AS
+    SELECT
+        sums.account_id,
+        sums.period_kind,
+        calendar.period::date AS period,
+        CASE WHEN calendar.number = 1 THEN sums.new ELSE 0 END AS new,
+        CASE WHEN calendar.number = 1 THEN sums."returning" ELSE 0 END AS "returning",
+        CASE WHEN calendar.number = 1 THEN sums.resurrecting ELSE 0 END AS resurrecting,
+        CASE WHEN calendar.number = 1 THEN sums.dormant ELSE 0 END AS dormant,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM (
+        SELECT kept.*, lead(kept.period) OVER (
+                PARTITION BY kept.account_id, kept.period_kind ORDER BY kept.period
+            ) AS next_period
+        FROM analytics.mv_lifecycle AS kept
+        WHERE kept.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'lifecycle' AND report.state = 'served'
+        )
+    ) AS sums
+    CROSS JOIN LATERAL generate_series(
+        sums.period::timestamp,
+        least(sums.next_period - 1, (
+            SELECT max(events.day) FROM analytics.mv_daily_events AS events
+            WHERE events.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'volume' AND report.state = 'served'
+            ) AND events.account_id = '*'
+        ))::timestamp,
+        ('1 ' || sums.period_kind)::interval
+    ) WITH ORDINALITY AS calendar (period, number);
+    COMMENT ON VIEW analytics.lifecycle_periods IS
+        'Users by what their activity is to them, by account (account_id *: all accounts), kind of '
+        'period and period, from the first active one of each account to the last with an event.';
+    COMMENT ON COLUMN analytics.lifecycle_periods.period_kind IS 'day, week or month.';
+    COMMENT ON COLUMN analytics.lifecycle_periods.period IS 'Its first day.';
+    COMMENT ON COLUMN analytics.lifecycle_periods.new IS 'Users active for the first time ever.';
+    COMMENT ON COLUMN analytics.lifecycle_periods."returning" IS
+        'Users active here and in the period before.';
+    COMMENT ON COLUMN analytics.lifecycle_periods.resurrecting IS
+        'Users active again after a pause.';
+    COMMENT ON COLUMN analytics.lifecycle_periods.dormant IS
+        'Users of the period before who are not active here, as a negative number.';
+    PERFORM spectrum._add_kind('lifecycle', 22, '_maintain_lifecycle',
+        '{analytics.mv_lifecycle}', '{lifecycle_periods}');
+    PERFORM spectrum._begin_report('lifecycle');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_lifecycle() IS
+    'Room 60: makes mv_lifecycle and its plain view.';
+
+CREATE FUNCTION analytics._is_build(p_report integer, p_built_to bigint)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN p_built_to = 9223372036854775807 AND EXISTS (
+        SELECT FROM spectrum.reports WHERE report_id = p_report AND state = 'building'
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._is_build(integer, bigint) IS
+    'Whether a report is told of users that it does not hold yet, with all of their history.';
+
+CREATE FUNCTION analytics._kept_by(p_kind text)
+RETURNS integer
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT max(report_id) FROM spectrum.reports
+        WHERE kind = p_kind AND name = '' AND state <> 'discarded'
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._kept_by(text) IS
+    'The report whose rows other reports read in a refresh: the latest of its kind, which follows '
+    'the news whether it is served or being built.';
+
+CREATE FUNCTION analytics._follow_user_days(p_report integer, p_built_to bigint)
+RETURNS integer
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_activity integer := analytics._kept_by('activity');
+BEGIN
+    IF analytics._is_build(p_report, p_built_to) THEN
+        PERFORM spectrum._empty_temporary('spectrum_day_changes',
+            'user_key bigint, scope bigint, day date, is_added boolean');
+        INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
+        SELECT units.user_key, units.scope, known.day, true
+        FROM (
+            SELECT DISTINCT news.user_key, news.scope FROM pg_temp.spectrum_news AS news
+        ) AS units
+        CROSS JOIN LATERAL (
+            SELECT near.day FROM spectrum.rollup_user_days AS near
+            WHERE near.report_id = v_activity AND near.user_key = units.user_key
+                AND near.scope = units.scope
+            OFFSET 0
+        ) AS known;
+    END IF;
+    RETURN v_activity;
+END
+$$;
+COMMENT ON FUNCTION analytics._follow_user_days(integer, bigint) IS
+    'Sees to it that pg_temp.spectrum_day_changes says what changed for a report, all days where '
+    'it is being built, and returns the report by which rollup_user_days are kept.';
+
+CREATE FUNCTION analytics._changed_periods(
+    p_activity integer,
+    p_built_to bigint,
+    p_starts date[]
+)
+RETURNS TABLE (
+    user_key bigint,
+    scope bigint,
+    number integer,
+    old_days bigint,
+    new_days bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT moved.user_key, moved.scope, moved.number, now.days - moved.days, now.days
+    FROM (
+        SELECT changes.user_key, changes.scope, width_bucket(changes.day, p_starts) AS number,
+            sum(CASE WHEN changes.is_added THEN 1 ELSE -1 END) AS days
+        FROM pg_temp.spectrum_day_changes AS changes
+        WHERE changes.user_key <= p_built_to
+        GROUP BY 1, 2, 3
+        HAVING sum(CASE WHEN changes.is_added THEN 1 ELSE -1 END) <> 0
+    ) AS moved
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS days FROM spectrum.rollup_user_days AS known
+        WHERE known.report_id = p_activity AND known.user_key = moved.user_key
+            AND known.scope = moved.scope AND known.day >= p_starts[moved.number]
+            AND known.day < coalesce(p_starts[moved.number + 1], 'infinity')
+        OFFSET 0
+    ) AS now;
+END
+$$;
+COMMENT ON FUNCTION analytics._changed_periods(integer, bigint, date[]) IS
+    'The periods (numbered by p_starts) in which a user has more or less active days than before, '
+    'by the changes laid out: how many he had and how many he has.';
+
+CREATE FUNCTION analytics._changed_activity(
+    p_activity integer,
+    p_built_to bigint,
+    p_starts date[],
+    p_is_build boolean
+)
+RETURNS TABLE (
+    user_key bigint,
+    scope bigint,
+    number integer,
+    was_active boolean,
+    is_active boolean
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH changed AS MATERIALIZED (
+        SELECT moved.user_key, moved.scope, moved.number, moved.old_days > 0 AS was_active,
+            moved.new_days > 0 AS is_active
+        FROM analytics._changed_periods(p_activity, p_built_to, p_starts) AS moved
+        WHERE (moved.old_days > 0) <> (moved.new_days > 0)
+    )
+    SELECT near.user_key, near.scope, near.number, bool_and(near.was_active),
+        bool_and(near.is_active)
+    FROM (
+        SELECT changed.* FROM changed
+        UNION ALL
+        SELECT changed.user_key, changed.scope, width_bucket(neighbour.day, p_starts), true, true
+        FROM changed
+        CROSS JOIN LATERAL (
+            (SELECT known.day FROM spectrum.rollup_user_days AS known
+            WHERE known.report_id = p_activity AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.day < p_starts[changed.number]
+            ORDER BY known.day DESC
+            LIMIT 1)
+            UNION ALL
+            (SELECT known.day FROM spectrum.rollup_user_days AS known
+            WHERE known.report_id = p_activity AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.day >= p_starts[changed.number + 1]
+            ORDER BY known.day
+            LIMIT 1)
+        ) AS neighbour
+        -- A report that is being built is told of all that there is.
+        WHERE NOT p_is_build
+    ) AS near
+    GROUP BY near.user_key, near.scope, near.number;
+END
+$$;
+COMMENT ON FUNCTION analytics._changed_activity(integer, bigint, date[], boolean) IS
+    'The periods that became active or no longer are, and the next active ones on both sides of '
+    'each. Of two that follow each other here, one of them changed, none lies between: so what '
+    'depends on the active period before can be told from these, as it was and as it is. Of two '
+    'unchanged ones others may lie between, but then both versions say the same.';
+
+CREATE FUNCTION analytics._move_lifecycle(
+    p_report integer,
+    p_built_to bigint,
+    p_activity integer,
+    p_period text
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts date[] := analytics._known_periods(p_period);
+    v_last date := (v_starts[cardinality(v_starts)] + ('1 ' || p_period)::interval)::date;
+BEGIN
+    WITH active AS MATERIALIZED (
+        SELECT known.* FROM analytics._changed_activity(
+            p_activity, p_built_to, v_starts, analytics._is_build(p_report, p_built_to)
+        ) AS known
+    ),
+    cells AS (
+        SELECT version.scope, version.number,
+            least(2, coalesce(version.number - version.previous, 0)) AS since,
+            sum(version.sign) AS users
+        FROM (
+            SELECT scope, number, -1 AS sign,
+                lag(number) OVER (PARTITION BY user_key, scope ORDER BY number) AS previous
+            FROM active WHERE was_active
+            UNION ALL
+            SELECT scope, number, 1,
+                lag(number) OVER (PARTITION BY user_key, scope ORDER BY number)
+            FROM active WHERE is_active
+        ) AS version
+        GROUP BY 1, 2, 3
+        HAVING sum(version.sign) <> 0
+    )
+    INSERT INTO analytics.mv_lifecycle AS sums (
+        report_id, account_id, period_kind, period, new, "returning", resurrecting, dormant
+    )
+    SELECT p_report, scopes.account_id, p_period,
+        coalesce(v_starts[cells.number + rule.shift], v_last),
+        sum(cells.users * rule.new), sum(cells.users * rule."returning"),
+        sum(cells.users * rule.resurrecting), sum(cells.users * rule.dormant)
+    FROM cells
+    JOIN analytics._lifecycle_rule() AS rule USING (since)
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, cells.number + rule.shift
+    ON CONFLICT (report_id, account_id, period_kind, period) DO UPDATE SET
+        new = sums.new + excluded.new,
+        "returning" = sums."returning" + excluded."returning",
+        resurrecting = sums.resurrecting + excluded.resurrecting,
+        dormant = sums.dormant + excluded.dormant;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_lifecycle(integer, bigint, integer, text) IS
+    'Moves the sums of one kind of period: each active one counts by the active one before it, cf. '
+    'analytics._lifecycle_rule.';
+
+CREATE FUNCTION analytics._maintain_lifecycle(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_activity integer := analytics._follow_user_days(p_report, p_built_to);
+BEGIN
+    PERFORM analytics._move_lifecycle(p_report, p_built_to, v_activity, kind)
+    FROM unnest('{day, week, month}'::text[]) AS kind;
+
+    IF EXISTS (SELECT FROM pg_temp.spectrum_day_changes WHERE NOT is_added) THEN
+        DELETE FROM analytics.mv_lifecycle AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+            AND sums.new = 0 AND sums."returning" = 0 AND sums.resurrecting = 0
+            AND sums.dormant = 0;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_lifecycle(integer, bigint) IS
+    'Moves mv_lifecycle by the user-days that came and went.';
+
+CREATE FUNCTION analytics._standing_lifecycle_periods()
+RETURNS TABLE (
+    account_id text,
+    period_kind text,
+    period date,
+    new bigint,
+    "returning" bigint,
+    resurrecting bigint,
+    dormant bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT l.account_id, kinds.kind, l.period, l.new, l."returning", l.resurrecting, l.dormant
+    FROM unnest('{day, week, month}'::text[]) AS kinds (kind)
+    CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._lifecycle(
+        kinds.kind, NULL, NULL, NULL, NULL, scopes.by_account
+    ) AS l;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_lifecycle_periods() IS
+    'What analytics.lifecycle_periods has to show, out of all events: for verify().';
 -- Room 60, stickiness: in how many periods of a range users were active. Reads analytics.events
 -- through analytics._active_periods. A user adds himself to the one row that is his number of
 -- distinct active periods.
@@ -6593,6 +6951,195 @@ COMMENT ON FUNCTION analytics.stickiness(text, timestamptz, timestamptz, text, t
     'in how many was a user active (p_event; NULL: any event). One row for each possible number '
     'from 1 on: the users active in exactly that many periods, and in at least that many. NULL '
     'p_from: from the first active period; NULL p_to: to the last period with an event.';
+-- Room 60, standing stickiness: on how many days of each week and of each month users were active.
+-- Follows the user-days that kind activity keeps (62_active_users_standing.sql): a user whose
+-- number of days in a period changed leaves one number and joins another.
+
+CREATE FUNCTION spectrum._create_stickiness()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_stickiness') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE analytics.mv_stickiness (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        period_kind text COLLATE "C" NOT NULL,
+        period date NOT NULL,
+        users bigint[] NOT NULL,
+        CONSTRAINT mv_stickiness_pkey PRIMARY KEY (report_id, account_id, period_kind, period)
+    ) WITH (fillfactor = 70);
+    COMMENT ON TABLE analytics.mv_stickiness IS
+        'Users by the number of their active days in a week or month, per account and for all '
+        'accounts together (account_id *), kept by refreshes. Read it through '
+        'analytics.stickiness_periods.';
+    COMMENT ON COLUMN analytics.mv_stickiness.report_id IS 'spectrum.reports, kind stickiness.';
+    COMMENT ON COLUMN analytics.mv_stickiness.period_kind IS 'week or month.';
+    COMMENT ON COLUMN analytics.mv_stickiness.period IS 'Its first day.';
+    COMMENT ON COLUMN analytics.mv_stickiness.users IS
+        'Element k: users active on exactly k days of it; as many elements as it has days.';
+
+    CREATE VIEW analytics.stickiness_periods AS
+    SELECT
+        sums.account_id,
+        sums.period_kind,
+        sums.period,
+        exactly.days::integer AS days,
+        exactly.users AS users_exactly,
+        (sum(exactly.users) OVER (
+            PARTITION BY sums.account_id, sums.period_kind, sums.period ORDER BY exactly.days DESC
+        ))::bigint AS users_at_least,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_stickiness AS sums
+    CROSS JOIN LATERAL unnest(sums.users) WITH ORDINALITY AS exactly (users, days)
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'stickiness' AND report.state = 'served'
+    );
+    COMMENT ON VIEW analytics.stickiness_periods IS
+        'On how many days of a week or month users were active, by account (account_id *: all '
+        'accounts): one row for each number of days that it has, in periods with an active user.';
+    COMMENT ON COLUMN analytics.stickiness_periods.period_kind IS 'week or month.';
+    COMMENT ON COLUMN analytics.stickiness_periods.period IS 'Its first day.';
+    COMMENT ON COLUMN analytics.stickiness_periods.days IS 'Number of active days in it, from 1.';
+    COMMENT ON COLUMN analytics.stickiness_periods.users_exactly IS
+        'Users active on just so many days of it.';
+    COMMENT ON COLUMN analytics.stickiness_periods.users_at_least IS
+        'Users active on so many days of it or more.';
+    PERFORM spectrum._add_kind('stickiness', 24, '_maintain_stickiness',
+        '{analytics.mv_stickiness}', '{stickiness_periods}');
+    PERFORM spectrum._begin_report('stickiness');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_stickiness() IS
+    'Room 60: makes mv_stickiness and its plain view.';
+
+CREATE FUNCTION analytics._move_stickiness(
+    p_report integer,
+    p_built_to bigint,
+    p_activity integer,
+    p_period text
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts date[] := analytics._known_periods(p_period);
+BEGIN
+    WITH moves AS (
+        SELECT scopes.account_id, cells.number, cells.days, sum(cells.users) AS users
+        FROM (
+            SELECT moved.scope, moved.number, version.days, sum(version.sign) AS users
+            FROM analytics._changed_periods(p_activity, p_built_to, v_starts) AS moved
+            CROSS JOIN LATERAL (
+                VALUES (-1, moved.old_days), (1, moved.new_days)
+            ) AS version (sign, days)
+            WHERE version.days > 0
+            GROUP BY 1, 2, 3
+            HAVING sum(version.sign) <> 0
+        ) AS cells
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY scopes.account_id, cells.number, cells.days
+    )
+    INSERT INTO analytics.mv_stickiness AS sums (
+        report_id, account_id, period_kind, period, users
+    )
+    SELECT p_report, touched.account_id, p_period, v_starts[touched.number], array_agg(
+        coalesce(moves.users, 0)::bigint ORDER BY days.number)
+    FROM (SELECT DISTINCT account_id, number FROM moves) AS touched
+    CROSS JOIN LATERAL generate_series(
+        1, (v_starts[touched.number] + ('1 ' || p_period)::interval)::date
+            - v_starts[touched.number]
+    ) AS days (number)
+    LEFT JOIN moves ON moves.account_id = touched.account_id AND moves.number = touched.number
+        AND moves.days = days.number
+    GROUP BY touched.account_id, touched.number
+    ON CONFLICT (report_id, account_id, period_kind, period) DO UPDATE SET
+        -- Spelled out here it takes less than half the time of spectrum._add_arrays.
+        users = ARRAY(
+            SELECT pair.so_far + pair.more
+            FROM unnest(sums.users, excluded.users) WITH ORDINALITY AS pair (so_far, more, days)
+            ORDER BY pair.days
+        );
+END
+$$;
+COMMENT ON FUNCTION analytics._move_stickiness(integer, bigint, integer, text) IS
+    'Moves the sums of weeks or of months.';
+
+CREATE FUNCTION analytics._maintain_stickiness(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_activity integer := analytics._follow_user_days(p_report, p_built_to);
+BEGIN
+    PERFORM analytics._move_stickiness(p_report, p_built_to, v_activity, kind)
+    FROM unnest('{week, month}'::text[]) AS kind;
+
+    IF EXISTS (SELECT FROM pg_temp.spectrum_day_changes WHERE NOT is_added) THEN
+        DELETE FROM analytics.mv_stickiness AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+            AND 0 = ALL (sums.users);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_stickiness(integer, bigint) IS
+    'Moves mv_stickiness by the user-days that came and went.';
+
+CREATE FUNCTION analytics._standing_stickiness_periods()
+RETURNS TABLE (
+    account_id text,
+    period_kind text,
+    period date,
+    days integer,
+    users_exactly bigint,
+    users_at_least bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_starts timestamptz[] := (
+        SELECT h.starts FROM analytics._history_periods('day', NULL, NULL) AS h
+    );
+    v_days date[] := analytics._period_dates(v_starts);
+BEGIN
+    RETURN QUERY
+    WITH users AS (
+        SELECT u.account_id, kinds.kind, first.day, count(*)::integer AS days
+        FROM (VALUES (false), (true)) AS scopes (by_account)
+        CROSS JOIN LATERAL analytics._active_periods(NULL, v_starts, NULL, scopes.by_account) AS u
+        CROSS JOIN LATERAL unnest(u.numbers) AS a (number)
+        CROSS JOIN unnest('{week, month}'::text[]) AS kinds (kind)
+        CROSS JOIN analytics.settings AS setting
+        CROSS JOIN LATERAL (
+            SELECT spectrum._period_day(
+                kinds.kind, v_days[a.number]::timestamp, setting.week_start
+            )::date AS day
+        ) AS first
+        GROUP BY u.account_id, u.user_key, kinds.kind, first.day
+    )
+    SELECT users.account_id, users.kind, users.day, n.number,
+        count(*) FILTER (WHERE users.days = n.number),
+        count(*) FILTER (WHERE users.days >= n.number)
+    FROM users
+    CROSS JOIN LATERAL generate_series(
+        1, (users.day + ('1 ' || users.kind)::interval)::date - users.day
+    ) AS n (number)
+    GROUP BY users.account_id, users.kind, users.day, n.number;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_stickiness_periods() IS
+    'What analytics.stickiness_periods has to show, out of all events: for verify().';
 -- Room 60, trends: one measure of any events, by calendar period and, if asked, by the values of a
 -- property. Reads analytics.events only. Also here: how a property is read as a number,
 -- which is as money is read: a number below 10^15 in size, or a text that is exactly one.
@@ -9226,12 +9773,14 @@ BEGIN
         event_type = excluded.event_type,
         properties_filter = excluded.properties_filter,
         changed_at = excluded.changed_at;
+    PERFORM spectrum._begin_report('feature', p_name, to_jsonb(definition))
+    FROM spectrum.features AS definition WHERE feature = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_feature(text, text, jsonb) IS
     'Defines a feature or replaces it: used by each event of type p_event (NULL: of any) whose '
     'properties contain p_where (NULL: whatever they are). It takes the place of the value of the '
-    'same name in feature_used.';
+    'same name in feature_used; in the view, once a refresh has built it.';
 
 CREATE FUNCTION spectrum.drop_feature(p_name text)
 RETURNS void
@@ -9243,12 +9792,24 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a feature in spectrum.features');
     END IF;
+    PERFORM spectrum._discard_reports('feature', p_name);
 END
 $$;
 COMMENT ON FUNCTION spectrum.drop_feature(text) IS
     'Forgets the definition of a feature, not its events; 22023 if there is none of that name.';
 
-CREATE FUNCTION analytics._feature_rules()
+CREATE FUNCTION analytics._feature_definitions()
+RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]') FROM analytics.features AS f);
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_definitions() IS 'The defined features.';
+
+CREATE FUNCTION analytics._feature_rules(p_definitions jsonb)
 RETURNS TABLE (event_type_key integer, feature text, properties_filter jsonb)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -9257,23 +9818,25 @@ BEGIN
     RETURN QUERY
     SELECT t.event_type_key, f.feature, f.properties_filter
     FROM analytics.event_types AS t
-    JOIN analytics.features AS f ON f.event_type IS NULL OR f.event_type = t.event_type
+    JOIN jsonb_to_recordset(p_definitions)
+        AS f (feature text, event_type text, properties_filter jsonb)
+        ON f.event_type IS NULL OR f.event_type = t.event_type
     UNION ALL
     SELECT t.event_type_key, NULL, NULL
     FROM analytics.event_types AS t
     WHERE t.event_type = 'feature_used';
 END
 $$;
-COMMENT ON FUNCTION analytics._feature_rules() IS
+COMMENT ON FUNCTION analytics._feature_rules(jsonb) IS
     'Which events are a use of which feature: of this type, with properties that contain the '
-    'filter, if any. feature NULL: the one that the event''s property feature names, unless that '
-    'name is defined.';
+    'filter, if any. feature NULL: the one that the event names, unless that name is defined.';
 
 CREATE FUNCTION analytics._feature_uses(
     p_feature text,
     p_starts timestamptz[],
     p_account text,
-    p_by_account boolean
+    p_by_account boolean,
+    p_definitions jsonb
 )
 RETURNS TABLE (account_id text, user_key bigint, feature text, numbers integer[])
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -9282,9 +9845,11 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_defined text[] := ARRAY(SELECT f.feature FROM analytics.features AS f);
+    v_defined text[] := ARRAY(
+        SELECT f.definition ->> 'feature' FROM jsonb_array_elements(p_definitions) AS f (definition)
+    );
     v_event_keys integer[] := ARRAY(
-        SELECT r.event_type_key FROM analytics._feature_rules() AS r
+        SELECT r.event_type_key FROM analytics._feature_rules(p_definitions) AS r
         WHERE p_feature IS NULL OR r.feature = p_feature
             OR (r.feature IS NULL AND p_feature <> ALL (v_defined))
     );
@@ -9303,7 +9868,7 @@ BEGIN
             coalesce(r.feature, e.properties ->> 'feature') AS feature,
             width_bucket(e.occurred_at, p_starts) AS number
         FROM analytics.events AS e
-        JOIN analytics._feature_rules() AS r ON r.event_type_key = e.event_type_key
+        JOIN analytics._feature_rules(p_definitions) AS r ON r.event_type_key = e.event_type_key
         WHERE e.user_key <> 0
             AND e.event_type_key = ANY (v_event_keys)
             AND e.occurred_at >= p_starts[1]
@@ -9313,11 +9878,12 @@ BEGIN
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
     ) AS u
-    WHERE u.feature <> '' AND (p_feature IS NULL OR u.feature = p_feature)
+    -- The length that an id may have.
+    WHERE length(u.feature) BETWEEN 1 AND 200 AND (p_feature IS NULL OR u.feature = p_feature)
     GROUP BY u.user_key, u.feature, u.scope_key;
 END
 $$;
-COMMENT ON FUNCTION analytics._feature_uses(text, timestamptz[], text, boolean) IS
+COMMENT ON FUNCTION analytics._feature_uses(text, timestamptz[], text, boolean, jsonb) IS
     'Each user''s periods (numbered by p_starts, ascending) with a use of each feature (p_feature '
     'NULL: all). For one account, for all together (*), or, with p_by_account, for each account by '
     'itself.';
@@ -9328,7 +9894,8 @@ CREATE FUNCTION analytics._feature_adoption(
     p_from timestamptz,
     p_to timestamptz,
     p_account text,
-    p_by_account boolean
+    p_by_account boolean,
+    p_definitions jsonb
 )
 RETURNS TABLE (
     account_id text,
@@ -9350,7 +9917,10 @@ DECLARE
     v_weeks timestamptz[];
     v_week_dates date[];
     v_named text[] := CASE
-        WHEN p_feature IS NULL THEN ARRAY(SELECT f.feature FROM analytics.features AS f)
+        WHEN p_feature IS NULL THEN ARRAY(
+            SELECT f.definition ->> 'feature'
+            FROM jsonb_array_elements(p_definitions) AS f (definition)
+        )
         ELSE ARRAY[p_feature]
     END;
 BEGIN
@@ -9374,7 +9944,9 @@ BEGIN
     ),
     uses AS MATERIALIZED (
         SELECT u.account_id, u.user_key, u.feature, u.numbers
-        FROM analytics._feature_uses(p_feature, v_starts, p_account, p_by_account) AS u
+        FROM analytics._feature_uses(
+            p_feature, v_starts, p_account, p_by_account, p_definitions
+        ) AS u
     ),
     use_cells AS (
         SELECT u.account_id, u.feature, c.week, a.number, count(*) AS users,
@@ -9400,7 +9972,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._feature_adoption(
-    text, text, timestamptz, timestamptz, text, boolean
+    text, text, timestamptz, timestamptz, text, boolean, jsonb
 ) IS
     'Adoption in each scope: a user''s use in a period counts in the week of his first event, and '
     'as his first if he did not use the feature in a period before.';
@@ -9431,7 +10003,9 @@ BEGIN
     RETURN QUERY
     SELECT a.feature, a.cohort_week, a.period, a.active_users, a.users, a.first_users,
         a.users - a.first_users, a.users / a.active_users::double precision
-    FROM analytics._feature_adoption(p_feature, p_period, p_from, p_to, p_account, false) AS a
+    FROM analytics._feature_adoption(
+        p_feature, p_period, p_from, p_to, p_account, false, analytics._feature_definitions()
+    ) AS a
     ORDER BY a.feature, a.cohort_week, a.period;
 END
 $$;
@@ -9441,6 +10015,627 @@ COMMENT ON FUNCTION analytics.feature_adoption(text, text, timestamptz, timestam
     'them in no period before (first_users), and rate = users / active_users. One row for each '
     'feature, cohort and period with an active user. p_feature NULL: every feature that is defined '
     'or was used up to the end of the range. p_account: its events alone.';
+-- Room 60, cohorts: of each user the week of his first event, and how many users of a cohort were
+-- active in each week. Follows the user-days that kind activity keeps. Where an earlier event
+-- arrives late, or the first one is withdrawn, the user's weeks change their cohort. Read by
+-- feature adoption.
+
+CREATE FUNCTION spectrum._create_cohorts()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.rollup_cohorts') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_cohorts (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        cohort_week date NOT NULL,
+        CONSTRAINT rollup_cohorts_pkey PRIMARY KEY (report_id, user_key, scope)
+    );
+    COMMENT ON TABLE spectrum.rollup_cohorts IS 'The week of each user''s first event.';
+    COMMENT ON COLUMN spectrum.rollup_cohorts.report_id IS 'spectrum.reports, kind cohort.';
+    COMMENT ON COLUMN spectrum.rollup_cohorts.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_cohorts.cohort_week IS 'First day of the week.';
+
+    CREATE TABLE spectrum.rollup_cohort_weeks (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        cohort_week date NOT NULL,
+        period date NOT NULL,
+        active_users bigint NOT NULL,
+        CONSTRAINT rollup_cohort_weeks_pkey
+        PRIMARY KEY (report_id, account_id, cohort_week, period)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE spectrum.rollup_cohort_weeks IS
+        'Active users of each week by the week of their first event: what feature adoption is a '
+        'part of.';
+    COMMENT ON COLUMN spectrum.rollup_cohort_weeks.report_id IS 'spectrum.reports, kind cohort.';
+    COMMENT ON COLUMN spectrum.rollup_cohort_weeks.period IS 'First day of the week.';
+    COMMENT ON COLUMN spectrum.rollup_cohort_weeks.active_users IS
+        'Users of the cohort with any event in the week.';
+    PERFORM spectrum._add_kind('cohort', 78, '_maintain_cohorts',
+        '{spectrum.rollup_cohorts, spectrum.rollup_cohort_weeks}', '{}');
+    PERFORM spectrum._begin_report('cohort');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_cohorts() IS
+    'Room 60: makes rollup_cohorts and rollup_cohort_weeks.';
+
+CREATE FUNCTION analytics._find_cohort_moves(
+    p_report integer,
+    p_built_to bigint,
+    p_activity integer,
+    p_weeks date[]
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_cohort_moves',
+        'user_key bigint, scope bigint, old_week date, new_week date');
+    INSERT INTO pg_temp.spectrum_cohort_moves (user_key, scope, old_week, new_week)
+    SELECT touched.user_key, touched.scope, known.cohort_week, found.week
+    FROM (
+        SELECT DISTINCT changes.user_key, changes.scope
+        FROM pg_temp.spectrum_day_changes AS changes
+        WHERE changes.user_key <= p_built_to
+    ) AS touched
+    LEFT JOIN LATERAL (
+        SELECT before.cohort_week FROM spectrum.rollup_cohorts AS before
+        WHERE before.report_id = p_report AND before.user_key = touched.user_key
+            AND before.scope = touched.scope
+        OFFSET 0
+    ) AS known ON true
+    LEFT JOIN LATERAL (
+        SELECT p_weeks[width_bucket(active.day, p_weeks)] AS week
+        FROM spectrum.rollup_user_days AS active
+        WHERE active.report_id = p_activity AND active.user_key = touched.user_key
+            AND active.scope = touched.scope
+        ORDER BY active.day
+        LIMIT 1
+    ) AS found ON true
+    WHERE known.cohort_week IS DISTINCT FROM found.week;
+END
+$$;
+COMMENT ON FUNCTION analytics._find_cohort_moves(integer, bigint, integer, date[]) IS
+    'Lays out in pg_temp.spectrum_cohort_moves which users have their first event in another week '
+    'than before; NULL where they had none, or have none any more.';
+
+CREATE FUNCTION analytics._maintain_cohorts(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_activity integer := analytics._follow_user_days(p_report, p_built_to);
+    v_weeks date[] := analytics._known_periods('week');
+BEGIN
+    PERFORM analytics._find_cohort_moves(p_report, p_built_to, v_activity, v_weeks);
+
+    WITH weeks AS (
+        SELECT near.user_key, near.scope, near.number, bool_and(near.was_active) AS was_active,
+            bool_and(near.is_active) AS is_active
+        FROM (
+            SELECT changed.user_key, changed.scope, changed.number,
+                changed.old_days > 0 AS was_active, changed.new_days > 0 AS is_active
+            FROM analytics._changed_periods(v_activity, p_built_to, v_weeks) AS changed
+            WHERE (changed.old_days > 0) <> (changed.new_days > 0)
+            UNION ALL
+            -- Who changes the cohort takes all weeks along.
+            SELECT DISTINCT moves.user_key, moves.scope, width_bucket(known.day, v_weeks), true,
+                true
+            FROM pg_temp.spectrum_cohort_moves AS moves
+            CROSS JOIN LATERAL (
+                SELECT active.day FROM spectrum.rollup_user_days AS active
+                WHERE active.report_id = v_activity AND active.user_key = moves.user_key
+                    AND active.scope = moves.scope
+                OFFSET 0
+            ) AS known
+        ) AS near
+        GROUP BY near.user_key, near.scope, near.number
+    ),
+    cells AS (
+        SELECT weeks.scope, version.cohort_week, weeks.number, sum(version.sign) AS users
+        FROM weeks
+        LEFT JOIN pg_temp.spectrum_cohort_moves AS moves USING (user_key, scope)
+        LEFT JOIN LATERAL (
+            SELECT known.cohort_week FROM spectrum.rollup_cohorts AS known
+            WHERE known.report_id = p_report AND known.user_key = weeks.user_key
+                AND known.scope = weeks.scope
+            OFFSET 0
+        ) AS before ON true
+        CROSS JOIN LATERAL (
+            VALUES (-1, weeks.was_active, before.cohort_week), (1, weeks.is_active,
+                CASE WHEN moves.user_key IS NULL THEN before.cohort_week ELSE moves.new_week END)
+        ) AS version (sign, counts, cohort_week)
+        WHERE version.counts AND version.cohort_week IS NOT NULL
+        GROUP BY 1, 2, 3
+        HAVING sum(version.sign) <> 0
+    )
+    INSERT INTO spectrum.rollup_cohort_weeks AS sums (
+        report_id, account_id, cohort_week, period, active_users
+    )
+    SELECT p_report, scopes.account_id, cells.cohort_week, v_weeks[cells.number], sum(cells.users)
+    FROM cells
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, cells.cohort_week, cells.number
+    ON CONFLICT (report_id, account_id, cohort_week, period) DO UPDATE SET
+        active_users = sums.active_users + excluded.active_users;
+
+    PERFORM analytics._keep_cohorts(p_report);
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_cohorts(integer, bigint) IS
+    'Moves rollup_cohort_weeks by the user-days that came and went.';
+
+CREATE FUNCTION analytics._keep_cohorts(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    DELETE FROM spectrum.rollup_cohorts AS known
+    USING pg_temp.spectrum_cohort_moves AS moves
+    WHERE known.report_id = p_report AND known.user_key = moves.user_key
+        AND known.scope = moves.scope AND moves.old_week IS NOT NULL;
+    INSERT INTO spectrum.rollup_cohorts (report_id, user_key, scope, cohort_week)
+    SELECT p_report, moves.user_key, moves.scope, moves.new_week
+    FROM pg_temp.spectrum_cohort_moves AS moves
+    WHERE moves.new_week IS NOT NULL;
+
+    -- Only who was in a cohort before can leave one empty, or a week of it.
+    IF EXISTS (SELECT FROM pg_temp.spectrum_cohort_moves WHERE old_week IS NOT NULL)
+        OR EXISTS (SELECT FROM pg_temp.spectrum_day_changes WHERE NOT is_added)
+    THEN
+        DELETE FROM spectrum.rollup_cohort_weeks AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+            AND sums.active_users = 0;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._keep_cohorts(integer) IS
+    'Keeps the cohorts that were found, and clears the sums that nobody is in any more.';
+-- Room 60, standing feature adoption, by weeks: in which weeks each user used a feature. One report
+-- for each defined feature, and one, without a name, for all those that feature_used names. A use
+-- counts in the cohort that 67_cohorts.sql has the user in.
+
+CREATE FUNCTION spectrum._create_feature_adoption()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_feature_adoption') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_feature_weeks (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        feature text COLLATE "C" NOT NULL,
+        period date NOT NULL,
+        CONSTRAINT rollup_feature_weeks_pkey
+        PRIMARY KEY (report_id, user_key, scope, feature, period)
+    );
+    COMMENT ON TABLE spectrum.rollup_feature_weeks IS
+        'The weeks in which each user used a feature.';
+    COMMENT ON COLUMN spectrum.rollup_feature_weeks.report_id IS 'spectrum.reports, kind feature.';
+    COMMENT ON COLUMN spectrum.rollup_feature_weeks.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_feature_weeks.period IS 'First day of the week.';
+
+    CREATE TABLE spectrum.rollup_features (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        feature text COLLATE "C" NOT NULL,
+        user_weeks bigint NOT NULL,
+        CONSTRAINT rollup_features_pkey PRIMARY KEY (report_id, account_id, feature)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE spectrum.rollup_features IS
+        'Which features were used in each account, and in any (account_id *).';
+    COMMENT ON COLUMN spectrum.rollup_features.report_id IS 'spectrum.reports, kind feature.';
+    COMMENT ON COLUMN spectrum.rollup_features.user_weeks IS
+        'Weeks with a use, of all users together: at 0 the row goes.';
+
+    CREATE TABLE analytics.mv_feature_adoption (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        feature text COLLATE "C" NOT NULL,
+        cohort_week date NOT NULL,
+        period date NOT NULL,
+        users bigint NOT NULL,
+        first_users bigint NOT NULL,
+        CONSTRAINT mv_feature_adoption_pkey
+        PRIMARY KEY (report_id, account_id, feature, cohort_week, period)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_feature_adoption IS
+        'Users of each feature by week and by the week of their first event, per account and for '
+        'all accounts together (account_id *), kept by refreshes. Read it through '
+        'analytics.feature_adoption.';
+    COMMENT ON COLUMN analytics.mv_feature_adoption.report_id IS 'spectrum.reports, kind feature.';
+    COMMENT ON COLUMN analytics.mv_feature_adoption.period IS 'First day of the week.';
+    COMMENT ON COLUMN analytics.mv_feature_adoption.users IS
+        'Users of the cohort who used the feature in the week.';
+    COMMENT ON COLUMN analytics.mv_feature_adoption.first_users IS
+        'Those of them who did in no week before.';
+    PERFORM spectrum._show_feature_adoption();
+    PERFORM spectrum._add_kind('feature', 80, '_maintain_features',
+        '{spectrum.rollup_feature_weeks, spectrum.rollup_features, '
+        'analytics.mv_feature_adoption}', '{feature_adoption}');
+    PERFORM spectrum._begin_report('feature');
+    PERFORM spectrum._begin_report('feature', definition.feature, to_jsonb(definition))
+    FROM spectrum.features AS definition;
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_feature_adoption() IS
+    'Room 60: makes the tables that feature adoption is kept by, and its plain view.';
+
+CREATE FUNCTION spectrum._show_feature_adoption()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.feature_adoption AS
+    SELECT
+        shown.account_id,
+        shown.feature,
+        shown.cohort_week,
+        shown.period,
+        shown.active_users,
+        coalesce(sums.users, 0) AS users,
+        coalesce(sums.first_users, 0) AS first_users,
+        coalesce(sums.users - sums.first_users, 0) AS repeat_users,
+        coalesce(sums.users, 0) / shown.active_users::double precision AS rate,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM (
+        SELECT defined.report_id, cells.account_id, defined.name AS feature, cells.cohort_week,
+            cells.period, cells.active_users
+        FROM spectrum.reports AS cohorts
+        JOIN spectrum.rollup_cohort_weeks AS cells USING (report_id)
+        JOIN spectrum.reports AS defined
+            ON defined.kind = 'feature' AND defined.state = 'served' AND defined.name <> ''
+        WHERE cohorts.kind = 'cohort' AND cohorts.state = 'served'
+        UNION ALL
+        SELECT named.report_id, cells.account_id, known.feature, cells.cohort_week, cells.period,
+            cells.active_users
+        FROM spectrum.reports AS cohorts
+        JOIN spectrum.rollup_cohort_weeks AS cells USING (report_id)
+        JOIN spectrum.reports AS named
+            ON named.kind = 'feature' AND named.state = 'served' AND named.name = ''
+        JOIN spectrum.rollup_features AS known
+            ON known.report_id = named.report_id AND known.account_id = cells.account_id
+        WHERE cohorts.kind = 'cohort' AND cohorts.state = 'served'
+            -- A definition takes the place of the value of its name.
+            AND NOT EXISTS (
+                SELECT FROM spectrum.reports AS defined
+                WHERE defined.kind = 'feature' AND defined.state = 'served'
+                    AND defined.name = known.feature
+            )
+    ) AS shown
+    LEFT JOIN analytics.mv_feature_adoption AS sums
+        ON sums.report_id = shown.report_id AND sums.account_id = shown.account_id
+            AND sums.feature = shown.feature AND sums.cohort_week = shown.cohort_week
+            AND sums.period = shown.period;
+    COMMENT ON VIEW analytics.feature_adoption IS
+        'Who of those who were active in a week used a feature, by account (account_id *: all '
+        'accounts), feature and week of the user''s first event. Each feature that is defined or '
+        'was used in the account, with each cohort and week that has an active user.';
+    COMMENT ON COLUMN analytics.feature_adoption.feature IS
+        'In spectrum.features, or what an event feature_used names.';
+    COMMENT ON COLUMN analytics.feature_adoption.cohort_week IS
+        'First day of the week of the user''s first event.';
+    COMMENT ON COLUMN analytics.feature_adoption.period IS 'First day of the week.';
+    COMMENT ON COLUMN analytics.feature_adoption.active_users IS
+        'Users of the cohort with any event in the week.';
+    COMMENT ON COLUMN analytics.feature_adoption.users IS
+        'Those of them who used the feature in it.';
+    COMMENT ON COLUMN analytics.feature_adoption.first_users IS
+        'Those of them who did in no week before.';
+    COMMENT ON COLUMN analytics.feature_adoption.repeat_users IS 'users - first_users.';
+    COMMENT ON COLUMN analytics.feature_adoption.rate IS 'users / active_users.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._show_feature_adoption() IS
+    'Room 60: makes the view analytics.feature_adoption.';
+
+CREATE FUNCTION analytics._move_feature_weeks(
+    p_report integer,
+    p_built_to bigint,
+    p_feature text,
+    p_event_key integer,
+    p_filter jsonb
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_weeks date[];
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_feature_uses',
+        'sign integer, is_leaving boolean, user_key bigint, scope bigint, feature text, '
+        'number integer');
+    PERFORM spectrum._empty_temporary('spectrum_feature_changes',
+        'user_key bigint, scope bigint, feature text COLLATE "C", period date, is_added boolean');
+    SELECT spectrum.period_starts('week', min(news.occurred_at),
+        max(news.occurred_at) + interval '1 us') INTO v_starts
+    FROM pg_temp.spectrum_news AS news;
+    v_weeks := analytics._period_dates(v_starts);
+
+    INSERT INTO pg_temp.spectrum_feature_uses (
+        sign, is_leaving, user_key, scope, feature, number
+    )
+    SELECT DISTINCT uses.* FROM (
+        SELECT news.sign, news.is_leaving, news.user_key, news.scope,
+            coalesce(p_feature, news.properties ->> 'feature') AS feature,
+            width_bucket(news.occurred_at, v_starts)
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.user_key <> 0 AND news.user_key <= p_built_to
+            AND (p_event_key IS NULL OR news.event_type_key = p_event_key)
+            AND (p_filter IS NULL OR news.properties @> p_filter)
+    ) AS uses
+    WHERE length(uses.feature) BETWEEN 1 AND 200;
+
+    WITH added AS (
+        INSERT INTO spectrum.rollup_feature_weeks (report_id, user_key, scope, feature, period)
+        SELECT p_report, uses.user_key, uses.scope, uses.feature, v_weeks[uses.number]
+        FROM pg_temp.spectrum_feature_uses AS uses
+        WHERE uses.sign > 0 AND NOT uses.is_leaving
+        ON CONFLICT DO NOTHING
+        RETURNING user_key, scope, feature, period
+    )
+    INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)
+    SELECT added.*, true FROM added;
+
+    WITH went AS (
+        SELECT user_key, scope, feature, number, bool_or(is_leaving) AS is_leaving
+        FROM pg_temp.spectrum_feature_uses
+        WHERE sign < 0
+        GROUP BY user_key, scope, feature, number
+    ), removed AS (
+        DELETE FROM spectrum.rollup_feature_weeks AS known
+        USING went
+        WHERE known.report_id = p_report AND known.user_key = went.user_key
+            AND known.scope = went.scope AND known.feature = went.feature
+            AND known.period = v_weeks[went.number]
+            AND (went.is_leaving OR NOT EXISTS (
+                SELECT FROM warehouse.fact_events AS fact
+                WHERE fact.user_key = went.user_key
+                    AND fact.occurred_at >= v_starts[went.number]
+                    AND fact.occurred_at < v_starts[went.number + 1]
+                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (p_event_key IS NULL OR fact.event_type_key = p_event_key)
+                    AND (p_filter IS NULL OR fact.properties @> p_filter)
+                    AND (p_feature IS NOT NULL OR fact.properties ->> 'feature' = went.feature)
+            ))
+        RETURNING known.user_key, known.scope, known.feature, known.period
+    )
+    INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)
+    SELECT removed.*, false FROM removed;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_feature_weeks(integer, bigint, text, integer, jsonb) IS
+    'Brings rollup_feature_weeks up to the news and leaves in pg_temp.spectrum_feature_changes '
+    'which weeks of use came and which went. p_feature NULL: of the features that events name.';
+
+CREATE FUNCTION analytics._changed_features(p_report integer, p_is_build boolean)
+RETURNS TABLE (
+    user_key bigint,
+    scope bigint,
+    feature text,
+    period date,
+    was_used boolean,
+    is_used boolean
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH changed AS MATERIALIZED (
+        SELECT c.user_key, c.scope, c.feature, c.period, NOT bool_and(c.is_added) AS was_used,
+            bool_and(c.is_added) AS is_used
+        FROM pg_temp.spectrum_feature_changes AS c
+        GROUP BY c.user_key, c.scope, c.feature, c.period
+        HAVING count(*) = 1
+    )
+    SELECT near.user_key, near.scope, near.feature, near.period, bool_and(near.was_used),
+        bool_and(near.is_used)
+    FROM (
+        SELECT changed.* FROM changed
+        UNION ALL
+        SELECT changed.user_key, changed.scope, changed.feature, neighbour.period, true, true
+        FROM changed
+        CROSS JOIN LATERAL (
+            (SELECT known.period FROM spectrum.rollup_feature_weeks AS known
+            WHERE known.report_id = p_report AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.feature = changed.feature
+                AND known.period < changed.period
+            ORDER BY known.period DESC
+            LIMIT 1)
+            UNION ALL
+            (SELECT known.period FROM spectrum.rollup_feature_weeks AS known
+            WHERE known.report_id = p_report AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.feature = changed.feature
+                AND known.period > changed.period
+            ORDER BY known.period
+            LIMIT 1)
+        ) AS neighbour
+        WHERE NOT p_is_build
+        UNION ALL
+        -- Who changes the cohort takes all weeks along.
+        SELECT moves.user_key, moves.scope, taken.feature, taken.period, true, true
+        FROM pg_temp.spectrum_cohort_moves AS moves
+        CROSS JOIN LATERAL (
+            SELECT known.feature, known.period FROM spectrum.rollup_feature_weeks AS known
+            WHERE known.report_id = p_report AND known.user_key = moves.user_key
+                AND known.scope = moves.scope
+            OFFSET 0
+        ) AS taken
+        WHERE NOT p_is_build
+    ) AS near
+    GROUP BY near.user_key, near.scope, near.feature, near.period;
+END
+$$;
+COMMENT ON FUNCTION analytics._changed_features(integer, boolean) IS
+    'The weeks of use that came and went, the next ones on both sides of each, and all of users '
+    'who change their cohort: what a use was counted as before and now can be told from these, cf. '
+    'analytics._changed_activity.';
+
+CREATE FUNCTION analytics._move_feature_adoption(p_report integer, p_is_build boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cohorts integer := analytics._kept_by('cohort');
+BEGIN
+    WITH weeks AS MATERIALIZED (
+        SELECT used.*, now.cohort_week AS new_week,
+            CASE WHEN moves.user_key IS NULL THEN now.cohort_week ELSE moves.old_week END
+                AS old_week
+        FROM analytics._changed_features(p_report, p_is_build) AS used
+        LEFT JOIN pg_temp.spectrum_cohort_moves AS moves
+            ON moves.user_key = used.user_key AND moves.scope = used.scope AND NOT p_is_build
+        LEFT JOIN LATERAL (
+            SELECT known.cohort_week FROM spectrum.rollup_cohorts AS known
+            WHERE known.report_id = v_cohorts AND known.user_key = used.user_key
+                AND known.scope = used.scope
+            OFFSET 0
+        ) AS now ON true
+    ),
+    cells AS MATERIALIZED (
+        SELECT scopes.account_id, version.feature, version.cohort_week, version.period,
+            sum(version.sign) AS users,
+            coalesce(sum(version.sign) FILTER (WHERE version.number = 1), 0) AS first_users
+        FROM (
+            SELECT -1 AS sign, scope, feature, old_week AS cohort_week, period,
+                row_number() OVER (PARTITION BY user_key, scope, feature ORDER BY period) AS number
+            FROM weeks WHERE was_used
+            UNION ALL
+            SELECT 1, scope, feature, new_week, period,
+                row_number() OVER (PARTITION BY user_key, scope, feature ORDER BY period)
+            FROM weeks WHERE is_used
+        ) AS version
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        WHERE version.cohort_week IS NOT NULL
+        GROUP BY 1, 2, 3, 4
+    ),
+    features AS (
+        INSERT INTO spectrum.rollup_features AS sums (report_id, account_id, feature, user_weeks)
+        SELECT p_report, cells.account_id, cells.feature, sum(cells.users)
+        FROM cells
+        GROUP BY cells.account_id, cells.feature
+        HAVING sum(cells.users) <> 0
+        ON CONFLICT (report_id, account_id, feature) DO UPDATE SET
+            user_weeks = sums.user_weeks + excluded.user_weeks
+    )
+    INSERT INTO analytics.mv_feature_adoption AS sums (
+        report_id, account_id, feature, cohort_week, period, users, first_users
+    )
+    SELECT p_report, cells.account_id, cells.feature, cells.cohort_week, cells.period,
+        cells.users, cells.first_users
+    FROM cells
+    WHERE cells.users <> 0 OR cells.first_users <> 0
+    ON CONFLICT (report_id, account_id, feature, cohort_week, period) DO UPDATE SET
+        users = sums.users + excluded.users,
+        first_users = sums.first_users + excluded.first_users;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_feature_adoption(integer, boolean) IS
+    'Moves the sums of a feature by the weeks of use that changed: each counts in the user''s '
+    'cohort, the first one as such.';
+
+CREATE FUNCTION analytics._maintain_features(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_is_build boolean := analytics._is_build(p_report, p_built_to);
+BEGIN
+    IF to_regclass('pg_temp.spectrum_cohort_moves') IS NULL THEN
+        PERFORM spectrum._empty_temporary('spectrum_cohort_moves',
+            'user_key bigint, scope bigint, old_week date, new_week date');
+    END IF;
+    PERFORM analytics._move_feature_weeks(
+        p_report, p_built_to, nullif(report.name, ''),
+        analytics._event_key(
+            CASE report.name WHEN '' THEN 'feature_used' ELSE definition.event_type END
+        ),
+        definition.properties_filter
+    )
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.features, report.definition)
+        AS definition
+    WHERE report.report_id = p_report;
+    PERFORM analytics._move_feature_adoption(p_report, v_is_build);
+
+    IF EXISTS (SELECT FROM pg_temp.spectrum_feature_changes WHERE NOT is_added)
+        OR EXISTS (SELECT FROM pg_temp.spectrum_cohort_moves WHERE old_week IS NOT NULL)
+    THEN
+        DELETE FROM analytics.mv_feature_adoption AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+            AND sums.users = 0;
+        DELETE FROM spectrum.rollup_features AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+            AND sums.user_weeks = 0;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_features(integer, bigint) IS
+    'Moves the sums of a defined feature, or of those that events name, by the news.';
+
+CREATE FUNCTION analytics._standing_feature_adoption()
+RETURNS TABLE (
+    account_id text,
+    feature text,
+    cohort_week date,
+    period date,
+    active_users bigint,
+    users bigint,
+    first_users bigint,
+    repeat_users bigint,
+    rate double precision
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_definitions jsonb := (
+        SELECT coalesce(jsonb_agg(report.definition), '[]') FROM spectrum.reports AS report
+        WHERE report.kind = 'feature' AND report.state = 'served' AND report.name <> ''
+    );
+BEGIN
+    RETURN QUERY
+    SELECT a.account_id, a.feature, a.cohort_week, a.period, a.active_users, a.users,
+        a.first_users, a.users - a.first_users, a.users / a.active_users::double precision
+    FROM (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._feature_adoption(
+        NULL, 'week', NULL, NULL, NULL, scopes.by_account, v_definitions
+    ) AS a;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_feature_adoption() IS
+    'What analytics.feature_adoption has to show, out of all events: for verify().';
 -- Room 60, operations: latency and errors of requests, and how many events come in. A request is an
 -- event request or api_request; its properties are endpoint, latency_ms, status, error, service and
 -- version. It is an error when its status is 500 or more, or its error is true. Events of the type
@@ -9781,6 +10976,277 @@ COMMENT ON FUNCTION analytics.event_catalog(text) IS
     'The event types of an account (NULL: of all) and their top-level properties: events that have '
     'it, by JSON type too, the first and the last time. A row without property is the event type '
     'itself. Values are not shown.';
+-- Room 60, reports: the user's own questions as standing views. A question is a name and a function
+-- that says, for some users, what each of them contributes to which cell. A refresh calls it for
+-- the users that the news concern, takes out what they contributed before and puts in what they
+-- contribute now. It reads these users whole: that is the price for not having to say more.
+
+CREATE FUNCTION spectrum._create_own_reports()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.report_definitions') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.report_definitions (
+        report text NOT NULL CONSTRAINT report_definitions_pkey PRIMARY KEY,
+        contributions text NOT NULL,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        error_msg text
+    );
+    COMMENT ON TABLE spectrum.report_definitions IS
+        'The user''s own questions that analytics.reports shows. Define one with '
+        'spectrum.define_report().';
+    COMMENT ON COLUMN spectrum.report_definitions.report IS 'Name.';
+    COMMENT ON COLUMN spectrum.report_definitions.contributions IS
+        'The function that says what users contribute.';
+    COMMENT ON COLUMN spectrum.report_definitions.changed_at IS 'When it was last defined.';
+    COMMENT ON COLUMN spectrum.report_definitions.error_msg IS
+        'What the function failed with: the report was given up, until it is defined again.';
+
+    CREATE TABLE spectrum.rollup_contributions (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        cell text[] COLLATE "C" NOT NULL,
+        amount numeric NOT NULL
+            CONSTRAINT rollup_contributions_amount_is_finite
+            CHECK (amount > '-infinity' AND amount < 'infinity'),
+        CONSTRAINT rollup_contributions_pkey PRIMARY KEY (report_id, user_key, account_id, cell)
+    );
+    COMMENT ON TABLE spectrum.rollup_contributions IS
+        'What each user contributes to the user''s own reports.';
+    COMMENT ON COLUMN spectrum.rollup_contributions.report_id IS 'spectrum.reports, kind custom.';
+    COMMENT ON COLUMN spectrum.rollup_contributions.account_id IS 'As the function says; * is all.';
+    COMMENT ON COLUMN spectrum.rollup_contributions.cell IS 'As the function says.';
+    COMMENT ON COLUMN spectrum.rollup_contributions.amount IS 'Sum of what the function says.';
+
+    CREATE TABLE analytics.mv_reports (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        cell text[] COLLATE "C" NOT NULL,
+        users bigint NOT NULL,
+        amount numeric NOT NULL,
+        CONSTRAINT mv_reports_pkey PRIMARY KEY (report_id, account_id, cell)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_reports IS
+        'Cells of the user''s own reports, kept by refreshes. Read it through analytics.reports.';
+    COMMENT ON COLUMN analytics.mv_reports.report_id IS 'spectrum.reports, kind custom.';
+    COMMENT ON COLUMN analytics.mv_reports.users IS 'Users who contribute.';
+    COMMENT ON COLUMN analytics.mv_reports.amount IS 'Sum of what they contribute.';
+
+    CREATE VIEW analytics.reports AS
+    SELECT
+        sums.account_id,
+        report.name AS report,
+        sums.cell,
+        sums.users,
+        trim_scale(sums.amount) AS amount,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_reports AS sums USING (report_id)
+    WHERE report.kind = 'custom' AND report.state = 'served';
+    COMMENT ON VIEW analytics.reports IS
+        'The user''s own reports, by account as their functions say (account_id *: all accounts).';
+    COMMENT ON COLUMN analytics.reports.report IS 'Name in spectrum.report_definitions.';
+    COMMENT ON COLUMN analytics.reports.cell IS 'What is counted, as the function says.';
+    COMMENT ON COLUMN analytics.reports.users IS 'Users who contribute.';
+    COMMENT ON COLUMN analytics.reports.amount IS 'Sum of what they contribute.';
+    PERFORM spectrum._add_kind('custom', 90, '_maintain_own_report',
+        '{spectrum.rollup_contributions, analytics.mv_reports}', '{reports}');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_own_reports() IS
+    'Room 60: makes report_definitions, rollup_contributions, mv_reports and its plain view.';
+
+CREATE FUNCTION spectrum._check_contributions(p_function text)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_proc AS routine
+        JOIN pg_class AS kept ON kept.oid = 'spectrum.report_definitions'::regclass
+        WHERE routine.oid = to_regproc(p_function)
+            AND routine.prokind = 'f' AND routine.provolatile IN ('s', 'i')
+            AND pg_get_function_identity_arguments(routine.oid) = 'p_users bigint[]'
+            AND pg_get_function_result(routine.oid)
+                = 'TABLE(account_id text, user_key bigint, cell text[], amount numeric)'
+            -- It runs with the rights of who refreshes: nobody else may be able to replace it.
+            AND pg_has_role(routine.proowner, kept.relowner, 'MEMBER')
+    ) THEN
+        PERFORM spectrum._reject('p_contributions', p_function,
+            'a STABLE function (p_users bigint[]) RETURNS TABLE (account_id text, user_key bigint, '
+            'cell text[], amount numeric) that belongs to the owner of Spectrum''s tables');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_contributions(text) IS
+    'Raises 22023 unless it is a function that says what users contribute.';
+
+CREATE FUNCTION spectrum.define_report(p_name text, p_contributions regproc)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM spectrum._check_contributions(p_contributions::text);
+    DELETE FROM spectrum.report_definitions WHERE report = p_name;
+    INSERT INTO spectrum.report_definitions (report, contributions)
+    VALUES (p_name, p_contributions::text);
+    PERFORM spectrum._begin_report(
+        'custom', p_name, jsonb_build_object('contributions', p_contributions::text)
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_report(text, regproc) IS
+    'Defines a report of the user''s own or replaces it; define it again too where its function '
+    'changed. The function (p_users bigint[]) says for these users (user_key), from all their '
+    'events in analytics.events, who contributes how much to which cell of which account '
+    '(account_id; * is all). The next refresh shows the sums in analytics.reports.';
+
+CREATE FUNCTION spectrum.drop_report(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.report_definitions WHERE report = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a report in spectrum.report_definitions');
+    END IF;
+    PERFORM spectrum._discard_reports('custom', p_name);
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_report(text) IS
+    'Removes a report of the user''s own; the next refresh removes its rows. The function stays.';
+
+CREATE FUNCTION analytics._own_contributions(p_function text, p_users bigint[])
+RETURNS TABLE (account_id text, user_key bigint, cell text[], amount numeric)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format(
+        'SELECT said.account_id, said.user_key, said.cell, sum(said.amount) '
+        'FROM %s($1) AS said WHERE said.user_key = ANY ($1) GROUP BY 1, 2, 3',
+        to_regproc(p_function))
+    USING p_users;
+END
+$$;
+COMMENT ON FUNCTION analytics._own_contributions(text, bigint[]) IS
+    'What a user''s own function says about these users, and about nobody else.';
+
+CREATE FUNCTION analytics._replace_contributions(
+    p_report integer,
+    p_function text,
+    p_users bigint[]
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_contributions',
+        'sign integer, user_key bigint, account_id text, cell text[], amount numeric');
+    WITH removed AS (
+        DELETE FROM spectrum.rollup_contributions AS known
+        WHERE known.report_id = p_report AND known.user_key = ANY (p_users)
+        RETURNING known.user_key, known.account_id, known.cell, known.amount
+    )
+    INSERT INTO pg_temp.spectrum_contributions (sign, user_key, account_id, cell, amount)
+    SELECT -1, removed.* FROM removed;
+    WITH added AS (
+        INSERT INTO spectrum.rollup_contributions (report_id, user_key, account_id, cell, amount)
+        SELECT p_report, said.user_key, said.account_id, said.cell, said.amount
+        FROM analytics._own_contributions(p_function, p_users) AS said
+        RETURNING user_key, account_id, cell, amount
+    )
+    INSERT INTO pg_temp.spectrum_contributions (sign, user_key, account_id, cell, amount)
+    SELECT 1, added.* FROM added;
+
+    INSERT INTO analytics.mv_reports AS sums (report_id, account_id, cell, users, amount)
+    SELECT p_report, moved.account_id, moved.cell, sum(moved.sign), sum(moved.sign * moved.amount)
+    FROM pg_temp.spectrum_contributions AS moved
+    GROUP BY moved.account_id, moved.cell
+    HAVING sum(moved.sign) <> 0 OR sum(moved.sign * moved.amount) <> 0
+    ON CONFLICT (report_id, account_id, cell) DO UPDATE SET
+        users = sums.users + excluded.users,
+        amount = sums.amount + excluded.amount;
+    DELETE FROM analytics.mv_reports AS sums
+    USING (
+        SELECT DISTINCT account_id, cell FROM pg_temp.spectrum_contributions WHERE sign < 0
+    ) AS touched
+    WHERE sums.report_id = p_report AND sums.account_id = touched.account_id
+        AND sums.cell = touched.cell AND sums.users = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._replace_contributions(integer, text, bigint[]) IS
+    'Takes out what users contributed so far, and puts in what the function says now.';
+
+CREATE FUNCTION analytics._maintain_own_report(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_users bigint[] := ARRAY(
+        SELECT DISTINCT news.user_key FROM pg_temp.spectrum_news AS news
+        WHERE news.user_key <> 0 AND news.user_key <= p_built_to
+        ORDER BY news.user_key
+    );
+    v_name text;
+    v_function text;
+BEGIN
+    SELECT name, definition ->> 'contributions' INTO v_name, v_function
+    FROM spectrum.reports WHERE report_id = p_report;
+    PERFORM spectrum._check_contributions(v_function);
+    PERFORM analytics._replace_contributions(p_report, v_function, v_users);
+EXCEPTION
+    -- A fault of the function must not keep all other views from being refreshed. What passes by
+    -- itself, as a cancel or a full disk, is no fault of it.
+    WHEN data_exception OR cardinality_violation OR integrity_constraint_violation
+        OR syntax_error_or_access_rule_violation OR program_limit_exceeded
+        OR plpgsql_error OR feature_not_supported
+    THEN
+        UPDATE spectrum.report_definitions SET error_msg = SQLERRM WHERE report = v_name;
+        PERFORM spectrum._discard_reports('custom', v_name);
+        RAISE WARNING 'report % is given up: %', v_name, SQLERRM
+            USING HINT = 'Mend its function, then call spectrum.define_report() again.';
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_own_report(integer, bigint) IS
+    'Moves mv_reports by what the users whom the news concern contribute now, and did before. If '
+    'the function fails, the report is given up and its definition says why.';
+
+CREATE FUNCTION analytics._standing_reports()
+RETURNS TABLE (account_id text, report text, cell text[], users bigint, amount numeric)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_users bigint[] := ARRAY(
+        SELECT dim.user_key FROM warehouse.dim_users AS dim WHERE dim.user_key <> 0
+    );
+BEGIN
+    RETURN QUERY
+    SELECT said.account_id, own.name, said.cell, count(*), trim_scale(sum(said.amount))
+    FROM spectrum.reports AS own
+    CROSS JOIN LATERAL analytics._own_contributions(
+        own.definition ->> 'contributions', v_users
+    ) AS said
+    WHERE own.kind = 'custom' AND own.state = 'served'
+    GROUP BY said.account_id, own.name, said.cell;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_reports() IS
+    'What analytics.reports has to show, out of all events: for verify().';
 -- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
 -- read by distributions.sql alone.
 --
@@ -12737,8 +14203,8 @@ END
 $$;
 COMMENT ON PROCEDURE spectrum.refresh_analytics(bigint) IS
     'Brings every standing view up to the facts, in the caller''s transaction, and returns how '
-    'many facts it counted: those that came or went since the last refresh, and the history of reports '
-    'that were built. A second one at the same time waits for the first.';
+    'many facts it counted: those that came or went since the last refresh, and the history of '
+    'reports that were built. A second one at the same time waits for the first.';
 -- Room 80, run: the tick. run() only loops and commits; each step is one function call and one
 -- transaction, so that a crash loses at most the step under way. Turns are taken by advisory
 -- locks that end with the transaction: a cancelled run leaves none behind.
@@ -13517,11 +14983,16 @@ BEGIN
     PERFORM spectrum._create_events();
     PERFORM spectrum._create_daily_events();
     PERFORM spectrum._create_active_users();
+    PERFORM spectrum._create_lifecycle();
+    PERFORM spectrum._create_stickiness();
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
     PERFORM spectrum._create_sessions();
     PERFORM spectrum._create_features();
+    PERFORM spectrum._create_cohorts();
+    PERFORM spectrum._create_feature_adoption();
+    PERFORM spectrum._create_own_reports();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();

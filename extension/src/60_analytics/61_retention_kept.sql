@@ -46,7 +46,8 @@ DECLARE
 BEGIN
     IF p_is_build THEN
         -- All that the chunk's users did is new to a report that is being built.
-        TRUNCATE pg_temp.spectrum_day_changes;
+        PERFORM spectrum._empty_temporary('spectrum_day_changes',
+            'user_key bigint, scope bigint, day date, is_added boolean');
         INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
         SELECT known.user_key, known.scope, known.day, true
         FROM (SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_news) AS users

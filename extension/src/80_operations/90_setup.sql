@@ -52,11 +52,16 @@ BEGIN
     PERFORM spectrum._create_events();
     PERFORM spectrum._create_daily_events();
     PERFORM spectrum._create_active_users();
+    PERFORM spectrum._create_lifecycle();
+    PERFORM spectrum._create_stickiness();
     PERFORM spectrum._create_revenue();
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
     PERFORM spectrum._create_sessions();
     PERFORM spectrum._create_features();
+    PERFORM spectrum._create_cohorts();
+    PERFORM spectrum._create_feature_adoption();
+    PERFORM spectrum._create_own_reports();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
