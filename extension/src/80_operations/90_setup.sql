@@ -56,6 +56,9 @@ BEGIN
     PERFORM spectrum._create_funnels();
     PERFORM spectrum._create_retention();
     PERFORM spectrum._create_features();
+    PERFORM spectrum._create_mrr();
+    PERFORM spectrum._create_operations();
+    PERFORM spectrum._create_event_catalog();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
