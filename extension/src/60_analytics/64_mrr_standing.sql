@@ -152,10 +152,13 @@ BEGIN
                 WHERE report.kind = 'volume' AND report.state = 'served'
             ) AND events.account_id = '*'
         )::timestamp, kind.step) AS calendar (start)
-        LEFT JOIN analytics.mv_mrr_movements AS sums
-            ON sums.report_id = first.report_id AND sums.account_id = first.account_id
-                AND sums.period_kind = first.period_kind AND sums.currency = first.currency
-                AND sums.period = calendar.start::date
+        LEFT JOIN LATERAL (
+            SELECT known.* FROM analytics.mv_mrr_movements AS known
+            WHERE known.report_id = first.report_id AND known.account_id = first.account_id
+                AND known.period_kind = first.period_kind AND known.currency = first.currency
+                AND known.period = calendar.start::date
+            OFFSET 0
+        ) AS sums ON true
         WINDOW so_far AS (
             PARTITION BY first.account_id, first.period_kind, first.currency
             ORDER BY calendar.start
