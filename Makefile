@@ -40,6 +40,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/64_revenue_standing.sql \
 	60_analytics/64_mrr.sql \
 	60_analytics/64_mrr_report.sql \
+	60_analytics/64_mrr_standing.sql \
 	60_analytics/65_sessions.sql \
 	60_analytics/65_attribution.sql \
 	60_analytics/65_sessions_kept.sql \
@@ -49,8 +50,10 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/67_cohorts.sql \
 	60_analytics/67_feature_adoption_standing.sql \
 	60_analytics/68_operations.sql \
+	60_analytics/68_operations_standing.sql \
 	60_analytics/69_event_catalog.sql \
 	60_analytics/69_reports.sql \
+	60_analytics/69_event_catalog_standing.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \

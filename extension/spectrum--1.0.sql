@@ -209,6 +209,9 @@ BEGIN
         PERFORM spectrum.rebuild_reports();
     ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
         PERFORM spectrum.rebuild_reports('revenue');
+    ELSIF v_after <> v_before AND p_setting = 'currency' THEN
+        -- Facts carry the currency of their money; subscription events are read anew.
+        PERFORM spectrum.rebuild_reports('mrr');
     END IF;
     RETURN v_after;
 END
@@ -8137,29 +8140,95 @@ COMMENT ON FUNCTION analytics._mrr_movements(
 -- Reads the events through analytics._subscription_events and nothing else.
 
 CREATE FUNCTION analytics._mrr_contributions(
+    p_account_keys bigint[],
+    p_currencies text[],
+    p_moved_at timestamptz[],
+    p_movements text[],
+    p_mrr_before numeric[],
+    p_mrr_after numeric[],
     p_starts timestamptz[],
     p_from timestamptz,
-    p_to timestamptz,
-    p_account text
+    p_to timestamptz
 )
 RETURNS TABLE (
     account_key bigint,
     currency text,
     period_number integer,
-    opening numeric,
-    closing numeric,
+    movements bigint,
     new numeric,
     expansion numeric,
     contraction numeric,
     churn numeric,
     reactivation numeric,
-    new_times bigint,
-    churn_times bigint,
-    reactivation_times bigint
+    change numeric,
+    net_change numeric,
+    gross_change numeric,
+    new_accounts bigint,
+    churned_accounts bigint,
+    reactivated_accounts bigint,
+    accounts_change bigint
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH movements AS (
+        SELECT m.account_key, m.currency, m.moved_at, m.movement, m.mrr_before, m.mrr_after,
+            abs(m.mrr_after - m.mrr_before) AS amount,
+            CASE WHEN m.moved_at < p_from THEN 0
+                ELSE width_bucket(m.moved_at, p_starts) END AS number
+        FROM unnest(
+            p_account_keys, p_currencies, p_moved_at, p_movements, p_mrr_before, p_mrr_after
+        ) AS m (account_key, currency, moved_at, movement, mrr_before, mrr_after)
+        WHERE m.moved_at < p_to
+    ),
+    periods AS (
+        SELECT m.account_key, m.currency, m.number, count(*) AS movements,
+            (array_agg(m.mrr_before ORDER BY m.moved_at))[1] AS opening,
+            (array_agg(m.mrr_after ORDER BY m.moved_at DESC))[1] AS closing,
+            coalesce(sum(m.amount) FILTER (WHERE m.movement = 'new'), 0) AS new,
+            coalesce(sum(m.amount) FILTER (WHERE m.movement = 'expansion'), 0) AS expansion,
+            coalesce(sum(m.amount) FILTER (WHERE m.movement = 'contraction'), 0) AS contraction,
+            coalesce(sum(m.amount) FILTER (WHERE m.movement = 'churn'), 0) AS churn,
+            coalesce(sum(m.amount) FILTER (WHERE m.movement = 'reactivation'), 0) AS reactivation,
+            count(*) FILTER (WHERE m.movement = 'new') AS new_times,
+            count(*) FILTER (WHERE m.movement = 'churn') AS churn_times,
+            count(*) FILTER (WHERE m.movement = 'reactivation') AS reactivation_times
+        FROM movements AS m
+        GROUP BY m.account_key, m.currency, m.number
+    )
+    SELECT p.account_key, p.currency, p.number, p.movements, p.new, p.expansion, p.contraction,
+        p.churn, p.reactivation, p.closing - p.opening,
+        -- Of the accounts with MRR at the start; those that did not move keep theirs.
+        CASE WHEN p.opening > 0 THEN p.closing - p.opening ELSE 0 END,
+        CASE WHEN p.opening > 0 THEN least(p.closing - p.opening, 0) ELSE 0 END,
+        p.new_times, p.churn_times, p.reactivation_times,
+        (sign(p.closing) - sign(p.opening))::bigint
+    FROM periods AS p;
+END
+$$;
+COMMENT ON FUNCTION analytics._mrr_contributions(
+    bigint[], text[], timestamptz[], text[], numeric[], numeric[],
+    timestamptz[], timestamptz, timestamptz
+) IS
+    'What each account contributes to the periods in which its MRR moved, out of the movements '
+    'given as columns: their sums and how many, by how much its MRR changed from the start of the '
+    'period to its end, and by how much where it had any at the start. All of it adds up over '
+    'accounts. Period 0 is all time before p_from.';
+
+CREATE FUNCTION analytics._account_movements(p_account text)
+RETURNS TABLE (
+    account_key bigint,
+    currency text,
+    moved_at timestamptz,
+    movement text,
+    mrr_before numeric,
+    mrr_after numeric
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
-SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -8170,45 +8239,26 @@ BEGIN
             array_agg(e.currency) AS currencies
         FROM analytics._subscription_events(p_account) AS e
         WHERE e.problem IS NULL
-    ),
-    movements AS (
-        SELECT m.account_key, m.currency, m.moved_at, m.movement, m.mrr_before, m.mrr_after,
-            abs(m.mrr_after - m.mrr_before) AS amount,
-            CASE WHEN m.moved_at < p_from THEN 0
-                ELSE width_bucket(m.moved_at, p_starts) END AS number
-        FROM histories AS h
-        CROSS JOIN LATERAL analytics._mrr_movements(
-            h.account_keys, h.times, h.places, h.event_ids, h.subscriptions, h.mrr, h.currencies
-        ) AS m
-        WHERE m.moved_at < p_to
     )
-    SELECT m.account_key, m.currency, m.number,
-        (array_agg(m.mrr_before ORDER BY m.moved_at))[1],
-        (array_agg(m.mrr_after ORDER BY m.moved_at DESC))[1],
-        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'new'), 0),
-        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'expansion'), 0),
-        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'contraction'), 0),
-        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'churn'), 0),
-        coalesce(sum(m.amount) FILTER (WHERE m.movement = 'reactivation'), 0),
-        count(*) FILTER (WHERE m.movement = 'new'),
-        count(*) FILTER (WHERE m.movement = 'churn'),
-        count(*) FILTER (WHERE m.movement = 'reactivation')
-    FROM movements AS m
-    GROUP BY m.account_key, m.currency, m.number;
+    SELECT m.account_key, m.currency, m.moved_at, m.movement, m.mrr_before, m.mrr_after
+    FROM histories AS h
+    CROSS JOIN LATERAL analytics._mrr_movements(
+        h.account_keys, h.times, h.places, h.event_ids, h.subscriptions, h.mrr, h.currencies
+    ) AS m;
 END
 $$;
-COMMENT ON FUNCTION analytics._mrr_contributions(timestamptz[], timestamptz, timestamptz, text) IS
-    'What each account contributes to the periods in which its MRR moved: its MRR before the first '
-    'and after the last movement there, the sums of the movements and how many. Period 0 is all '
-    'time before p_from.';
+COMMENT ON FUNCTION analytics._account_movements(text) IS
+    'The movements of one account (NULL: of all), out of its events.';
 
-CREATE FUNCTION analytics._mrr_report(
+CREATE FUNCTION analytics._mrr_balances(
     p_starts timestamptz[],
     p_from timestamptz,
     p_to timestamptz,
-    p_account text
+    p_account text,
+    p_by_account boolean
 )
 RETURNS TABLE (
+    account_key bigint,
     period_number integer,
     currency text,
     start_mrr numeric,
@@ -8232,52 +8282,128 @@ SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
-    WITH sums AS (
-        SELECT c.period_number, c.currency, sum(c.new) AS new, sum(c.expansion) AS expansion,
+    WITH movements AS (
+        SELECT array_agg(m.account_key) AS account_keys, array_agg(m.currency) AS currencies,
+            array_agg(m.moved_at) AS moved_at, array_agg(m.movement) AS movements,
+            array_agg(m.mrr_before) AS mrr_before, array_agg(m.mrr_after) AS mrr_after
+        FROM analytics._account_movements(p_account) AS m
+    ),
+    sums AS (
+        SELECT CASE WHEN p_by_account THEN c.account_key ELSE 0 END AS account_key,
+            c.period_number, c.currency, sum(c.new) AS new, sum(c.expansion) AS expansion,
             sum(c.contraction) AS contraction, sum(c.churn) AS churn,
-            sum(c.reactivation) AS reactivation, sum(c.closing - c.opening) AS change,
-            sum(c.new_times) AS new_times, sum(c.churn_times) AS churn_times,
-            sum(c.reactivation_times) AS reactivation_times,
-            sum(sign(c.closing) - sign(c.opening)) AS accounts_change,
-            -- Of the accounts with MRR at the start; those that did not move keep theirs.
-            sum(c.closing - c.opening) FILTER (WHERE c.opening > 0) AS net_change,
-            sum(least(c.closing - c.opening, 0)) FILTER (WHERE c.opening > 0) AS gross_change
-        FROM analytics._mrr_contributions(p_starts, p_from, p_to, p_account) AS c
-        GROUP BY c.period_number, c.currency
+            sum(c.reactivation) AS reactivation, sum(c.change) AS change,
+            sum(c.net_change) AS net_change, sum(c.gross_change) AS gross_change,
+            sum(c.new_accounts)::bigint AS new_accounts,
+            sum(c.churned_accounts)::bigint AS churned_accounts,
+            sum(c.reactivated_accounts)::bigint AS reactivated_accounts,
+            sum(c.accounts_change)::bigint AS accounts_change
+        FROM movements AS m
+        CROSS JOIN LATERAL analytics._mrr_contributions(
+            m.account_keys, m.currencies, m.moved_at, m.movements, m.mrr_before, m.mrr_after,
+            p_starts, p_from, p_to
+        ) AS c
+        GROUP BY 1, c.period_number, c.currency
     ),
     periods AS (
-        SELECT f.currency, n.number
-        FROM (SELECT s.currency, min(s.period_number) AS number FROM sums AS s GROUP BY 1) AS f
+        SELECT f.account_key, f.currency, n.number
+        FROM (
+            SELECT s.account_key, s.currency, min(s.period_number) AS number
+            FROM sums AS s GROUP BY 1, 2
+        ) AS f
         CROSS JOIN LATERAL generate_series(f.number, cardinality(p_starts) - 1) AS n (number)
     ),
     balances AS (
-        SELECT p.number, p.currency,
-            coalesce(s.new, 0) AS new, coalesce(s.expansion, 0) AS expansion,
-            coalesce(s.contraction, 0) AS contraction, coalesce(s.churn, 0) AS churn,
-            coalesce(s.reactivation, 0) AS reactivation, coalesce(s.change, 0) AS change,
-            coalesce(s.new_times, 0)::bigint AS new_times,
-            coalesce(s.churn_times, 0)::bigint AS churn_times,
-            coalesce(s.reactivation_times, 0)::bigint AS reactivation_times,
-            coalesce(s.accounts_change, 0)::bigint AS accounts_change,
-            coalesce(s.net_change, 0) AS net_change, coalesce(s.gross_change, 0) AS gross_change,
+        SELECT p.account_key, p.number, p.currency, s.new, s.expansion, s.contraction, s.churn,
+            s.reactivation, coalesce(s.change, 0) AS change, s.net_change, s.gross_change,
+            s.new_accounts, s.churned_accounts, s.reactivated_accounts,
+            coalesce(s.accounts_change, 0) AS accounts_change,
             sum(s.change) OVER so_far AS end_mrr,
             (sum(s.accounts_change) OVER so_far)::bigint AS end_accounts
         FROM periods AS p
-        LEFT JOIN sums AS s ON s.currency = p.currency AND s.period_number = p.number
-        WINDOW so_far AS (PARTITION BY p.currency ORDER BY p.number)
+        LEFT JOIN sums AS s ON s.account_key = p.account_key AND s.currency = p.currency
+            AND s.period_number = p.number
+        WINDOW so_far AS (PARTITION BY p.account_key, p.currency ORDER BY p.number)
     )
-    SELECT b.number, b.currency, b.end_mrr - b.change, b.new, b.expansion, b.contraction, b.churn,
-        b.reactivation, b.end_mrr, b.end_accounts - b.accounts_change, b.new_times, b.churn_times,
-        b.reactivation_times, b.end_accounts, b.end_mrr - b.change + b.net_change,
-        b.end_mrr - b.change + b.gross_change
+    -- Without zeros at their end, equal amounts give ratios of equally many digits.
+    SELECT b.account_key, b.number, b.currency, trim_scale(b.end_mrr - b.change),
+        trim_scale(coalesce(b.new, 0)), trim_scale(coalesce(b.expansion, 0)),
+        trim_scale(coalesce(b.contraction, 0)), trim_scale(coalesce(b.churn, 0)),
+        trim_scale(coalesce(b.reactivation, 0)), trim_scale(b.end_mrr),
+        b.end_accounts - b.accounts_change, coalesce(b.new_accounts, 0),
+        coalesce(b.churned_accounts, 0), coalesce(b.reactivated_accounts, 0), b.end_accounts,
+        trim_scale(b.end_mrr - b.change + coalesce(b.net_change, 0)),
+        trim_scale(b.end_mrr - b.change + coalesce(b.gross_change, 0))
     FROM balances AS b
     WHERE b.number > 0;
 END
 $$;
-COMMENT ON FUNCTION analytics._mrr_report(timestamptz[], timestamptz, timestamptz, text) IS
-    'The contributions summed up, period after period from the first movement of a currency on. '
-    'kept_net, kept_gross: MRR at the end of the accounts that had MRR at the start, and the same '
-    'with no account counted above what it had.';
+COMMENT ON FUNCTION analytics._mrr_balances(
+    timestamptz[], timestamptz, timestamptz, text, boolean
+) IS
+    'The contributions summed up, by account or all together (account_key 0), period after period '
+    'from the first movement of a currency on. kept_net, kept_gross: MRR at the end of the '
+    'accounts that had MRR at the start, and the same with no account counted above what it had.';
+
+CREATE FUNCTION analytics._mrr_report(
+    p_period text,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_key bigint,
+    period date,
+    currency text,
+    start_mrr numeric,
+    new numeric,
+    expansion numeric,
+    contraction numeric,
+    churn numeric,
+    reactivation numeric,
+    end_mrr numeric,
+    start_accounts bigint,
+    new_accounts bigint,
+    churned_accounts bigint,
+    reactivated_accounts bigint,
+    end_accounts bigint,
+    nrr numeric,
+    grr numeric,
+    ltv numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_from timestamptz;
+    v_to timestamptz;
+    v_starts timestamptz[];
+    v_dates date[];
+BEGIN
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
+    v_starts := spectrum.period_starts(p_period, v_from, v_to);
+    v_dates := analytics._period_dates(v_starts);
+
+    RETURN QUERY
+    SELECT b.account_key, v_dates[b.period_number], b.currency, b.start_mrr, b.new, b.expansion,
+        b.contraction, b.churn, b.reactivation, b.end_mrr, b.start_accounts, b.new_accounts,
+        b.churned_accounts, b.reactivated_accounts, b.end_accounts,
+        trim_scale(b.kept_net / nullif(b.start_mrr, 0)),
+        trim_scale(b.kept_gross / nullif(b.start_mrr, 0)),
+        -- What an account pays in a month, by how many months it stays: 1 / (churned / start)
+        -- periods, of which a year has so many.
+        trim_scale(
+            b.end_mrr * nullif(b.start_accounts, 0) * 12
+            / nullif(b.end_accounts * b.churned_accounts * analytics._per_year(p_period), 0)
+        )
+    FROM analytics._mrr_balances(v_starts, v_from, v_to, p_account, p_by_account) AS b
+    WHERE v_from < v_to;
+END
+$$;
+COMMENT ON FUNCTION analytics._mrr_report(text, timestamptz, timestamptz, text, boolean) IS
+    'The rows of analytics.mrr_movements, of all accounts together (account_key 0) or of each.';
 
 CREATE FUNCTION analytics.mrr_movements(
     p_period text DEFAULT 'month',
@@ -8307,37 +8433,15 @@ RETURNS TABLE (
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
-    v_starts timestamptz[];
-    v_dates date[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
-    SELECT r.from_at, r.to_at INTO v_from, v_to
-    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
-    IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
-        RETURN;
-    END IF;
-    v_starts := spectrum.period_starts(p_period, v_from, v_to);
-    v_dates := analytics._period_dates(v_starts);
-
     RETURN QUERY
-    SELECT v_dates[r.period_number], r.currency, trim_scale(r.start_mrr), trim_scale(r.new),
-        trim_scale(r.expansion), trim_scale(r.contraction), trim_scale(r.churn),
-        trim_scale(r.reactivation), trim_scale(r.end_mrr), r.start_accounts, r.new_accounts,
-        r.churned_accounts, r.reactivated_accounts, r.end_accounts,
-        trim_scale(r.kept_net / nullif(r.start_mrr, 0)),
-        trim_scale(r.kept_gross / nullif(r.start_mrr, 0)),
-        -- What an account pays in a month, by how many months it stays: 1 / (churned / start)
-        -- periods, of which a year has so many.
-        trim_scale(
-            r.end_mrr * nullif(r.start_accounts, 0) * 12
-            / nullif(r.end_accounts * r.churned_accounts * analytics._per_year(p_period), 0)
-        )
-    FROM analytics._mrr_report(v_starts, v_from, v_to, p_account) AS r
-    ORDER BY r.period_number, r.currency;
+    SELECT r.period, r.currency, r.start_mrr, r.new, r.expansion, r.contraction, r.churn,
+        r.reactivation, r.end_mrr, r.start_accounts, r.new_accounts, r.churned_accounts,
+        r.reactivated_accounts, r.end_accounts, r.nrr, r.grr, r.ltv
+    FROM analytics._mrr_report(p_period, p_from, p_to, p_account, false) AS r
+    ORDER BY r.period, r.currency;
 END
 $$;
 COMMENT ON FUNCTION analytics.mrr_movements(text, timestamptz, timestamptz, text) IS
@@ -8377,6 +8481,428 @@ $$;
 COMMENT ON FUNCTION analytics.mrr_problems(timestamptz, timestamptz, text) IS
     'The subscription events of [p_from, p_to) that MRR leaves out, and why: no account, or a '
     'property that cannot be read.';
+-- Room 60, standing recurring revenue. Its unit is the account: a refresh brings the subscription
+-- events of the accounts in the news up to date, makes what these accounts contribute to weeks and
+-- months again, by the rule of analytics.mrr_movements, and moves the sums by the difference. What
+-- an account contributed so far is what its own rows show.
+
+CREATE FUNCTION spectrum._create_mrr()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_mrr_movements') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_subscription_events (
+        report_id integer NOT NULL,
+        account_key bigint NOT NULL,
+        event_id uuid NOT NULL,
+        occurred_at timestamptz NOT NULL,
+        place integer NOT NULL,
+        subscription text NOT NULL,
+        mrr numeric NOT NULL,
+        currency text COLLATE "C",
+        CONSTRAINT rollup_subscription_events_pkey PRIMARY KEY (report_id, account_key, event_id)
+    );
+    COMMENT ON TABLE spectrum.rollup_subscription_events IS
+        'The subscription events of each account, as analytics._read_subscription reads them; '
+        'without those that it cannot read.';
+    COMMENT ON COLUMN spectrum.rollup_subscription_events.report_id IS
+        'spectrum.reports, kind mrr.';
+    COMMENT ON COLUMN spectrum.rollup_subscription_events.account_key IS
+        'dim_accounts; never the unknown account.';
+    COMMENT ON COLUMN spectrum.rollup_subscription_events.place IS 'Among events of one time.';
+    COMMENT ON COLUMN spectrum.rollup_subscription_events.mrr IS
+        'What the subscription pays a month from then on.';
+    COMMENT ON COLUMN spectrum.rollup_subscription_events.currency IS 'NULL where it is cancelled.';
+
+    CREATE TABLE analytics.mv_mrr_movements (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        period_kind text COLLATE "C" NOT NULL,
+        currency text COLLATE "C" NOT NULL,
+        period date NOT NULL,
+        movements bigint NOT NULL,
+        new numeric NOT NULL,
+        expansion numeric NOT NULL,
+        contraction numeric NOT NULL,
+        churn numeric NOT NULL,
+        reactivation numeric NOT NULL,
+        change numeric NOT NULL,
+        net_change numeric NOT NULL,
+        gross_change numeric NOT NULL,
+        new_accounts bigint NOT NULL,
+        churned_accounts bigint NOT NULL,
+        reactivated_accounts bigint NOT NULL,
+        accounts_change bigint NOT NULL,
+        CONSTRAINT mv_mrr_movements_pkey
+        PRIMARY KEY (report_id, account_id, period_kind, currency, period)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_mrr_movements IS
+        'What moved MRR per account, week or month, and currency, and for all accounts together '
+        '(account_id *), kept by refreshes; periods in which nothing moved are no rows. Read it '
+        'through analytics.mrr_movements.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.report_id IS 'spectrum.reports, kind mrr.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.period_kind IS 'week or month.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.period IS 'First day, in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.movements IS 'How many; 0: the row goes.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.change IS 'MRR at the end less that at the start.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.net_change IS
+        'The same of the accounts with MRR at the start.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.gross_change IS
+        'The same again, with no account counted above what it had.';
+    COMMENT ON COLUMN analytics.mv_mrr_movements.accounts_change IS
+        'Accounts with MRR at the end less those at the start.';
+
+    PERFORM spectrum._create_mrr_view();
+    PERFORM spectrum._add_kind('mrr', 85, '_maintain_mrr',
+        '{spectrum.rollup_subscription_events, analytics.mv_mrr_movements}', '{mrr_movements}');
+    PERFORM spectrum._begin_report('mrr');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_mrr() IS
+    'Room 60: makes rollup_subscription_events, mv_mrr_movements and its plain view.';
+
+CREATE FUNCTION spectrum._create_mrr_view()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.mrr_movements AS
+    SELECT
+        b.account_id, b.period_kind, b.period, b.currency,
+        trim_scale(b.end_mrr - b.change) AS start_mrr,
+        trim_scale(b.new) AS new,
+        trim_scale(b.expansion) AS expansion,
+        trim_scale(b.contraction) AS contraction,
+        trim_scale(b.churn) AS churn,
+        trim_scale(b.reactivation) AS reactivation,
+        trim_scale(b.end_mrr) AS end_mrr,
+        b.end_accounts - b.accounts_change AS start_accounts,
+        b.new_accounts, b.churned_accounts, b.reactivated_accounts, b.end_accounts,
+        trim_scale(
+            trim_scale(b.end_mrr - b.change + b.net_change)
+            / nullif(trim_scale(b.end_mrr - b.change), 0)
+        ) AS nrr,
+        trim_scale(
+            trim_scale(b.end_mrr - b.change + b.gross_change)
+            / nullif(trim_scale(b.end_mrr - b.change), 0)
+        ) AS grr,
+        trim_scale(
+            trim_scale(b.end_mrr) * nullif(b.end_accounts - b.accounts_change, 0) * 12
+            / nullif(b.end_accounts * b.churned_accounts * b.per_year, 0)
+        ) AS ltv,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM (
+        SELECT
+            first.account_id, first.period_kind, calendar.start::date AS period, first.currency,
+            kind.per_year,
+            coalesce(sums.new, 0) AS new,
+            coalesce(sums.expansion, 0) AS expansion,
+            coalesce(sums.contraction, 0) AS contraction,
+            coalesce(sums.churn, 0) AS churn,
+            coalesce(sums.reactivation, 0) AS reactivation,
+            coalesce(sums.change, 0) AS change,
+            coalesce(sums.net_change, 0) AS net_change,
+            coalesce(sums.gross_change, 0) AS gross_change,
+            coalesce(sums.new_accounts, 0) AS new_accounts,
+            coalesce(sums.churned_accounts, 0) AS churned_accounts,
+            coalesce(sums.reactivated_accounts, 0) AS reactivated_accounts,
+            coalesce(sums.accounts_change, 0) AS accounts_change,
+            sum(sums.change) OVER so_far AS end_mrr,
+            (sum(sums.accounts_change) OVER so_far)::bigint AS end_accounts
+        FROM (
+            SELECT known.report_id, known.account_id, known.period_kind, known.currency,
+                min(known.period) AS period
+            FROM analytics.mv_mrr_movements AS known
+            WHERE known.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'mrr' AND report.state = 'served'
+            )
+            GROUP BY known.report_id, known.account_id, known.period_kind, known.currency
+        ) AS first
+        JOIN (
+            VALUES ('week', interval '1 week', 52), ('month', interval '1 month', 12)
+        ) AS kind (name, step, per_year) ON kind.name = first.period_kind
+        CROSS JOIN LATERAL generate_series(first.period::timestamp, (
+            SELECT max(events.day) FROM analytics.mv_daily_events AS events
+            WHERE events.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'volume' AND report.state = 'served'
+            ) AND events.account_id = '*'
+        )::timestamp, kind.step) AS calendar (start)
+        LEFT JOIN LATERAL (
+            SELECT known.* FROM analytics.mv_mrr_movements AS known
+            WHERE known.report_id = first.report_id AND known.account_id = first.account_id
+                AND known.period_kind = first.period_kind AND known.currency = first.currency
+                AND known.period = calendar.start::date
+            OFFSET 0
+        ) AS sums ON true
+        WINDOW so_far AS (
+            PARTITION BY first.account_id, first.period_kind, first.currency
+            ORDER BY calendar.start
+        )
+    ) AS b;
+    COMMENT ON VIEW analytics.mrr_movements IS
+        'How MRR moved, by account (* is all), week or month, and currency: from the first '
+        'movement of each on to the last period with an event anywhere. As the function of this '
+        'name tells.';
+    COMMENT ON COLUMN analytics.mrr_movements.nrr IS
+        'MRR at the end of the accounts that had MRR at the start, over that.';
+    COMMENT ON COLUMN analytics.mrr_movements.grr IS
+        'The same with no account counted above what it had.';
+    COMMENT ON COLUMN analytics.mrr_movements.ltv IS
+        'MRR per account at the end / share of the accounts at the start that churned in a month; '
+        'NULL where none did.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_mrr_view() IS 'Room 60: makes analytics.mrr_movements.';
+
+CREATE FUNCTION analytics._move_subscription_events(p_report integer, p_built_to bigint)
+RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_currency text := (SELECT s.currency FROM analytics.settings AS s);
+    v_keys integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN (
+            'subscription_started', 'subscription_changed', 'subscription_cancelled'
+        )
+    );
+    v_accounts bigint[];
+BEGIN
+    -- Each fact is in one scope from 0 up.
+    SELECT array_agg(DISTINCT news.account_key) INTO v_accounts
+    FROM pg_temp.spectrum_news AS news
+    WHERE news.event_type_key = ANY (v_keys) AND news.scope >= 0 AND news.account_key <> 0
+        AND news.user_key <= p_built_to;
+    IF v_accounts IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    DELETE FROM spectrum.rollup_subscription_events AS known
+    USING pg_temp.spectrum_news AS news
+    WHERE news.sign < 0 AND news.event_type_key = ANY (v_keys) AND news.scope >= 0
+        AND news.user_key <= p_built_to
+        AND known.report_id = p_report AND known.account_key = news.account_key
+        AND known.event_id = news.event_id;
+
+    INSERT INTO spectrum.rollup_subscription_events (
+        report_id, account_key, event_id, occurred_at, place, subscription, mrr, currency
+    )
+    SELECT p_report, news.account_key, news.event_id, news.occurred_at, r.place, r.subscription,
+        r.mrr, r.currency
+    FROM pg_temp.spectrum_news AS news
+    JOIN analytics.event_types AS t USING (event_type_key)
+    CROSS JOIN LATERAL analytics._read_subscription(
+        t.event_type, news.properties, v_currency
+    ) AS r
+    -- Who leaves a scope comes with all that is his into another.
+    WHERE news.sign > 0 AND NOT news.is_leaving AND news.event_type_key = ANY (v_keys)
+        AND news.scope >= 0 AND news.account_key <> 0 AND news.user_key <= p_built_to
+        AND r.problem IS NULL;
+    RETURN v_accounts;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_subscription_events(integer, bigint) IS
+    'Brings rollup_subscription_events up to the news and returns the accounts concerned.';
+
+CREATE FUNCTION analytics._kept_mrr_contributions(p_report integer, p_account_keys bigint[])
+RETURNS TABLE (
+    account_key bigint,
+    period_kind text,
+    currency text,
+    period date,
+    movements bigint,
+    new numeric,
+    expansion numeric,
+    contraction numeric,
+    churn numeric,
+    reactivation numeric,
+    change numeric,
+    net_change numeric,
+    gross_change numeric,
+    new_accounts bigint,
+    churned_accounts bigint,
+    reactivated_accounts bigint,
+    accounts_change bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH histories AS (
+        SELECT array_agg(e.account_key) AS account_keys, array_agg(e.occurred_at) AS times,
+            array_agg(e.place) AS places, array_agg(e.event_id) AS event_ids,
+            array_agg(e.subscription) AS subscriptions, array_agg(e.mrr) AS mrr,
+            array_agg(e.currency) AS currencies
+        FROM unnest(p_account_keys) AS touched (account_key)
+        CROSS JOIN LATERAL (
+            SELECT known.* FROM spectrum.rollup_subscription_events AS known
+            WHERE known.report_id = p_report AND known.account_key = touched.account_key
+            OFFSET 0
+        ) AS e
+    ),
+    movements AS (
+        SELECT array_agg(m.account_key) AS account_keys, array_agg(m.currency) AS currencies,
+            array_agg(m.moved_at) AS moved_at, array_agg(m.movement) AS movements,
+            array_agg(m.mrr_before) AS mrr_before, array_agg(m.mrr_after) AS mrr_after,
+            min(m.moved_at) AS first_at, max(m.moved_at) + interval '1 us' AS end_at
+        FROM histories AS h
+        CROSS JOIN LATERAL analytics._mrr_movements(
+            h.account_keys, h.times, h.places, h.event_ids, h.subscriptions, h.mrr, h.currencies
+        ) AS m
+    ),
+    calendars AS MATERIALIZED (
+        SELECT kind.name, s.starts, analytics._period_dates(s.starts) AS dates
+        FROM movements AS m
+        CROSS JOIN (VALUES ('week'), ('month')) AS kind (name)
+        CROSS JOIN LATERAL spectrum.period_starts(kind.name, m.first_at, m.end_at) AS s (starts)
+    )
+    SELECT c.account_key, k.name, c.currency, k.dates[c.period_number], c.movements, c.new,
+        c.expansion, c.contraction, c.churn, c.reactivation, c.change, c.net_change,
+        c.gross_change, c.new_accounts, c.churned_accounts, c.reactivated_accounts,
+        c.accounts_change
+    FROM calendars AS k
+    CROSS JOIN movements AS m
+    CROSS JOIN LATERAL analytics._mrr_contributions(
+        m.account_keys, m.currencies, m.moved_at, m.movements, m.mrr_before, m.mrr_after,
+        k.starts, m.first_at, m.end_at
+    ) AS c;
+END
+$$;
+COMMENT ON FUNCTION analytics._kept_mrr_contributions(integer, bigint[]) IS
+    'What some accounts contribute by rollup_subscription_events.';
+
+CREATE FUNCTION analytics._maintain_mrr(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_account_keys bigint[] := analytics._move_subscription_events(p_report, p_built_to);
+    v_account_ids text[];
+BEGIN
+    IF v_account_keys IS NULL THEN
+        RETURN;
+    END IF;
+    v_account_ids := ARRAY(
+        SELECT dim.account_id FROM warehouse.dim_accounts AS dim
+        WHERE dim.account_key = ANY (v_account_keys)
+    );
+
+    INSERT INTO analytics.mv_mrr_movements AS sums
+    SELECT p_report, scopes.account_id, moved.period_kind, moved.currency, moved.period,
+        sum(moved.sign * moved.movements), sum(moved.sign * moved.new),
+        sum(moved.sign * moved.expansion), sum(moved.sign * moved.contraction),
+        sum(moved.sign * moved.churn), sum(moved.sign * moved.reactivation),
+        sum(moved.sign * moved.change), sum(moved.sign * moved.net_change),
+        sum(moved.sign * moved.gross_change), sum(moved.sign * moved.new_accounts),
+        sum(moved.sign * moved.churned_accounts), sum(moved.sign * moved.reactivated_accounts),
+        sum(moved.sign * moved.accounts_change)
+    FROM (
+        SELECT 1 AS sign, dim.account_id, c.period_kind, c.currency, c.period, c.movements, c.new,
+            c.expansion, c.contraction, c.churn, c.reactivation, c.change, c.net_change,
+            c.gross_change, c.new_accounts, c.churned_accounts, c.reactivated_accounts,
+            c.accounts_change
+        FROM analytics._kept_mrr_contributions(p_report, v_account_keys) AS c
+        JOIN warehouse.dim_accounts AS dim USING (account_key)
+        UNION ALL
+        SELECT -1, known.account_id, known.period_kind, known.currency, known.period,
+            known.movements, known.new, known.expansion, known.contraction, known.churn,
+            known.reactivation, known.change, known.net_change, known.gross_change,
+            known.new_accounts, known.churned_accounts, known.reactivated_accounts,
+            known.accounts_change
+        FROM analytics.mv_mrr_movements AS known
+        WHERE known.report_id = p_report AND known.account_id = ANY (v_account_ids)
+    ) AS moved
+    CROSS JOIN LATERAL (VALUES (moved.account_id), ('*')) AS scopes (account_id)
+    GROUP BY scopes.account_id, moved.period_kind, moved.currency, moved.period
+    HAVING (
+        sum(moved.sign * moved.movements), sum(moved.sign * moved.new),
+        sum(moved.sign * moved.expansion), sum(moved.sign * moved.contraction),
+        sum(moved.sign * moved.churn), sum(moved.sign * moved.reactivation),
+        sum(moved.sign * moved.change), sum(moved.sign * moved.net_change),
+        sum(moved.sign * moved.gross_change), sum(moved.sign * moved.new_accounts),
+        sum(moved.sign * moved.churned_accounts), sum(moved.sign * moved.reactivated_accounts),
+        sum(moved.sign * moved.accounts_change)
+    ) <> (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    ON CONFLICT (report_id, account_id, period_kind, currency, period) DO UPDATE SET
+        movements = sums.movements + excluded.movements,
+        new = sums.new + excluded.new,
+        expansion = sums.expansion + excluded.expansion,
+        contraction = sums.contraction + excluded.contraction,
+        churn = sums.churn + excluded.churn,
+        reactivation = sums.reactivation + excluded.reactivation,
+        change = sums.change + excluded.change,
+        net_change = sums.net_change + excluded.net_change,
+        gross_change = sums.gross_change + excluded.gross_change,
+        new_accounts = sums.new_accounts + excluded.new_accounts,
+        churned_accounts = sums.churned_accounts + excluded.churned_accounts,
+        reactivated_accounts = sums.reactivated_accounts + excluded.reactivated_accounts,
+        accounts_change = sums.accounts_change + excluded.accounts_change;
+
+    DELETE FROM analytics.mv_mrr_movements AS sums
+    WHERE sums.report_id = p_report AND sums.account_id = ANY (v_account_ids || '{*}')
+        AND sums.movements = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_mrr(integer, bigint) IS
+    'Moves mv_mrr_movements by what the accounts in the news contribute now less what they did.';
+
+CREATE FUNCTION analytics._standing_mrr_movements()
+RETURNS TABLE (
+    account_id text,
+    period_kind text,
+    period date,
+    currency text,
+    start_mrr numeric,
+    new numeric,
+    expansion numeric,
+    contraction numeric,
+    churn numeric,
+    reactivation numeric,
+    end_mrr numeric,
+    start_accounts bigint,
+    new_accounts bigint,
+    churned_accounts bigint,
+    reactivated_accounts bigint,
+    end_accounts bigint,
+    nrr numeric,
+    grr numeric,
+    ltv numeric
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT coalesce(accounts.account_id, '*'), kind.name, r.period, r.currency, r.start_mrr, r.new,
+        r.expansion, r.contraction, r.churn, r.reactivation, r.end_mrr, r.start_accounts,
+        r.new_accounts, r.churned_accounts, r.reactivated_accounts, r.end_accounts, r.nrr, r.grr,
+        r.ltv
+    FROM (VALUES ('week'), ('month')) AS kind (name)
+    CROSS JOIN (VALUES (false), (true)) AS scope (by_account)
+    CROSS JOIN LATERAL analytics._mrr_report(
+        kind.name, NULL, NULL, NULL, scope.by_account
+    ) AS r
+    LEFT JOIN analytics.accounts ON accounts.account_key = r.account_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_mrr_movements() IS
+    'What analytics.mrr_movements has to show, out of all events: for verify().';
 -- Room 60, sessions: what a user did at one sitting, where he came in and went out, and what had
 -- brought him. Reads analytics.events; read by analytics.sessions and sessions_daily, by
 -- attribution and paths.
@@ -10640,6 +11166,8 @@ COMMENT ON FUNCTION analytics._standing_feature_adoption() IS
 -- event request or api_request; its properties are endpoint, latency_ms, status, error, service and
 -- version. It is an error when its status is 500 or more, or its error is true. Events of the type
 -- error are no requests: they stand beside the requests of their service, in a column of their own.
+-- Of endpoint, service and version 200 characters count, and an empty one is none; of latency_ms
+-- six decimals: so that what is kept of them (68_operations_standing.sql) fits into an index.
 -- Percentiles are taken from how often each value occurs, so they are exact, and counts of several
 -- days can be added up first. Reads analytics.events.
 
@@ -10669,9 +11197,11 @@ CREATE FUNCTION analytics._request_counts(
     p_from timestamptz,
     p_to timestamptz,
     p_account text,
+    p_by_account boolean,
     p_by_service boolean
 )
 RETURNS TABLE (
+    account_key bigint,
     period_number integer,
     endpoint text,
     latency numeric,
@@ -10700,16 +11230,23 @@ BEGIN
     RETURN QUERY
     WITH requests AS (
         SELECT
+            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS account_key,
             width_bucket(e.occurred_at, p_starts) AS number,
-            CASE WHEN NOT p_by_service THEN e.properties ->> 'endpoint' END COLLATE "C" AS endpoint,
+            CASE WHEN NOT p_by_service THEN
+                nullif(left(e.properties ->> 'endpoint', 200), '')
+            END COLLATE "C" AS endpoint,
             CASE WHEN NOT p_by_service THEN
                 CASE jsonb_typeof(e.properties -> 'latency_ms')
                     WHEN 'number' THEN (e.properties -> 'latency_ms')::numeric
                     WHEN 'string' THEN analytics._text_number(e.properties ->> 'latency_ms')
                 END
             END AS latency,
-            CASE WHEN p_by_service THEN e.properties ->> 'service' END COLLATE "C" AS service,
-            CASE WHEN p_by_service THEN e.properties ->> 'version' END COLLATE "C" AS version,
+            CASE WHEN p_by_service THEN
+                nullif(left(e.properties ->> 'service', 200), '')
+            END COLLATE "C" AS service,
+            CASE WHEN p_by_service THEN
+                nullif(left(e.properties ->> 'version', 200), '')
+            END COLLATE "C" AS version,
             e.event_type_key <> v_error_key AS is_request,
             CASE jsonb_typeof(e.properties -> 'status')
                 WHEN 'number' THEN (e.properties -> 'status')::numeric >= 500
@@ -10720,25 +11257,85 @@ BEGIN
             AND e.occurred_at >= p_from
             AND e.occurred_at < p_to
             AND (p_account IS NULL OR e.account_id = p_account)
+            AND (NOT p_by_account OR e.account_key <> 0)
         -- Rows without the properties are what is sorted.
         OFFSET 0
     )
-    SELECT r.number, r.endpoint,
-        CASE WHEN r.latency >= 0 AND r.latency < 1e15 THEN r.latency END AS measured,
+    SELECT r.account_key, r.number, r.endpoint,
+        CASE WHEN r.latency >= 0 AND r.latency < 1e15 THEN round(r.latency, 6) END AS measured,
         r.service, r.version,
         count(*) FILTER (WHERE r.is_request),
         count(*) FILTER (WHERE r.is_request AND r.is_error),
         count(*) FILTER (WHERE NOT r.is_request)
     FROM requests AS r
-    GROUP BY r.number, r.endpoint, measured, r.service, r.version;
+    GROUP BY r.account_key, r.number, r.endpoint, measured, r.service, r.version;
 END
 $$;
 COMMENT ON FUNCTION analytics._request_counts(
+    timestamptz[], timestamptz, timestamptz, text, boolean, boolean
+) IS
+    'How many requests, and how many of them errors, of all accounts (account_key 0) or of each, '
+    'by period, endpoint and latency (NULL where it is no number from 0 to below 10^15), or by '
+    'period, service and version; then also how many events of type error.';
+
+CREATE FUNCTION analytics._latencies(
+    p_starts timestamptz[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean
+)
+RETURNS TABLE (
+    account_key bigint,
+    period date,
+    endpoint text,
+    requests bigint,
+    p50 numeric,
+    p95 numeric,
+    p99 numeric,
+    errors bigint,
+    error_rate double precision,
+    measured bigint
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_dates date[] := analytics._period_dates(p_starts);
+BEGIN
+    RETURN QUERY
+    WITH counts AS (
+        SELECT c.account_key, c.period_number, c.endpoint, c.latency, c.requests, c.errors,
+            (sum(c.requests) FILTER (WHERE c.latency IS NOT NULL) OVER ascending)::bigint AS so_far
+        FROM analytics._request_counts(
+            p_starts, p_from, p_to, p_account, p_by_account, false
+        ) AS c
+        WINDOW ascending AS (
+            PARTITION BY c.account_key, c.period_number, c.endpoint ORDER BY c.latency
+        )
+    ),
+    endpoints AS (
+        SELECT c.account_key, c.period_number, c.endpoint, sum(c.requests)::bigint AS requests,
+            sum(c.errors)::bigint AS errors, coalesce(max(c.so_far), 0) AS measured,
+            array_agg(c.latency ORDER BY c.latency)
+                FILTER (WHERE c.latency IS NOT NULL) AS latencies,
+            array_agg(c.so_far ORDER BY c.latency)
+                FILTER (WHERE c.latency IS NOT NULL) AS so_far
+        FROM counts AS c
+        GROUP BY c.account_key, c.period_number, c.endpoint
+    )
+    SELECT e.account_key, v_dates[e.period_number], e.endpoint, e.requests,
+        analytics._counted_percentile(e.latencies, e.so_far, 0.5),
+        analytics._counted_percentile(e.latencies, e.so_far, 0.95),
+        analytics._counted_percentile(e.latencies, e.so_far, 0.99),
+        e.errors, e.errors / e.requests::double precision, e.measured
+    FROM endpoints AS e;
+END
+$$;
+COMMENT ON FUNCTION analytics._latencies(
     timestamptz[], timestamptz, timestamptz, text, boolean
 ) IS
-    'How many requests, and how many of them errors, by period, endpoint and latency (NULL where '
-    'it is no number from 0 to below 10^15), or by period, service and version; then also how many '
-    'events of type error.';
+    'The rows of analytics.latency, of all accounts together (account_key 0) or of each.';
 
 CREATE FUNCTION analytics.latency(
     p_from timestamptz DEFAULT NULL,
@@ -10761,9 +11358,8 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
-    v_starts timestamptz[];
+    v_from timestamptz;
+    v_to timestamptz;
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM analytics._check_range(p_from, p_to);
@@ -10772,32 +11368,12 @@ BEGIN
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
-    v_starts := spectrum.period_starts(p_period, v_from, v_to);
-
     RETURN QUERY
-    WITH counts AS (
-        SELECT c.period_number, c.endpoint, c.latency, c.requests, c.errors,
-            (sum(c.requests) FILTER (WHERE c.latency IS NOT NULL) OVER ascending)::bigint AS so_far
-        FROM analytics._request_counts(v_starts, v_from, v_to, p_account, false) AS c
-        WINDOW ascending AS (PARTITION BY c.period_number, c.endpoint ORDER BY c.latency)
-    ),
-    endpoints AS (
-        SELECT c.period_number, c.endpoint, sum(c.requests)::bigint AS requests,
-            sum(c.errors)::bigint AS errors, coalesce(max(c.so_far), 0) AS measured,
-            array_agg(c.latency ORDER BY c.latency)
-                FILTER (WHERE c.latency IS NOT NULL) AS latencies,
-            array_agg(c.so_far ORDER BY c.latency)
-                FILTER (WHERE c.latency IS NOT NULL) AS so_far
-        FROM counts AS c
-        GROUP BY c.period_number, c.endpoint
-    )
-    SELECT spectrum.period_date(v_starts[e.period_number]), e.endpoint, e.requests,
-        analytics._counted_percentile(e.latencies, e.so_far, 0.5),
-        analytics._counted_percentile(e.latencies, e.so_far, 0.95),
-        analytics._counted_percentile(e.latencies, e.so_far, 0.99),
-        e.errors, e.errors / e.requests::double precision, e.measured
-    FROM endpoints AS e
-    ORDER BY e.period_number, e.endpoint;
+    SELECT l.period, l.endpoint, l.requests, l.p50, l.p95, l.p99, l.errors, l.error_rate, l.measured
+    FROM analytics._latencies(
+        spectrum.period_starts(p_period, v_from, v_to), v_from, v_to, p_account, false
+    ) AS l
+    ORDER BY l.period, l.endpoint;
 END
 $$;
 COMMENT ON FUNCTION analytics.latency(timestamptz, timestamptz, text, text) IS
@@ -10827,8 +11403,8 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
     v_starts timestamptz[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
@@ -10843,7 +11419,7 @@ BEGIN
     RETURN QUERY
     SELECT spectrum.period_date(v_starts[c.period_number]), c.service, c.version, c.requests,
         c.errors, c.errors / nullif(c.requests, 0)::double precision, c.error_events
-    FROM analytics._request_counts(v_starts, v_from, v_to, p_account, true) AS c
+    FROM analytics._request_counts(v_starts, v_from, v_to, p_account, false, true) AS c
     ORDER BY c.period_number, c.service, c.version;
 END
 $$;
@@ -10866,8 +11442,8 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
     -- Longer than any day: a day is one piece.
     v_step interval := (
         CASE p_period WHEN 'day' THEN '72 hours' ELSE '1 ' || p_period END
@@ -10914,11 +11490,504 @@ COMMENT ON FUNCTION analytics.throughput(text, timestamptz, timestamptz, text, t
     'as events go), by the instant at which each begins; one without events is a row too. Minutes '
     'and hours are counted off from the start of the calendar day, so an hour that the clock shows '
     'twice is two, and those of a day add up to the day.';
+-- Room 60, standing operations: counts of requests, sums of the news. Beside them stands how often
+-- each latency occurs in a cell, which is one endpoint's day: of the cells in the news, and no
+-- others, the percentiles are found again.
+--
+-- Minutes are kept for a week only: they would be as many as the events. Days are for ever, in
+-- analytics.daily_events, and analytics.throughput counts the minutes of any time.
+
+CREATE FUNCTION spectrum._create_operations()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_operations') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_latencies (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        endpoint text COLLATE "C" NOT NULL,
+        latency numeric NOT NULL,
+        requests bigint NOT NULL,
+        CONSTRAINT rollup_latencies_pkey
+        PRIMARY KEY (report_id, account_id, day, endpoint, latency)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE spectrum.rollup_latencies IS
+        'How often each latency occurs by account (* is all), day and endpoint.';
+    COMMENT ON COLUMN spectrum.rollup_latencies.report_id IS 'spectrum.reports, kind operations.';
+    COMMENT ON COLUMN spectrum.rollup_latencies.latency IS 'latency_ms, to six decimals.';
+
+    CREATE TABLE analytics.mv_operations (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        endpoint text COLLATE "C" NOT NULL,
+        requests bigint NOT NULL,
+        errors bigint NOT NULL,
+        measured bigint NOT NULL,
+        p50 numeric,
+        p95 numeric,
+        p99 numeric,
+        CONSTRAINT mv_operations_pkey PRIMARY KEY (report_id, account_id, day, endpoint)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_operations IS
+        'Requests per account, day and endpoint, and for all accounts together (account_id *), '
+        'kept by refreshes. Read it through analytics.operations.';
+    COMMENT ON COLUMN analytics.mv_operations.report_id IS 'spectrum.reports, kind operations.';
+    COMMENT ON COLUMN analytics.mv_operations.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_operations.endpoint IS 'Empty where requests name none.';
+    COMMENT ON COLUMN analytics.mv_operations.measured IS 'Requests that have a latency.';
+
+    CREATE TABLE analytics.mv_error_rates (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        service text COLLATE "C" NOT NULL,
+        version text COLLATE "C" NOT NULL,
+        requests bigint NOT NULL,
+        errors bigint NOT NULL,
+        error_events bigint NOT NULL,
+        CONSTRAINT mv_error_rates_pkey PRIMARY KEY (report_id, account_id, day, service, version)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_error_rates IS
+        'Requests and errors per account, day, service and version, and for all accounts together '
+        '(account_id *), kept by refreshes. Read it through analytics.error_rates_daily.';
+    COMMENT ON COLUMN analytics.mv_error_rates.report_id IS 'spectrum.reports, kind operations.';
+    COMMENT ON COLUMN analytics.mv_error_rates.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_error_rates.service IS 'Empty where none is named.';
+    COMMENT ON COLUMN analytics.mv_error_rates.error_events IS
+        'Events of type error, which are no requests.';
+
+    CREATE TABLE analytics.mv_throughput (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        minute timestamptz NOT NULL,
+        events bigint NOT NULL,
+        CONSTRAINT mv_throughput_pkey PRIMARY KEY (report_id, account_id, minute)
+    ) WITH (fillfactor = 80);
+    CREATE INDEX mv_throughput_minute_idx ON analytics.mv_throughput (report_id, minute);
+    COMMENT ON TABLE analytics.mv_throughput IS
+        'Events per account and minute of the last eight days, and for all accounts together '
+        '(account_id *), kept by refreshes. Read it through analytics.throughput_minutes.';
+    COMMENT ON COLUMN analytics.mv_throughput.report_id IS 'spectrum.reports, kind operations.';
+
+    PERFORM spectrum._create_operations_views();
+    PERFORM spectrum._add_kind('operations', 86, '_maintain_operations',
+        '{spectrum.rollup_latencies, analytics.mv_operations, analytics.mv_error_rates, '
+        'analytics.mv_throughput}',
+        '{operations, error_rates_daily, throughput_minutes}');
+    PERFORM spectrum._begin_report('operations');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_operations() IS
+    'Room 60: makes rollup_latencies, mv_operations, mv_error_rates, mv_throughput and their '
+    'plain views.';
+
+CREATE FUNCTION spectrum._create_operations_views()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.operations AS
+    SELECT
+        sums.account_id, sums.day, nullif(sums.endpoint, '') AS endpoint, sums.requests,
+        sums.p50, sums.p95, sums.p99, sums.errors,
+        sums.errors / sums.requests::double precision AS error_rate,
+        sums.measured,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_operations AS sums
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'operations' AND report.state = 'served'
+    );
+    COMMENT ON VIEW analytics.operations IS
+        'Requests by account (* is all), day and endpoint: how many, exact percentiles of '
+        'latency_ms, errors. As analytics.latency tells.';
+    COMMENT ON COLUMN analytics.operations.endpoint IS 'Its first 200 characters; NULL: none.';
+    COMMENT ON COLUMN analytics.operations.error_rate IS 'errors / requests.';
+    COMMENT ON COLUMN analytics.operations.measured IS 'Requests that the percentiles are of.';
+
+    CREATE VIEW analytics.error_rates_daily AS
+    SELECT
+        sums.account_id, sums.day, nullif(sums.service, '') AS service,
+        nullif(sums.version, '') AS version, sums.requests, sums.errors,
+        sums.errors / nullif(sums.requests, 0)::double precision AS error_rate,
+        sums.error_events,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_error_rates AS sums
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'operations' AND report.state = 'served'
+    );
+    COMMENT ON VIEW analytics.error_rates_daily IS
+        'Requests and errors by account (* is all), day, service and version, and the events of '
+        'type error beside them. As analytics.error_rates tells.';
+    COMMENT ON COLUMN analytics.error_rates_daily.error_rate IS
+        'errors / requests; NULL without requests.';
+
+    CREATE VIEW analytics.throughput_minutes AS
+    SELECT
+        sums.account_id, sums.minute, sums.events,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_throughput AS sums
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'operations' AND report.state = 'served'
+    ) AND sums.minute >= now() - interval '7 days';
+    COMMENT ON VIEW analytics.throughput_minutes IS
+        'Events by account (* is all) and minute of the last seven days; a minute without events '
+        'is no row. For other times ask analytics.throughput.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_operations_views() IS
+    'Room 60: makes analytics.operations, error_rates_daily and throughput_minutes.';
+
+CREATE FUNCTION analytics._lay_out_requests(p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_keys integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN ('request', 'api_request', 'error')
+    );
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_requests',
+        'sign integer, scope bigint, day date, is_request boolean, is_error boolean, '
+        'endpoint text COLLATE "C", latency numeric, service text COLLATE "C", '
+        'version text COLLATE "C"');
+    -- Read as in analytics._request_counts.
+    INSERT INTO pg_temp.spectrum_requests (
+        sign, scope, day, is_request, is_error, endpoint, latency, service, version
+    )
+    SELECT news.sign, news.scope, c.days[width_bucket(news.occurred_at, c.starts)],
+        t.event_type <> 'error',
+        CASE jsonb_typeof(news.properties -> 'status')
+            WHEN 'number' THEN (news.properties -> 'status')::numeric >= 500
+            WHEN 'string' THEN analytics._text_number(news.properties ->> 'status') >= 500
+        END IS TRUE OR news.properties -> 'error' = 'true',
+        coalesce(left(news.properties ->> 'endpoint', 200), ''),
+        CASE WHEN read.latency >= 0 AND read.latency < 1e15 THEN round(read.latency, 6) END,
+        coalesce(left(news.properties ->> 'service', 200), ''),
+        coalesce(left(news.properties ->> 'version', 200), '')
+    FROM pg_temp.spectrum_news AS news
+    JOIN analytics.event_types AS t USING (event_type_key)
+    CROSS JOIN analytics._news_days() AS c
+    CROSS JOIN LATERAL (
+        SELECT CASE jsonb_typeof(news.properties -> 'latency_ms')
+            WHEN 'number' THEN (news.properties -> 'latency_ms')::numeric
+            WHEN 'string' THEN analytics._text_number(news.properties ->> 'latency_ms')
+        END AS latency
+        OFFSET 0
+    ) AS read
+    WHERE news.event_type_key = ANY (v_keys) AND news.user_key <= p_built_to;
+END
+$$;
+COMMENT ON FUNCTION analytics._lay_out_requests(bigint) IS
+    'Lays out in pg_temp.spectrum_requests the requests and errors among the news, as read.';
+
+CREATE FUNCTION analytics._move_latencies(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    INSERT INTO spectrum.rollup_latencies AS known (
+        report_id, account_id, day, endpoint, latency, requests
+    )
+    SELECT p_report, scopes.account_id, moved.day, moved.endpoint, moved.latency,
+        sum(moved.requests)
+    FROM (
+        SELECT scope, day, endpoint, latency, sum(sign) AS requests
+        FROM pg_temp.spectrum_requests
+        WHERE is_request AND latency IS NOT NULL
+        GROUP BY scope, day, endpoint, latency
+    ) AS moved
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, moved.day, moved.endpoint, moved.latency
+    HAVING sum(moved.requests) <> 0
+    ORDER BY scopes.account_id, moved.day, moved.endpoint, moved.latency
+    ON CONFLICT (report_id, account_id, day, endpoint, latency) DO UPDATE SET
+        requests = known.requests + excluded.requests;
+
+    DELETE FROM spectrum.rollup_latencies AS known
+    USING (
+        SELECT DISTINCT scopes.account_id, moved.day, moved.endpoint, moved.latency
+        FROM pg_temp.spectrum_requests AS moved
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        WHERE moved.sign < 0 AND moved.is_request AND moved.latency IS NOT NULL
+    ) AS went
+    WHERE known.report_id = p_report AND known.account_id = went.account_id
+        AND known.day = went.day AND known.endpoint = went.endpoint
+        AND known.latency = went.latency AND known.requests = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_latencies(integer) IS
+    'Moves rollup_latencies by the requests laid out.';
+
+CREATE FUNCTION analytics._move_endpoints(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    INSERT INTO analytics.mv_operations AS sums (
+        report_id, account_id, day, endpoint, requests, errors, measured, p50, p95, p99
+    )
+    SELECT p_report, moved.account_id, moved.day, moved.endpoint, moved.requests, moved.errors,
+        moved.measured,
+        analytics._counted_percentile(now.latencies, now.so_far, 0.5),
+        analytics._counted_percentile(now.latencies, now.so_far, 0.95),
+        analytics._counted_percentile(now.latencies, now.so_far, 0.99)
+    FROM (
+        SELECT scopes.account_id, cell.day, cell.endpoint, sum(cell.requests) AS requests,
+            sum(cell.errors) AS errors, sum(cell.measured) AS measured
+        FROM (
+            SELECT scope, day, endpoint, sum(sign) AS requests,
+                coalesce(sum(sign) FILTER (WHERE is_error), 0) AS errors,
+                coalesce(sum(sign) FILTER (WHERE latency IS NOT NULL), 0) AS measured
+            FROM pg_temp.spectrum_requests
+            WHERE is_request
+            GROUP BY scope, day, endpoint
+        ) AS cell
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY scopes.account_id, cell.day, cell.endpoint
+    ) AS moved
+    CROSS JOIN LATERAL (
+        SELECT array_agg(value.latency ORDER BY value.latency) AS latencies,
+            array_agg(value.so_far ORDER BY value.latency) AS so_far
+        FROM (
+            SELECT known.latency, (sum(known.requests) OVER (ORDER BY known.latency))::bigint
+                AS so_far
+            FROM spectrum.rollup_latencies AS known
+            WHERE known.report_id = p_report AND known.account_id = moved.account_id
+                AND known.day = moved.day AND known.endpoint = moved.endpoint
+        ) AS value
+        OFFSET 0
+    ) AS now
+    ON CONFLICT (report_id, account_id, day, endpoint) DO UPDATE SET
+        requests = sums.requests + excluded.requests,
+        errors = sums.errors + excluded.errors,
+        measured = sums.measured + excluded.measured,
+        p50 = excluded.p50,
+        p95 = excluded.p95,
+        p99 = excluded.p99;
+
+    DELETE FROM analytics.mv_operations AS sums
+    USING (
+        SELECT DISTINCT scopes.account_id, moved.day
+        FROM pg_temp.spectrum_requests AS moved
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        WHERE moved.sign < 0
+    ) AS went
+    WHERE sums.report_id = p_report AND sums.account_id = went.account_id
+        AND sums.day = went.day AND sums.requests = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_endpoints(integer) IS
+    'Moves mv_operations by the requests laid out, and finds the percentiles of their cells again.';
+
+CREATE FUNCTION analytics._move_error_rates(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    INSERT INTO analytics.mv_error_rates AS sums (
+        report_id, account_id, day, service, version, requests, errors, error_events
+    )
+    SELECT p_report, scopes.account_id, moved.day, moved.service, moved.version,
+        sum(moved.requests), sum(moved.errors), sum(moved.error_events)
+    FROM (
+        SELECT scope, day, service, version,
+            coalesce(sum(sign) FILTER (WHERE is_request), 0) AS requests,
+            coalesce(sum(sign) FILTER (WHERE is_request AND is_error), 0) AS errors,
+            coalesce(sum(sign) FILTER (WHERE NOT is_request), 0) AS error_events
+        FROM pg_temp.spectrum_requests
+        GROUP BY scope, day, service, version
+    ) AS moved
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, moved.day, moved.service, moved.version
+    HAVING (sum(moved.requests), sum(moved.errors), sum(moved.error_events)) <> (0, 0, 0)
+    ON CONFLICT (report_id, account_id, day, service, version) DO UPDATE SET
+        requests = sums.requests + excluded.requests,
+        errors = sums.errors + excluded.errors,
+        error_events = sums.error_events + excluded.error_events;
+
+    DELETE FROM analytics.mv_error_rates AS sums
+    USING (
+        SELECT DISTINCT scopes.account_id, moved.day
+        FROM pg_temp.spectrum_requests AS moved
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        WHERE moved.sign < 0
+    ) AS went
+    WHERE sums.report_id = p_report AND sums.account_id = went.account_id
+        AND sums.day = went.day AND sums.requests = 0 AND sums.error_events = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_error_rates(integer) IS
+    'Moves mv_error_rates by the requests and errors laid out.';
+
+CREATE FUNCTION analytics._move_throughput(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    -- A day more than the view shows: a reader's clock may have stopped before this one.
+    v_from timestamptz := date_bin('1 minute', now() - interval '8 days', '2000-01-01 00:00+00');
+BEGIN
+    INSERT INTO analytics.mv_throughput AS sums (report_id, account_id, minute, events)
+    SELECT p_report, scopes.account_id, moved.minute, sum(moved.events)
+    FROM (
+        SELECT news.scope, date_bin('1 minute', news.occurred_at, v_from) AS minute,
+            sum(news.sign) AS events
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.occurred_at >= v_from AND news.user_key <= p_built_to
+        GROUP BY 1, 2
+    ) AS moved
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, moved.minute
+    HAVING sum(moved.events) <> 0
+    ON CONFLICT (report_id, account_id, minute) DO UPDATE SET
+        events = sums.events + excluded.events;
+
+    DELETE FROM analytics.mv_throughput AS sums
+    WHERE sums.report_id = p_report AND sums.minute < v_from;
+    IF EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign < 0 AND occurred_at >= v_from) THEN
+        DELETE FROM analytics.mv_throughput AS sums
+        USING (
+            SELECT DISTINCT date_bin('1 minute', news.occurred_at, v_from) AS minute
+            FROM pg_temp.spectrum_news AS news
+            WHERE news.sign < 0 AND news.occurred_at >= v_from
+        ) AS went
+        WHERE sums.report_id = p_report AND sums.minute = went.minute AND sums.events = 0;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_throughput(integer, bigint) IS
+    'Moves mv_throughput by the news of the last eight days, and lets go of what is older.';
+
+CREATE FUNCTION analytics._maintain_operations(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM analytics._lay_out_requests(p_built_to);
+    IF EXISTS (SELECT FROM pg_temp.spectrum_requests) THEN
+        PERFORM analytics._move_latencies(p_report);
+        PERFORM analytics._move_endpoints(p_report);
+        PERFORM analytics._move_error_rates(p_report);
+    END IF;
+    PERFORM analytics._move_throughput(p_report, p_built_to);
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_operations(integer, bigint) IS
+    'Moves the tables of operations by the news.';
+
+CREATE FUNCTION analytics._standing_operations()
+RETURNS TABLE (
+    account_id text,
+    day date,
+    endpoint text,
+    requests bigint,
+    p50 numeric,
+    p95 numeric,
+    p99 numeric,
+    errors bigint,
+    error_rate double precision,
+    measured bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT coalesce(accounts.account_id, '*'), l.period, l.endpoint, l.requests, l.p50, l.p95,
+        l.p99, l.errors, l.error_rate, l.measured
+    FROM analytics._settle_range(NULL, NULL, NULL) AS r
+    CROSS JOIN (VALUES (false), (true)) AS scope (by_account)
+    CROSS JOIN LATERAL analytics._latencies(
+        spectrum.period_starts('day', r.from_at, r.to_at), r.from_at, r.to_at, NULL,
+        scope.by_account
+    ) AS l
+    LEFT JOIN analytics.accounts ON accounts.account_key = l.account_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_operations() IS
+    'What analytics.operations has to show, out of all events: for verify().';
+
+CREATE FUNCTION analytics._standing_error_rates_daily()
+RETURNS TABLE (
+    account_id text,
+    day date,
+    service text,
+    version text,
+    requests bigint,
+    errors bigint,
+    error_rate double precision,
+    error_events bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT coalesce(accounts.account_id, '*'), spectrum.period_date(s.starts[c.period_number]),
+        c.service, c.version, c.requests, c.errors,
+        c.errors / nullif(c.requests, 0)::double precision, c.error_events
+    FROM analytics._settle_range(NULL, NULL, NULL) AS r
+    CROSS JOIN LATERAL spectrum.period_starts('day', r.from_at, r.to_at) AS s (starts)
+    CROSS JOIN (VALUES (false), (true)) AS scope (by_account)
+    CROSS JOIN LATERAL analytics._request_counts(
+        s.starts, r.from_at, r.to_at, NULL, scope.by_account, true
+    ) AS c
+    LEFT JOIN analytics.accounts ON accounts.account_key = c.account_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_error_rates_daily() IS
+    'What analytics.error_rates_daily has to show, out of all events: for verify().';
+
+CREATE FUNCTION analytics._standing_throughput_minutes()
+RETURNS TABLE (account_id text, minute timestamptz, events bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_from timestamptz := date_bin(
+        '1 minute', now() - interval '7 days' + interval '1 minute' - interval '1 us',
+        '2000-01-01 00:00+00'
+    );
+BEGIN
+    RETURN QUERY
+    SELECT scope.account_id, date_bin('1 minute', e.occurred_at, v_from) AS minute, count(*)
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL (VALUES ('*'), (e.account_id)) AS scope (account_id)
+    WHERE e.occurred_at >= v_from AND scope.account_id IS NOT NULL
+    GROUP BY scope.account_id, 2;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_throughput_minutes() IS
+    'What analytics.throughput_minutes has to show, out of all events: for verify().';
 -- Room 60, the catalog: which event types there are, with which properties, of which JSON types.
 -- Names and counts only: values may be private and stay in the events. Reads analytics.events once.
 
-CREATE FUNCTION analytics._catalog_counts(p_account text)
+CREATE FUNCTION analytics._catalog_counts(p_account text, p_by_account boolean)
 RETURNS TABLE (
+    account_key bigint,
     event_type_key integer,
     property text,
     json_type text,
@@ -10933,7 +12002,8 @@ SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT e.event_type_key, p.name, p.json_type, count(*), min(e.occurred_at), max(e.occurred_at)
+    SELECT CASE WHEN p_by_account THEN e.account_key ELSE 0 END, e.event_type_key, p.name,
+        p.json_type, count(*), min(e.occurred_at), max(e.occurred_at)
     FROM analytics.events AS e
     CROSS JOIN LATERAL (
         SELECT NULL AS name, NULL AS json_type
@@ -10941,13 +12011,15 @@ BEGIN
         SELECT each.key COLLATE "C", jsonb_typeof(each.value)
         FROM jsonb_each(e.properties) AS each
     ) AS p
-    WHERE p_account IS NULL OR e.account_id = p_account
-    GROUP BY e.event_type_key, p.name, p.json_type;
+    WHERE (p_account IS NULL OR e.account_id = p_account)
+        AND (NOT p_by_account OR e.account_key <> 0)
+    GROUP BY 1, e.event_type_key, p.name, p.json_type;
 END
 $$;
-COMMENT ON FUNCTION analytics._catalog_counts(text) IS
-    'What the catalog is made of: events and their first and last time by event type, property and '
-    'JSON type; without property and JSON type those of the event type itself. All of it adds up.';
+COMMENT ON FUNCTION analytics._catalog_counts(text, boolean) IS
+    'What the catalog is made of: events and their first and last time, of all accounts '
+    '(account_key 0) or of each, by event type, property and JSON type; without property and JSON '
+    'type those of the event type itself.';
 
 CREATE FUNCTION analytics.event_catalog(p_account text DEFAULT NULL)
 RETURNS TABLE (
@@ -10966,7 +12038,7 @@ BEGIN
     SELECT t.event_type, c.property,
         jsonb_object_agg(c.json_type, c.events) FILTER (WHERE c.json_type IS NOT NULL),
         sum(c.events)::bigint, min(c.first_seen), max(c.last_seen)
-    FROM analytics._catalog_counts(p_account) AS c
+    FROM analytics._catalog_counts(p_account, false) AS c
     JOIN analytics.event_types AS t USING (event_type_key)
     GROUP BY t.event_type, c.property
     ORDER BY t.event_type, c.property NULLS FIRST;
@@ -11247,6 +12319,438 @@ END
 $$;
 COMMENT ON FUNCTION analytics._standing_reports() IS
     'What analytics.reports has to show, out of all events: for verify().';
+-- Room 60, standing catalog: how many events have which property, a sum of the news, and when the
+-- first and the last of them occurred. News move these two outwards only. Where the first or last
+-- event itself is taken back, the next one is looked for in the facts, month by month from that
+-- end: what a withdrawal costs, and arriving events do not.
+--
+-- Names of properties are data too. Of each event type, the first 200 names are kept; all others,
+-- those longer than 200 characters among them, share a row (other properties).
+
+CREATE FUNCTION spectrum._create_event_catalog()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_event_catalog') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_property_names (
+        report_id integer NOT NULL,
+        event_type_key integer NOT NULL,
+        property text COLLATE "C" NOT NULL,
+        CONSTRAINT rollup_property_names_pkey PRIMARY KEY (report_id, event_type_key, property)
+    );
+    COMMENT ON TABLE spectrum.rollup_property_names IS
+        'The properties of each event type that the catalog has rows for. Names only come: what '
+        'was counted under other properties stays there.';
+    COMMENT ON COLUMN spectrum.rollup_property_names.report_id IS 'spectrum.reports, kind catalog.';
+
+    CREATE TABLE analytics.mv_event_catalog (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        event_type_key integer NOT NULL,
+        property text COLLATE "C" NOT NULL,
+        json_type text COLLATE "C" NOT NULL,
+        events bigint NOT NULL,
+        first_at timestamptz,
+        last_at timestamptz,
+        CONSTRAINT mv_event_catalog_pkey
+        PRIMARY KEY (report_id, account_id, event_type_key, property, json_type)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_event_catalog IS
+        'Event types and their properties per account, and for all accounts together (account_id '
+        '*), kept by refreshes. Read it through analytics.event_catalog.';
+    COMMENT ON COLUMN analytics.mv_event_catalog.report_id IS 'spectrum.reports, kind catalog.';
+    COMMENT ON COLUMN analytics.mv_event_catalog.event_type_key IS 'dim_event_types.';
+    COMMENT ON COLUMN analytics.mv_event_catalog.json_type IS
+        'Of the property; empty: the row is the event type itself.';
+    COMMENT ON COLUMN analytics.mv_event_catalog.first_at IS
+        'Of the first event; NULL while the facts that say so are being withdrawn.';
+    COMMENT ON COLUMN analytics.mv_event_catalog.last_at IS 'Of the last.';
+
+    CREATE VIEW analytics.event_catalog AS
+    SELECT
+        sums.account_id,
+        dim_event_types.event_type,
+        CASE WHEN sums.is_property THEN sums.property END AS property,
+        sums.types, sums.events, sums.first_seen, sums.last_seen,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM (
+        SELECT
+            kept.account_id, kept.event_type_key, kept.property, kept.json_type <> ''
+                AS is_property,
+            jsonb_object_agg(kept.json_type, kept.events) FILTER (WHERE kept.json_type <> '')
+                AS types,
+            sum(kept.events)::bigint AS events,
+            min(kept.first_at) AS first_seen,
+            max(kept.last_at) AS last_seen
+        FROM analytics.mv_event_catalog AS kept
+        WHERE kept.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'catalog' AND report.state = 'served'
+        )
+        GROUP BY kept.account_id, kept.event_type_key, kept.property, kept.json_type <> ''
+    ) AS sums
+    JOIN warehouse.dim_event_types USING (event_type_key);
+    COMMENT ON VIEW analytics.event_catalog IS
+        'The event types by account (* is all) and their top-level properties. A row without '
+        'property is the event type itself. Values are not shown.';
+    COMMENT ON COLUMN analytics.event_catalog.property IS
+        'Its name; (other properties): those past 200 names of the event type, each counted.';
+    COMMENT ON COLUMN analytics.event_catalog.types IS 'Events by the JSON type of the property.';
+    COMMENT ON COLUMN analytics.event_catalog.events IS 'Events that have it.';
+    COMMENT ON COLUMN analytics.event_catalog.first_seen IS 'When the first of them occurred.';
+    COMMENT ON COLUMN analytics.event_catalog.last_seen IS 'When the last did.';
+    PERFORM spectrum._add_kind('catalog', 87, '_maintain_event_catalog',
+        '{spectrum.rollup_property_names, analytics.mv_event_catalog}', '{event_catalog}');
+    PERFORM spectrum._begin_report('catalog');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_event_catalog() IS
+    'Room 60: makes rollup_property_names, mv_event_catalog and its plain view.';
+
+CREATE FUNCTION analytics._lay_out_properties(p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_properties',
+        'scope bigint, event_type_key integer, property text COLLATE "C", '
+        'json_type text COLLATE "C", events bigint, first_at timestamptz, last_at timestamptz');
+    INSERT INTO pg_temp.spectrum_properties (
+        scope, event_type_key, property, json_type, events, first_at, last_at
+    )
+    SELECT news.scope, news.event_type_key, each.key, jsonb_typeof(each.value),
+        sum(news.sign), min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
+        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+    FROM pg_temp.spectrum_news AS news
+    CROSS JOIN LATERAL jsonb_each(news.properties) AS each
+    WHERE news.user_key <= p_built_to
+    GROUP BY 1, 2, 3, 4
+    UNION ALL
+    SELECT news.scope, news.event_type_key, '', '', sum(news.sign),
+        min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
+        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+    FROM pg_temp.spectrum_news AS news
+    WHERE news.user_key <= p_built_to
+    GROUP BY 1, 2;
+END
+$$;
+COMMENT ON FUNCTION analytics._lay_out_properties(bigint) IS
+    'Lays out in pg_temp.spectrum_properties what the news say of event types and properties. The '
+    'times are of what came and what went: what went is inside the times kept. Who leaves a scope '
+    'comes with all that is his into another.';
+
+CREATE FUNCTION analytics._keep_property_names(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    INSERT INTO spectrum.rollup_property_names (report_id, event_type_key, property)
+    SELECT p_report, numbered.event_type_key, numbered.property
+    FROM (
+        SELECT met.event_type_key, met.property, row_number() OVER (
+            PARTITION BY met.event_type_key ORDER BY met.property
+        ) + (
+            SELECT count(*) FROM spectrum.rollup_property_names AS kept
+            WHERE kept.report_id = p_report AND kept.event_type_key = met.event_type_key
+        ) AS number
+        FROM (
+            SELECT DISTINCT news.event_type_key, news.property
+            FROM pg_temp.spectrum_properties AS news
+            WHERE news.json_type <> '' AND length(news.property) <= 200
+                AND news.property <> '(other properties)'
+        ) AS met
+        WHERE NOT EXISTS (
+            SELECT FROM spectrum.rollup_property_names AS kept
+            WHERE kept.report_id = p_report AND kept.event_type_key = met.event_type_key
+                AND kept.property = met.property
+        )
+    ) AS numbered
+    WHERE numbered.number <= 200;
+
+    UPDATE pg_temp.spectrum_properties AS news SET property = '(other properties)'
+    WHERE news.json_type <> '' AND NOT EXISTS (
+        SELECT FROM spectrum.rollup_property_names AS kept
+        WHERE kept.report_id = p_report AND kept.event_type_key = news.event_type_key
+            AND kept.property = news.property
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._keep_property_names(integer) IS
+    'Gives new properties a row of their own as long as there are not too many, and puts the '
+    'others of pg_temp.spectrum_properties together.';
+
+CREATE FUNCTION analytics._lay_out_lost_ends(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_lost_ends',
+        'is_first boolean, account_id text COLLATE "C", account_key bigint, '
+        'event_type_key integer, property text COLLATE "C", json_type text COLLATE "C", '
+        'lost_at timestamptz, until_at timestamptz');
+    WITH times AS MATERIALIZED (
+        SELECT DISTINCT event_type_key, occurred_at FROM pg_temp.spectrum_news WHERE sign < 0
+    ),
+    changes AS (
+        SELECT news.scope, news.event_type_key, p.property, p.json_type, news.occurred_at,
+            sum(news.sign) AS events
+        FROM pg_temp.spectrum_news AS news
+        JOIN times USING (event_type_key, occurred_at)
+        CROSS JOIN LATERAL (
+            SELECT '' AS property, '' AS json_type
+            UNION ALL
+            SELECT coalesce(kept.property, '(other properties)'), jsonb_typeof(each.value)
+            FROM jsonb_each(news.properties) AS each
+            LEFT JOIN spectrum.rollup_property_names AS kept
+                ON kept.report_id = p_report AND kept.event_type_key = news.event_type_key
+                    AND kept.property = each.key
+        ) AS p
+        WHERE news.user_key <= p_built_to
+        GROUP BY 1, 2, 3, 4, 5
+    )
+    INSERT INTO pg_temp.spectrum_lost_ends (
+        is_first, account_id, event_type_key, property, json_type, lost_at, until_at
+    )
+    SELECT side.is_first, sums.account_id, sums.event_type_key, sums.property, sums.json_type,
+        side.lost_at, side.until_at
+    FROM (
+        SELECT scopes.account_id, changes.event_type_key, changes.property, changes.json_type,
+            changes.occurred_at
+        FROM changes
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY 1, 2, 3, 4, 5
+        HAVING sum(changes.events) < 0
+    ) AS went
+    CROSS JOIN LATERAL (
+        SELECT kept.* FROM analytics.mv_event_catalog AS kept
+        WHERE kept.report_id = p_report AND kept.account_id = went.account_id
+            AND kept.event_type_key = went.event_type_key AND kept.property = went.property
+            AND kept.json_type = went.json_type
+        OFFSET 0
+    ) AS sums
+    CROSS JOIN LATERAL (
+        VALUES (true, sums.first_at, sums.last_at), (false, sums.last_at, sums.first_at)
+    ) AS side (is_first, lost_at, until_at)
+    WHERE side.lost_at = went.occurred_at;
+    UPDATE pg_temp.spectrum_lost_ends AS lost SET account_key = dim.account_key
+    FROM warehouse.dim_accounts AS dim
+    WHERE dim.account_id = lost.account_id AND lost.account_id <> '*';
+
+
+    UPDATE analytics.mv_event_catalog AS sums
+    SET first_at = CASE WHEN NOT lost.is_first THEN sums.first_at END,
+        last_at = CASE WHEN NOT lost.is_last THEN sums.last_at END
+    FROM (
+        SELECT account_id, event_type_key, property, json_type, bool_or(is_first) AS is_first,
+            bool_or(NOT is_first) AS is_last
+        FROM pg_temp.spectrum_lost_ends
+        GROUP BY account_id, event_type_key, property, json_type
+    ) AS lost
+    WHERE sums.report_id = p_report AND sums.account_id = lost.account_id
+        AND sums.event_type_key = lost.event_type_key AND sums.property = lost.property
+        AND sums.json_type = lost.json_type;
+END
+$$;
+COMMENT ON FUNCTION analytics._lay_out_lost_ends(integer, bigint) IS
+    'Lays out in pg_temp.spectrum_lost_ends the rows of the catalog whose first or last event was '
+    'withdrawn, and empties these times.';
+
+CREATE FUNCTION analytics._find_ends(
+    p_report integer,
+    p_built_to bigint,
+    p_is_first boolean,
+    p_month timestamptz
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_end timestamptz := (p_month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
+    v_keys integer[] := ARRAY(
+        SELECT DISTINCT event_type_key FROM pg_temp.spectrum_lost_ends
+        WHERE is_first = p_is_first
+    );
+BEGIN
+    -- Facts that a note still to come will bring do not count yet.
+    WITH still_to_come AS MATERIALIZED (
+        SELECT unnest(event_ids) AS event_id FROM spectrum.news
+        WHERE last_at >= p_month AND first_at < v_end
+    ),
+    found AS (
+        SELECT lost.account_id, lost.event_type_key, lost.property, lost.json_type,
+            CASE WHEN p_is_first THEN min(fact.occurred_at) ELSE max(fact.occurred_at) END AS at
+        FROM warehouse.fact_events AS fact
+        CROSS JOIN LATERAL (
+            SELECT '' AS property, '' AS json_type
+            UNION ALL
+            SELECT coalesce(kept.property, '(other properties)'), jsonb_typeof(each.value)
+            FROM jsonb_each(fact.properties) AS each
+            LEFT JOIN spectrum.rollup_property_names AS kept
+                ON kept.report_id = p_report AND kept.event_type_key = fact.event_type_key
+                    AND kept.property = each.key
+        ) AS p
+        JOIN pg_temp.spectrum_lost_ends AS lost
+            ON lost.is_first = p_is_first AND lost.event_type_key = fact.event_type_key
+                AND lost.property = p.property AND lost.json_type = p.json_type
+                AND coalesce(lost.account_key, fact.account_key) = fact.account_key
+        WHERE fact.event_type_key = ANY (v_keys)
+            AND fact.occurred_at >= p_month AND fact.occurred_at < v_end
+            AND fact.user_key <= p_built_to
+            AND NOT EXISTS (
+                SELECT FROM still_to_come WHERE still_to_come.event_id = fact.event_id
+            )
+        GROUP BY lost.account_id, lost.event_type_key, lost.property, lost.json_type
+    ),
+    moved AS (
+        UPDATE analytics.mv_event_catalog AS sums
+        SET first_at = CASE WHEN p_is_first THEN found.at ELSE sums.first_at END,
+            last_at = CASE WHEN p_is_first THEN sums.last_at ELSE found.at END
+        FROM found
+        WHERE sums.report_id = p_report AND sums.account_id = found.account_id
+            AND sums.event_type_key = found.event_type_key AND sums.property = found.property
+            AND sums.json_type = found.json_type
+        RETURNING sums.account_id, sums.event_type_key, sums.property, sums.json_type
+    )
+    DELETE FROM pg_temp.spectrum_lost_ends AS lost
+    USING moved
+    WHERE lost.is_first = p_is_first AND lost.account_id = moved.account_id
+        AND lost.event_type_key = moved.event_type_key AND lost.property = moved.property
+        AND lost.json_type = moved.json_type;
+END
+$$;
+COMMENT ON FUNCTION analytics._find_ends(integer, bigint, boolean, timestamptz) IS
+    'Finds those of the first (or last) times that were lost which lie in one month, in UTC.';
+
+CREATE FUNCTION analytics._find_lost_ends(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_earliest timestamptz := (SELECT config.earliest_event FROM spectrum.config);
+    v_is_first boolean;
+    v_month timestamptz;
+    v_until timestamptz;
+BEGIN
+    FOREACH v_is_first IN ARRAY '{true, false}'::boolean[] LOOP
+        SELECT
+            date_trunc('month',
+                CASE WHEN v_is_first THEN min(lost_at) ELSE max(lost_at) END, 'UTC'),
+            CASE WHEN v_is_first THEN max(coalesce(until_at, now() + interval '1 month'))
+                ELSE min(coalesce(until_at, v_earliest)) END
+        INTO v_month, v_until
+        FROM pg_temp.spectrum_lost_ends
+        WHERE is_first = v_is_first;
+        WHILE EXISTS (SELECT FROM pg_temp.spectrum_lost_ends WHERE is_first = v_is_first)
+            AND CASE WHEN v_is_first THEN v_month <= v_until
+                ELSE v_month >= date_trunc('month', v_until, 'UTC') END
+        LOOP
+            PERFORM analytics._find_ends(p_report, p_built_to, v_is_first, v_month);
+            v_month := (
+                v_month AT TIME ZONE 'UTC' + CASE WHEN v_is_first THEN 1 ELSE -1 END
+                    * interval '1 month'
+            ) AT TIME ZONE 'UTC';
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION analytics._find_lost_ends(integer, bigint) IS
+    'Finds the first and last times that were lost, month by month from where they were. One that '
+    'is not found is of facts that further notes take back; it stays empty until they come.';
+
+CREATE FUNCTION analytics._maintain_event_catalog(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM analytics._lay_out_properties(p_built_to);
+    PERFORM analytics._keep_property_names(p_report);
+    INSERT INTO analytics.mv_event_catalog AS sums (
+        report_id, account_id, event_type_key, property, json_type, events, first_at, last_at
+    )
+    SELECT p_report, scopes.account_id, news.event_type_key, news.property, news.json_type,
+        sum(news.events), min(news.first_at), max(news.last_at)
+    FROM pg_temp.spectrum_properties AS news
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, news.event_type_key, news.property, news.json_type
+    ON CONFLICT (report_id, account_id, event_type_key, property, json_type) DO UPDATE SET
+        events = sums.events + excluded.events,
+        first_at = least(sums.first_at, excluded.first_at),
+        last_at = greatest(sums.last_at, excluded.last_at);
+
+    IF EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign < 0 AND user_key <= p_built_to) THEN
+        DELETE FROM analytics.mv_event_catalog AS sums
+        USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
+        WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
+            AND sums.events = 0;
+        PERFORM analytics._lay_out_lost_ends(p_report, p_built_to);
+        PERFORM analytics._find_lost_ends(p_report, p_built_to);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_event_catalog(integer, bigint) IS
+    'Moves mv_event_catalog by the news.';
+
+CREATE FUNCTION analytics._standing_event_catalog()
+RETURNS TABLE (
+    account_id text,
+    event_type text,
+    property text,
+    types jsonb,
+    events bigint,
+    first_seen timestamptz,
+    last_seen timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_report integer := (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'catalog' AND report.state = 'served'
+    );
+BEGIN
+    RETURN QUERY
+    WITH counts AS (
+        SELECT coalesce(accounts.account_id, '*') AS account_id, c.event_type_key,
+            CASE WHEN c.property IS NOT NULL THEN coalesce(kept.property, '(other properties)') END
+                AS property,
+            c.json_type, sum(c.events)::bigint AS events, min(c.first_seen) AS first_seen,
+            max(c.last_seen) AS last_seen
+        FROM (VALUES (false), (true)) AS scope (by_account)
+        CROSS JOIN LATERAL analytics._catalog_counts(NULL, scope.by_account) AS c
+        LEFT JOIN analytics.accounts ON accounts.account_key = c.account_key
+        -- Which names have a row of their own depends on the order in which they came.
+        LEFT JOIN spectrum.rollup_property_names AS kept
+            ON kept.report_id = v_report AND kept.event_type_key = c.event_type_key
+                AND kept.property = c.property
+        GROUP BY 1, 2, 3, 4
+    )
+    SELECT c.account_id, t.event_type, c.property,
+        jsonb_object_agg(c.json_type, c.events) FILTER (WHERE c.json_type IS NOT NULL),
+        sum(c.events)::bigint, min(c.first_seen), max(c.last_seen)
+    FROM counts AS c
+    JOIN analytics.event_types AS t USING (event_type_key)
+    GROUP BY c.account_id, t.event_type, c.property;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_event_catalog() IS
+    'What analytics.event_catalog has to show, out of all events: for verify().';
 -- Room 70, incomplete beta: the one function behind every distribution, in logarithms. No data;
 -- read by distributions.sql alone.
 --
@@ -14993,6 +16497,9 @@ BEGIN
     PERFORM spectrum._create_cohorts();
     PERFORM spectrum._create_feature_adoption();
     PERFORM spectrum._create_own_reports();
+    PERFORM spectrum._create_mrr();
+    PERFORM spectrum._create_operations();
+    PERFORM spectrum._create_event_catalog();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -115,6 +116,7 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
             event("subscription_started", account_id="acme", properties={"mrr": 5}),
             event("subscription_changed", account_id="acme", properties={"mrr": "more"}),
             event("request", account_id="acme", properties={"endpoint": "/", "latency_ms": 5}),
+            event("visit", occurred_at=datetime.now(UTC).isoformat()),
         ],
     )
     db.execute("CALL spectrum.run()")

@@ -62,6 +62,9 @@ BEGIN
     PERFORM spectrum._create_cohorts();
     PERFORM spectrum._create_feature_adoption();
     PERFORM spectrum._create_own_reports();
+    PERFORM spectrum._create_mrr();
+    PERFORM spectrum._create_operations();
+    PERFORM spectrum._create_event_catalog();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
