@@ -132,27 +132,35 @@ BEGIN
         touched.read_from, touched.enter_until
     FROM pg_temp.spectrum_funnel_units AS touched
     CROSS JOIN LATERAL (
-        SELECT array_agg(m.occurred_at ORDER BY m.occurred_at, m.event_id) AS times,
-            array_agg(m.mask ORDER BY m.occurred_at, m.event_id) AS masks,
+        -- Ties are in order of event_id where a breakdown tells them apart; else an index holds all
+        -- that is read.
+        SELECT array_agg(m.occurred_at ORDER BY m.occurred_at, m.tie) AS times,
+            array_agg(m.mask ORDER BY m.occurred_at, m.tie) AS masks,
             CASE WHEN p_breakdown IS NOT NULL
-                THEN array_agg(m.label ORDER BY m.occurred_at, m.event_id)
+                THEN array_agg(m.label ORDER BY m.occurred_at, m.tie)
             END AS labels
         FROM (
-            SELECT e.occurred_at, e.event_id,
+            SELECT e.occurred_at, CASE WHEN p_breakdown IS NOT NULL THEN e.event_id END AS tie,
                 CASE WHEN v_is_filtered THEN (
                     SELECT coalesce(bit_or(k.bit), 0)
                     FROM unnest(p_keys, p_filters, p_bits) AS k (key, filter, bit)
                     WHERE k.key = e.event_type_key
                         AND (k.filter IS NULL OR e.properties @> k.filter)
                 ) ELSE coalesce(p_bits[array_position(p_keys, e.event_type_key)], 0) END AS mask,
-                CASE
-                    WHEN p_breakdown = 'account_id' THEN e.account_id
-                    WHEN p_breakdown = 'country' THEN e.country
-                    WHEN p_breakdown = 'region' THEN e.region
-                    WHEN p_breakdown = 'city' THEN e.city
-                    WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
-                END AS label
-            FROM analytics.events AS e
+                nullif(CASE
+                    WHEN p_breakdown = 'account_id' THEN (
+                        SELECT dim.account_id FROM warehouse.dim_accounts AS dim
+                        WHERE dim.account_key = e.account_key
+                    )
+                    WHEN p_breakdown IN ('country', 'region', 'city') THEN (
+                        SELECT CASE p_breakdown WHEN 'country' THEN dim.country
+                            WHEN 'region' THEN dim.region ELSE dim.city END
+                        FROM warehouse.dim_geography AS dim
+                        WHERE dim.geo_key = e.geo_key
+                    )
+                    WHEN p_breakdown IS NOT NULL THEN e.properties ->> p_breakdown
+                END, '') AS label
+            FROM warehouse.visible_events AS e
             WHERE CASE WHEN p_unit = 'account' THEN e.account_key ELSE e.user_key END = touched.unit
                 AND e.user_key <> 0
                 AND e.occurred_at BETWEEN touched.read_from AND touched.read_until
