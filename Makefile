@@ -52,6 +52,7 @@ SOURCES = $(addprefix extension/src/, \
 	71_experiments/15_totals.sql \
 	71_experiments/20_results.sql \
 	71_experiments/25_comparisons.sql \
+	71_experiments/28_kept.sql \
 	71_experiments/30_standing.sql \
 	80_operations/00_refresh.sql \
 	80_operations/10_run.sql \

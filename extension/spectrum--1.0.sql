@@ -10480,8 +10480,9 @@ BEGIN
         denominator_filter = excluded.denominator_filter,
         is_guardrail = excluded.is_guardrail,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._begin_report('experiment', experiment, to_jsonb(definition))
-    FROM spectrum.experiments AS definition WHERE p_name = ANY (metrics);
+    PERFORM spectrum._begin_report(
+        'experiment', experiment, to_jsonb(analytics._experiment_plan(experiment)))
+    FROM spectrum.experiments WHERE p_name = ANY (metrics);
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_metric(
@@ -10663,8 +10664,8 @@ BEGIN
         cuped = excluded.cuped,
         sequential = excluded.sequential,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._begin_report('experiment', p_name, to_jsonb(definition))
-    FROM spectrum.experiments AS definition WHERE experiment = p_name;
+    PERFORM spectrum._begin_report(
+        'experiment', p_name, to_jsonb(analytics._experiment_plan(p_name)));
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_experiment(
@@ -10707,10 +10708,12 @@ CREATE TYPE analytics._experiment_plan AS (
     correction text,
     winsorize double precision,
     cuped interval,
-    sequential bigint
+    sequential bigint,
+    measures jsonb
 );
 COMMENT ON TYPE analytics._experiment_plan IS
-    'An experiment as it is asked about: the columns of analytics.experiments.';
+    'An experiment as it is asked about: the columns of analytics.experiments, and its metrics as '
+    'they were when it was: rows of analytics.metrics.';
 
 CREATE TYPE analytics._experiment_total AS (
     account_id text,
@@ -10763,7 +10766,9 @@ BEGIN
         coalesce(p_confidence, e.confidence), coalesce(p_correction, e.correction),
         nullif(coalesce(p_winsorize, e.winsorize), 1),
         nullif(coalesce(p_cuped, e.cuped), '0'),
-        nullif(coalesce(p_sequential, e.sequential), 0)
+        nullif(coalesce(p_sequential, e.sequential), 0),
+        (SELECT jsonb_agg(to_jsonb(m) - 'changed_at' ORDER BY m.metric)
+        FROM analytics.metrics AS m WHERE m.metric = ANY (e.metrics))
     INTO v_plan
     FROM analytics.experiments AS e
     WHERE e.experiment = p_experiment;
@@ -10774,9 +10779,54 @@ COMMENT ON FUNCTION analytics._experiment_plan(
     text, timestamptz, timestamptz, double precision, text, double precision, interval, bigint
 ) IS
     'The plan of an experiment: what is NULL is as defined, 1 or 0 switches a method off.';
+
+CREATE FUNCTION analytics._measures(p_measures jsonb)
+RETURNS TABLE (
+    metric text,
+    kind text,
+    event_type text,
+    property text,
+    properties_filter jsonb,
+    time_window interval,
+    denominator_event_type text,
+    denominator_property text,
+    denominator_filter jsonb,
+    is_guardrail boolean
+)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT * FROM jsonb_to_recordset(p_measures) AS m (
+        metric text, kind text, event_type text, property text, properties_filter jsonb,
+        time_window interval, denominator_event_type text, denominator_property text,
+        denominator_filter jsonb, is_guardrail boolean
+    )
+$$;
+COMMENT ON FUNCTION analytics._measures(jsonb) IS
+    'The metrics of a plan, as rows of analytics.metrics.';
 -- Room 71, units: who saw which variant, and what each did before and afterwards. A unit is a user;
 -- his first exposure counts. Reads analytics.events only; read by the totals. What a unit is and
 -- does follows from his own events alone, so both may be asked of some users only.
+
+CREATE FUNCTION analytics._exposure_types()
+RETURNS TABLE (event_type_key integer, flag_property text, variant_property text)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 2
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- PostHog's clients report an exposure as the call of a feature flag.
+    RETURN QUERY
+    SELECT t.event_type_key, x.flag_property, x.variant_property
+    FROM (
+        VALUES
+            ('experiment_exposure', 'experiment', 'variant'),
+            ('$feature_flag_called', '$feature_flag', '$feature_flag_response')
+    ) AS x (event_type, flag_property, variant_property)
+    JOIN analytics.event_types AS t USING (event_type);
+END
+$$;
+COMMENT ON FUNCTION analytics._exposure_types() IS
+    'The event types that are exposures, with the properties that name experiment and variant.';
 
 CREATE FUNCTION analytics._experiment_units(
     p_plan analytics._experiment_plan,
@@ -10784,34 +10834,35 @@ CREATE FUNCTION analytics._experiment_units(
     p_by_account boolean,
     p_users bigint[] DEFAULT NULL
 )
-RETURNS TABLE (account_id text, user_key bigint, variant text, exposed_at timestamptz)
+RETURNS TABLE (
+    account_id text,
+    account_key bigint,
+    user_key bigint,
+    variant text,
+    exposed_at timestamptz,
+    low_variant text,
+    high_variant text
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_types integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN ('experiment_exposure', '$feature_flag_called')
-    );
+    v_types integer[] := ARRAY(SELECT t.event_type_key FROM analytics._exposure_types() AS t);
 BEGIN
     RETURN QUERY
     WITH flags AS (
-        -- PostHog's clients report an exposure as the call of a feature flag.
         SELECT
             CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+            CASE WHEN p_by_account OR p_account IS NOT NULL THEN e.account_key ELSE 0 END
+                AS scope_key,
             e.user_key,
             e.occurred_at,
-            CASE e.event_type
-                WHEN 'experiment_exposure' THEN e.properties ->> 'experiment'
-                ELSE e.properties ->> '$feature_flag'
-            END AS flag,
-            CASE e.event_type
-                WHEN 'experiment_exposure' THEN e.properties ->> 'variant'
-                ELSE e.properties ->> '$feature_flag_response'
-            END AS variant
+            e.properties ->> t.flag_property AS flag,
+            e.properties ->> t.variant_property AS variant
         FROM analytics.events AS e
+        JOIN analytics._exposure_types() AS t ON t.event_type_key = e.event_type_key
         WHERE e.event_type_key = ANY (v_types)
             AND e.user_key <> 0
             AND (p_users IS NULL OR e.user_key = ANY (p_users))
@@ -10822,23 +10873,38 @@ BEGIN
     )
     SELECT
         f.scope,
+        f.scope_key,
         f.user_key,
-        CASE WHEN min(f.variant) = max(f.variant) AND p_plan.variants ? min(f.variant)
-            THEN min(f.variant)
-        END,
-        min(f.occurred_at)
+        analytics._counted_variant(p_plan.variants, min(f.variant), max(f.variant)),
+        min(f.occurred_at),
+        min(f.variant),
+        max(f.variant)
     FROM flags AS f
     WHERE f.flag = p_plan.experiment AND f.variant <> ''
-    GROUP BY f.scope, f.user_key;
+    GROUP BY f.scope, f.scope_key, f.user_key;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_units(
     analytics._experiment_plan, text, boolean, bigint[]
 ) IS
     'The users of an experiment (of these, if given), each with his variant and first exposure. '
-    'The variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
+    'The variant of a unit that saw several, or one that is not planned, is NULL: it is left out. '
+    'account_key: whose events count, 0 all.';
 
-CREATE FUNCTION analytics._metric_sides(p_metrics text[])
+CREATE FUNCTION analytics._counted_variant(p_variants jsonb, p_low text, p_high text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN p_low = p_high AND p_variants ? p_low THEN p_low END;
+END
+$$;
+COMMENT ON FUNCTION analytics._counted_variant(jsonb, text, text) IS
+    'The variant that a unit counts for, by the lowest and the highest name that it saw; NULL where '
+    'it saw several, or one that is not planned.';
+
+CREATE FUNCTION analytics._metric_sides(p_measures jsonb)
 RETURNS TABLE (
     metric text,
     is_upper boolean,
@@ -10855,19 +10921,93 @@ BEGIN
     RETURN QUERY
     SELECT m.metric, s.is_upper, t.event_type_key, s.property, s.properties_filter, m.time_window,
         CASE WHEN m.kind = 'proportion' THEN 1 END
-    FROM analytics.metrics AS m
+    FROM analytics._measures(p_measures) AS m
     CROSS JOIN LATERAL (
         VALUES
             (true, m.event_type, m.property, m.properties_filter),
             (false, m.denominator_event_type, m.denominator_property, m.denominator_filter)
     ) AS s (is_upper, event_type, property, properties_filter)
-    JOIN analytics.event_types AS t ON t.event_type = s.event_type
-    WHERE m.metric = ANY (p_metrics);
+    JOIN analytics.event_types AS t ON t.event_type = s.event_type;
 END
 $$;
-COMMENT ON FUNCTION analytics._metric_sides(text[]) IS
+COMMENT ON FUNCTION analytics._metric_sides(jsonb) IS
     'What metrics count of which events: the upper side, and of a ratio the lower. most: a unit '
     'counts no more than this.';
+
+CREATE FUNCTION analytics._experiment_happenings(
+    p_plan analytics._experiment_plan,
+    p_users bigint[],
+    p_accounts bigint[],
+    p_exposed_ats timestamptz[],
+    p_sinces timestamptz[],
+    p_untils timestamptz[]
+)
+RETURNS TABLE (
+    user_key bigint,
+    account_key bigint,
+    occurred_at timestamptz,
+    event_id uuid,
+    metric text,
+    most integer,
+    is_upper boolean,
+    is_before boolean,
+    amount numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 1000000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET timezone = 'UTC'
+SET jit = off
+AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
+    );
+BEGIN
+    RETURN QUERY
+    WITH happenings AS (
+        SELECT u.user_key, u.account_key, u.exposed_at, e.event_type_key, e.occurred_at,
+            e.event_id, e.properties
+        FROM unnest(p_users, p_accounts, p_exposed_ats, p_sinces, p_untils)
+            AS u (user_key, account_key, exposed_at, since, until)
+        JOIN analytics.events AS e ON e.user_key = u.user_key
+            AND e.occurred_at >= u.since AND e.occurred_at < u.until
+        WHERE e.event_type_key = ANY (v_types)
+            AND (u.account_key = 0 OR e.account_key = u.account_key)
+        -- a fence: properties are looked into after the units are known
+        OFFSET 0
+    ),
+    amounts AS (
+        SELECT h.*, s.metric, s.most, s.is_upper,
+            CASE
+                WHEN s.property IS NULL THEN 1
+                WHEN jsonb_typeof(h.properties -> s.property) = 'number'
+                    THEN (h.properties -> s.property)::numeric
+                WHEN jsonb_typeof(h.properties -> s.property) = 'string'
+                    THEN analytics._text_number(h.properties ->> s.property)
+            END AS amount
+        FROM happenings AS h
+        JOIN analytics._metric_sides(p_plan.measures) AS s ON s.event_type_key = h.event_type_key
+        WHERE
+            -- A window runs on after the end of the experiment, else that end cuts.
+            CASE
+                WHEN s.time_window IS NOT NULL THEN h.occurred_at < h.exposed_at + s.time_window
+                ELSE p_plan.ends_at IS NULL OR h.occurred_at < p_plan.ends_at
+            END
+            AND (s.properties_filter IS NULL OR h.properties @> s.properties_filter)
+        OFFSET 0
+    )
+    SELECT a.user_key, a.account_key, a.occurred_at, a.event_id, a.metric, a.most, a.is_upper,
+        a.occurred_at < a.exposed_at, a.amount
+    FROM amounts AS a
+    WHERE abs(a.amount) < 1e15;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_happenings(
+    analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[]
+) IS
+    'The events that metrics count of units, given by user, account (0: all) and first exposure, '
+    'inside [since, until) of each: the one place that says which do, and with what amount.';
 
 CREATE FUNCTION analytics._experiment_contributions(
     p_plan analytics._experiment_plan,
@@ -10888,75 +11028,44 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
 SET timezone = 'UTC'
 SET jit = off
 AS $$
-DECLARE
-    v_types integer[] := ARRAY(
-        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.metrics) AS s
-    );
 BEGIN
     RETURN QUERY
     WITH units AS MATERIALIZED (
         SELECT * FROM analytics._experiment_units(p_plan, p_account, p_by_account, p_users)
     ),
-    happenings AS (
-        SELECT u.*, e.event_type_key, e.occurred_at, e.properties
-        FROM units AS u
-        JOIN analytics.events AS e ON e.user_key = u.user_key
-            AND e.occurred_at >= u.exposed_at - coalesce(p_plan.cuped, '0')
-        WHERE u.variant IS NOT NULL
-            AND e.event_type_key = ANY (v_types)
-            AND (p_users IS NULL OR e.user_key = ANY (p_users))
-            AND (NOT p_by_account OR e.account_id = u.account_id)
-            AND (p_account IS NULL OR e.account_id = p_account)
-        -- a fence: properties are looked into after the units are known
-        OFFSET 0
-    ),
-    amounts AS (
-        SELECT h.account_id, h.user_key, h.variant, s.metric, s.most, s.is_upper,
-            h.occurred_at < h.exposed_at AS is_before,
-            CASE
-                WHEN s.property IS NULL THEN 1
-                WHEN jsonb_typeof(h.properties -> s.property) = 'number'
-                    THEN (h.properties -> s.property)::numeric
-                WHEN jsonb_typeof(h.properties -> s.property) = 'string'
-                    THEN analytics._text_number(h.properties ->> s.property)
-            END AS amount
-        FROM happenings AS h
-        JOIN analytics._metric_sides(p_plan.metrics) AS s ON s.event_type_key = h.event_type_key
-        WHERE
-            -- A window runs on after the end of the experiment, else that end cuts.
-            CASE
-                WHEN s.time_window IS NOT NULL THEN h.occurred_at < h.exposed_at + s.time_window
-                ELSE p_plan.ends_at IS NULL OR h.occurred_at < p_plan.ends_at
-            END
-            AND (s.properties_filter IS NULL OR h.properties @> s.properties_filter)
-        OFFSET 0
-    ),
     sums AS (
-        SELECT a.account_id, a.user_key, a.variant, a.metric, a.most,
-            coalesce(bool_or(a.is_upper) FILTER (WHERE NOT a.is_before), false) AS has_converted,
-            coalesce(sum(a.amount) FILTER (WHERE a.is_upper AND NOT a.is_before), 0) AS x,
-            coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper AND NOT a.is_before), 0) AS y,
-            coalesce(sum(a.amount) FILTER (WHERE a.is_upper AND a.is_before), 0) AS w,
-            coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper AND a.is_before), 0) AS v
-        FROM amounts AS a
-        WHERE abs(a.amount) < 1e15
-        GROUP BY a.account_id, a.user_key, a.variant, a.metric, a.most
+        SELECT h.user_key, h.account_key, h.metric, h.most,
+            coalesce(bool_or(h.is_upper) FILTER (WHERE NOT h.is_before), false) AS has_converted,
+            coalesce(sum(h.amount) FILTER (WHERE h.is_upper AND NOT h.is_before), 0) AS x,
+            coalesce(sum(h.amount) FILTER (WHERE NOT h.is_upper AND NOT h.is_before), 0) AS y,
+            coalesce(sum(h.amount) FILTER (WHERE h.is_upper AND h.is_before), 0) AS w,
+            coalesce(sum(h.amount) FILTER (WHERE NOT h.is_upper AND h.is_before), 0) AS v
+        FROM (
+            SELECT array_agg(u.user_key) AS users, array_agg(u.account_key) AS accounts,
+                array_agg(u.exposed_at) AS exposed_ats,
+                array_agg(u.exposed_at - coalesce(p_plan.cuped, '0')) AS sinces,
+                array_agg('infinity'::timestamptz) AS untils
+            FROM units AS u
+            WHERE u.variant IS NOT NULL
+        ) AS counted
+        CROSS JOIN LATERAL analytics._experiment_happenings(
+            p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.sinces,
+            counted.untils
+        ) AS h
+        GROUP BY h.user_key, h.account_key, h.metric, h.most
     )
     SELECT u.account_id, u.user_key, u.variant, NULL, false, NULL::numeric, NULL::numeric,
         NULL::numeric, NULL::numeric
     FROM units AS u
     UNION ALL
-    -- Rounded, so that no product of them leaves the range of double precision.
-    SELECT s.account_id, s.user_key, s.variant, s.metric, s.has_converted,
-        trim_scale(round(least(s.x, s.most), 15)),
-        trim_scale(round(s.y, 15)),
-        trim_scale(round(least(s.w, s.most), 15)),
-        trim_scale(round(s.v, 15))
-    FROM sums AS s;
+    SELECT u.account_id, u.user_key, u.variant, s.metric, s.has_converted,
+        analytics._unit_amount(s.x, s.most), analytics._unit_amount(s.y, NULL),
+        analytics._unit_amount(s.w, s.most), analytics._unit_amount(s.v, NULL)
+    FROM sums AS s
+    JOIN units AS u ON u.user_key = s.user_key AND u.account_key = s.account_key;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_contributions(
@@ -10966,11 +11075,28 @@ COMMENT ON FUNCTION analytics._experiment_contributions(
     'to each metric its sums from the first exposure on, inside the metric''s window, and with '
     'CUPED its sums before; 1 at most for a proportion. A unit that did nothing of a metric has no '
     'row for it and counts as 0.';
+
+CREATE FUNCTION analytics._unit_amount(p_sum numeric, p_most integer)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN trim_scale(round(least(p_sum, p_most), 15));
+END
+$$;
+COMMENT ON FUNCTION analytics._unit_amount(numeric, integer) IS
+    'What a unit''s sum counts: at most p_most, and rounded, so that no product of two leaves the '
+    'range of double precision.';
 -- Room 71, totals: sums over the units of each variant. Nothing but sums, so what is new is added
 -- to what was there; only winsorizing needs to see each unit's amount. Read by the results.
 
 CREATE FUNCTION analytics._winsorize_contributions(
-    p_plan analytics._experiment_plan, p_account text, p_by_account boolean
+    p_plan analytics._experiment_plan,
+    p_account text,
+    p_by_account boolean,
+    p_report integer,
+    p_accounts text[]
 )
 RETURNS TABLE (
     account_id text,
@@ -10991,7 +11117,11 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH contributions AS MATERIALIZED (
-        SELECT * FROM analytics._experiment_contributions(p_plan, p_account, p_by_account)
+        SELECT c.* FROM analytics._experiment_contributions(p_plan, p_account, p_by_account) AS c
+        WHERE p_report IS NULL
+        UNION ALL
+        SELECT k.* FROM analytics._kept_contributions(p_report, p_plan, p_accounts) AS k
+        WHERE p_report IS NOT NULL
     ),
     crowds AS (
         SELECT c.account_id, count(*) AS units
@@ -11007,7 +11137,8 @@ BEGIN
                 array_agg(c.amount_before) AS w, array_agg(c.denominator_before) AS v
             FROM contributions AS c
             JOIN crowds AS g ON g.account_id = c.account_id
-            JOIN analytics.metrics AS m ON m.metric = c.metric AND m.kind <> 'proportion'
+            JOIN analytics._measures(p_plan.measures) AS m
+                ON m.metric = c.metric AND m.kind <> 'proportion'
             WHERE p_plan.winsorize IS NOT NULL
             GROUP BY c.account_id, c.metric, g.units
         ) AS c
@@ -11033,13 +11164,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._winsorize_contributions(
-    analytics._experiment_plan, text, boolean
+    analytics._experiment_plan, text, boolean, integer, text[]
 ) IS
     'The contributions, with amounts cut at percentiles over all units of the scope, whatever '
-    'their variant, where the plan says so. Each of the four amounts has percentiles of its own.';
+    'their variant, where the plan says so. Each of the four amounts has percentiles of its own. '
+    'Of a standing report, if one is given: those it keeps, of these accounts.';
 
-CREATE FUNCTION analytics._experiment_totals(
-    p_plan analytics._experiment_plan, p_account text, p_by_account boolean
+CREATE FUNCTION analytics._experiment_sums(
+    p_plan analytics._experiment_plan,
+    p_account text,
+    p_by_account boolean,
+    p_report integer DEFAULT NULL,
+    p_accounts text[] DEFAULT NULL
 )
 RETURNS SETOF analytics._experiment_total
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -11048,74 +11184,84 @@ SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
-    WITH contributions AS MATERIALIZED (
-        SELECT * FROM analytics._winsorize_contributions(p_plan, p_account, p_by_account)
-    ),
-    counts AS (
-        SELECT c.account_id, c.variant, count(*) AS units
-        FROM contributions AS c
-        WHERE c.metric IS NULL
-        GROUP BY c.account_id, c.variant
-    ),
+    SELECT c.account_id, coalesce(c.metric, ''), coalesce(c.variant, ''), count(*), 0::bigint,
+        count(*) FILTER (WHERE c.has_converted),
+        sum(c.x), sum(c.x * c.x), sum(c.y), sum(c.y * c.y), sum(c.x * c.y),
+        sum(c.w), sum(c.w * c.w), sum(c.v), sum(c.v * c.v), sum(c.w * c.v),
+        sum(c.x * c.w), sum(c.x * c.v), sum(c.y * c.w), sum(c.y * c.v),
+        min(c.low), max(c.high)
+    FROM analytics._winsorize_contributions(
+        p_plan, p_account, p_by_account, p_report, p_accounts
+    ) AS c
+    GROUP BY c.account_id, c.metric, c.variant;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_sums(
+    analytics._experiment_plan, text, boolean, integer, text[]
+) IS
+    'Sums over the contributions of each scope, metric and variant. The units of a variant are the '
+    'row without a metric; those left out the one without a variant either.';
+
+CREATE FUNCTION analytics._experiment_totals(
+    p_plan analytics._experiment_plan, p_scope text, p_sums analytics._experiment_total[]
+)
+RETURNS SETOF analytics._experiment_total
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH sums AS MATERIALIZED (SELECT * FROM unnest(p_sums)),
     scopes AS (
-        SELECT c.account_id,
-            coalesce(sum(c.units) FILTER (WHERE c.variant IS NULL), 0)::bigint AS excluded_units
+        SELECT c.account_id, coalesce(sum(c.units), 0)::bigint AS excluded_units
         FROM (
-            SELECT * FROM counts
+            SELECT s.account_id, CASE WHEN s.metric = '' AND s.variant = '' THEN s.units END
+                AS units
+            FROM sums AS s
             UNION ALL
-            SELECT coalesce(p_account, '*'), NULL, 0 WHERE NOT p_by_account
+            SELECT p_scope, NULL WHERE p_scope IS NOT NULL
         ) AS c
         GROUP BY c.account_id
     ),
     cuts AS (
-        SELECT c.account_id, c.metric, min(c.low) AS low, max(c.high) AS high
-        FROM contributions AS c
-        WHERE p_plan.winsorize IS NOT NULL
-        GROUP BY c.account_id, c.metric
-    ),
-    sums AS (
-        SELECT c.account_id, c.metric, c.variant,
-            count(*) FILTER (WHERE c.has_converted) AS conversions,
-            sum(c.x) AS x, sum(c.x * c.x) AS xx,
-            sum(c.y) AS y, sum(c.y * c.y) AS yy, sum(c.x * c.y) AS xy,
-            sum(c.w) AS w, sum(c.w * c.w) AS ww,
-            sum(c.v) AS v, sum(c.v * c.v) AS vv, sum(c.w * c.v) AS wv,
-            sum(c.x * c.w) AS xw, sum(c.x * c.v) AS xv, sum(c.y * c.w) AS yw, sum(c.y * c.v) AS yv
-        FROM contributions AS c
-        WHERE c.metric IS NOT NULL
-        GROUP BY c.account_id, c.metric, c.variant
+        SELECT s.account_id, s.metric, min(s.winsor_low) AS low, max(s.winsor_high) AS high
+        FROM sums AS s
+        GROUP BY s.account_id, s.metric
     )
     SELECT g.account_id, m.metric, v.variant, n.units, g.excluded_units,
-        coalesce(s.conversions, 0), coalesce(s.x, 0), coalesce(s.xx, 0),
+        coalesce(s.conversions, 0), trim_scale(coalesce(s.sum_x, 0)),
+        trim_scale(coalesce(s.sum_xx, 0)),
         -- but for a ratio, every unit has 1 below
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.y, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yy, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.xy, 0) ELSE coalesce(s.x, 0) END,
-        coalesce(s.w, 0), coalesce(s.ww, 0),
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.v, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.vv, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.wv, 0) ELSE coalesce(s.w, 0) END,
-        coalesce(s.xw, 0),
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.xv, 0) ELSE coalesce(s.x, 0) END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yw, 0) ELSE coalesce(s.w, 0) END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yv, 0) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_y, 0)) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_yy, 0)) ELSE n.units END,
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_xy ELSE s.sum_x END, 0)),
+        trim_scale(coalesce(s.sum_w, 0)), trim_scale(coalesce(s.sum_ww, 0)),
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_v, 0)) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_vv, 0)) ELSE n.units END,
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_wv ELSE s.sum_w END, 0)),
+        trim_scale(coalesce(s.sum_xw, 0)),
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_xv ELSE s.sum_x END, 0)),
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_yw ELSE s.sum_w END, 0)),
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_yv, 0)) ELSE n.units END,
         CASE WHEN p_plan.winsorize < 1 AND m.kind <> 'proportion' THEN coalesce(b.low, 0) END,
         CASE WHEN p_plan.winsorize < 1 AND m.kind <> 'proportion' THEN coalesce(b.high, 0) END
     FROM scopes AS g
-    CROSS JOIN analytics.metrics AS m
+    CROSS JOIN analytics._measures(p_plan.measures) AS m
     CROSS JOIN jsonb_object_keys(p_plan.variants) AS v (variant)
-    LEFT JOIN counts AS c ON c.account_id = g.account_id AND c.variant = v.variant
+    LEFT JOIN sums AS c
+        ON c.account_id = g.account_id AND c.metric = '' AND c.variant = v.variant
     CROSS JOIN LATERAL (SELECT coalesce(c.units, 0) AS units) AS n
     LEFT JOIN sums AS s
         ON s.account_id = g.account_id AND s.metric = m.metric AND s.variant = v.variant
-    LEFT JOIN cuts AS b ON b.account_id = g.account_id AND b.metric = m.metric
-    WHERE m.metric = ANY (p_plan.metrics);
+    LEFT JOIN cuts AS b ON b.account_id = g.account_id AND b.metric = m.metric;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_totals(
-    analytics._experiment_plan, text, boolean
+    analytics._experiment_plan, text, analytics._experiment_total[]
 ) IS
-    'Units and sums of each scope, metric and planned variant: all that the statistics need.';
+    'Units and sums of each scope, metric and planned variant, with zeros where nobody came: all '
+    'that the statistics need. p_scope is there even without units.';
 -- Room 71, results: what an experiment says. Its totals become values, intervals and tests by the
 -- mathematics of room 70. Reads no events; read by analytics.experiment and by
 -- mv_experiment_results (30_standing.sql).
@@ -11340,7 +11486,7 @@ BEGIN
         SELECT t, m.kind, m.is_guardrail, v.theta, s.*,
             m.kind = 'proportion' AND coalesce(v.theta, 0) = 0 AS is_rate
         FROM unnest(p_totals) AS t
-        JOIN analytics.metrics AS m ON m.metric = t.metric
+        JOIN analytics._measures(p_plan.measures) AS m ON m.metric = t.metric
         LEFT JOIN covariates AS v ON v.account_id = t.account_id AND v.metric = t.metric
         CROSS JOIN LATERAL analytics._experiment_moments(m.kind, t, v.theta, v.before) AS s
     )
@@ -11540,6 +11686,460 @@ COMMENT ON FUNCTION analytics._experiment_results(
     'The results of an experiment in each scope of its totals: arms, their comparison with '
     'control, the split against the plan, and p-values adjusted over all metrics and variants but '
     'guardrails.';
+-- Room 71, standing experiments, how they are kept: of each user that the news concern, what he
+-- contributed is taken out of the totals, and what he contributes now is put in. Kept are his
+-- exposure and, by day, what he did of each metric: a heavy user is read on the days of the news
+-- alone, unless his exposure changed. Results are made again, from the totals, of the accounts
+-- whose totals moved; winsorized ones from the amounts of all units of these accounts.
+
+CREATE FUNCTION analytics._touch_experiment_units(
+    p_report integer,
+    p_built_to bigint,
+    p_plan analytics._experiment_plan
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT x.event_type_key FROM analytics._exposure_types() AS x
+        UNION
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
+    );
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_experiment_units',
+        'user_key bigint, scope bigint, is_leaving boolean, is_less boolean, '
+        'old_variant text, old_exposed_at timestamptz, variant text, exposed_at timestamptz, '
+        'low_variant text, high_variant text');
+    INSERT INTO pg_temp.spectrum_experiment_units (
+        user_key, scope, is_leaving, is_less, old_variant, old_exposed_at, exposed_at,
+        low_variant, high_variant, variant
+    )
+    SELECT touched.user_key, touched.scope, touched.is_leaving, touched.is_less, known.variant,
+        known.exposed_at,
+        seen.exposed_at, seen.low_variant, seen.high_variant,
+        analytics._counted_variant(p_plan.variants, seen.low_variant, seen.high_variant)
+    FROM (
+        SELECT news.user_key, news.scope, bool_or(news.is_leaving) AS is_leaving,
+            coalesce(bool_or(news.sign < 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
+            min(news.occurred_at) FILTER (WHERE news.sign > 0 AND seen.variant <> '')
+                AS exposed_at,
+            min(seen.variant COLLATE "C") FILTER (WHERE news.sign > 0 AND seen.variant <> '')
+                AS low_variant,
+            max(seen.variant COLLATE "C") FILTER (WHERE news.sign > 0 AND seen.variant <> '')
+                AS high_variant
+        FROM pg_temp.spectrum_news AS news
+        LEFT JOIN analytics._exposure_types() AS x USING (event_type_key)
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN news.properties ->> x.flag_property = p_plan.experiment
+                AND (p_plan.starts_at IS NULL OR news.occurred_at >= p_plan.starts_at)
+                AND (p_plan.ends_at IS NULL OR news.occurred_at < p_plan.ends_at)
+            THEN news.properties ->> x.variant_property END AS variant
+        ) AS seen
+        WHERE news.user_key <> 0 AND news.user_key <= p_built_to
+            AND (news.is_leaving OR news.event_type_key = ANY (v_types))
+        GROUP BY news.user_key, news.scope
+    ) AS touched
+    LEFT JOIN LATERAL (
+        SELECT before.variant, before.exposed_at, before.low_variant, before.high_variant
+        FROM spectrum.rollup_experiment_units AS before
+        WHERE before.report_id = p_report AND before.user_key = touched.user_key
+            AND before.scope = touched.scope
+        OFFSET 0
+    ) AS known ON true
+    -- Exposures that were taken back: what is left of them is in the facts alone, see below.
+    LEFT JOIN LATERAL (
+        SELECT
+            least(known.exposed_at, touched.exposed_at) AS exposed_at,
+            least(known.low_variant, touched.low_variant) AS low_variant,
+            greatest(known.high_variant, touched.high_variant) AS high_variant
+    ) AS seen ON NOT touched.is_leaving AND NOT touched.is_less
+    WHERE known.exposed_at IS NOT NULL
+        OR (touched.exposed_at IS NOT NULL AND NOT touched.is_leaving);
+
+    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
+        RETURN;
+    END IF;
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
+        high_variant = found.high_variant, variant = found.variant
+    FROM (VALUES (false), (true)) AS modes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_units(p_plan, NULL, modes.by_account, ARRAY(
+        SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
+        WHERE less.is_less AND NOT less.is_leaving AND (less.scope < 0) = modes.by_account
+    )) AS found
+    WHERE touched.is_less AND NOT touched.is_leaving AND touched.user_key = found.user_key
+        AND CASE WHEN modes.by_account THEN touched.scope = -found.account_key
+            ELSE touched.scope >= 0 END;
+END
+$$;
+COMMENT ON FUNCTION analytics._touch_experiment_units(
+    integer, bigint, analytics._experiment_plan
+) IS
+    'Lays out the units that the news concern, exposed or not as they were and as they are. A user '
+    'without an exposure is none.';
+
+CREATE FUNCTION analytics._kept_contributions(
+    p_report integer, p_plan analytics._experiment_plan, p_accounts text[]
+)
+RETURNS TABLE (
+    account_id text,
+    user_key bigint,
+    variant text,
+    metric text,
+    has_converted boolean,
+    amount numeric,
+    denominator numeric,
+    amount_before numeric,
+    denominator_before numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH units AS MATERIALIZED (
+        SELECT '*' AS account_id, unit.user_key, unit.scope, unit.variant
+        FROM spectrum.rollup_experiment_units AS unit
+        WHERE '*' = ANY (p_accounts) AND unit.report_id = p_report AND unit.scope >= 0
+        UNION ALL
+        SELECT dim.account_id, unit.user_key, unit.scope, unit.variant
+        FROM warehouse.dim_accounts AS dim
+        CROSS JOIN (VALUES (1), (-1)) AS sign (factor)
+        JOIN spectrum.rollup_experiment_units AS unit
+            ON unit.report_id = p_report AND unit.scope = dim.account_key * sign.factor
+        WHERE dim.account_id = ANY (p_accounts) AND dim.account_key <> 0
+    )
+    SELECT unit.account_id, unit.user_key, unit.variant, NULL, false, NULL::numeric,
+        NULL::numeric, NULL::numeric, NULL::numeric
+    FROM units AS unit
+    UNION ALL
+    SELECT unit.account_id, unit.user_key, unit.variant, did.metric, bool_or(did.has_converted),
+        analytics._unit_amount(sum(did.x), did.most), analytics._unit_amount(sum(did.y), NULL),
+        analytics._unit_amount(sum(did.w), did.most), analytics._unit_amount(sum(did.v), NULL)
+    FROM units AS unit
+    JOIN spectrum.rollup_experiment_days AS did
+        ON did.report_id = p_report AND did.user_key = unit.user_key AND did.scope = unit.scope
+    GROUP BY unit.account_id, unit.user_key, unit.variant, did.metric, did.most;
+END
+$$;
+COMMENT ON FUNCTION analytics._kept_contributions(
+    integer, analytics._experiment_plan, text[]
+) IS
+    'What analytics._experiment_contributions says, from what a standing report keeps of some '
+    'accounts.';
+
+CREATE FUNCTION analytics._move_experiment_days(
+    p_report integer, p_plan analytics._experiment_plan
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET timezone = 'UTC'
+-- What is read is told unit by unit.
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
+    );
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_experiment_reads',
+        'user_key bigint, scope bigint, exposed_at timestamptz, day date, since timestamptz, '
+        'until timestamptz');
+    INSERT INTO pg_temp.spectrum_experiment_reads (
+        user_key, scope, exposed_at, day, since, until
+    )
+    SELECT unit.user_key, unit.scope, unit.exposed_at, NULL,
+        unit.exposed_at - coalesce(p_plan.cuped, '0'), 'infinity'
+    FROM pg_temp.spectrum_experiment_units AS unit
+    WHERE (unit.variant, unit.exposed_at)
+        IS DISTINCT FROM (unit.old_variant, unit.old_exposed_at)
+    UNION ALL
+    SELECT unit.user_key, unit.scope, unit.exposed_at, days.day,
+        greatest(days.day, unit.exposed_at - coalesce(p_plan.cuped, '0')),
+        days.day + interval '1 day'
+    FROM pg_temp.spectrum_experiment_units AS unit
+    JOIN (
+        SELECT DISTINCT news.user_key, news.scope, news.occurred_at::date AS day
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.event_type_key = ANY (v_types)
+    ) AS days USING (user_key, scope)
+    WHERE unit.variant = unit.old_variant AND unit.exposed_at = unit.old_exposed_at
+        AND days.day + interval '1 day' > unit.exposed_at - coalesce(p_plan.cuped, '0');
+    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_reads) THEN
+        RETURN;
+    END IF;
+
+    DELETE FROM spectrum.rollup_experiment_days AS did
+    USING pg_temp.spectrum_experiment_reads AS reads
+    WHERE did.report_id = p_report AND did.user_key = reads.user_key AND did.scope = reads.scope
+        AND (reads.day IS NULL OR did.day = reads.day);
+    INSERT INTO spectrum.rollup_experiment_days (
+        report_id, user_key, scope, day, metric, most, has_converted, x, y, w, v
+    )
+    SELECT p_report, unit.user_key, unit.scope, did.occurred_at::date, did.metric, did.most,
+        coalesce(bool_or(did.is_upper) FILTER (WHERE NOT did.is_before), false),
+        coalesce(sum(did.amount) FILTER (WHERE did.is_upper AND NOT did.is_before), 0),
+        coalesce(sum(did.amount) FILTER (WHERE NOT did.is_upper AND NOT did.is_before), 0),
+        coalesce(sum(did.amount) FILTER (WHERE did.is_upper AND did.is_before), 0),
+        coalesce(sum(did.amount) FILTER (WHERE NOT did.is_upper AND did.is_before), 0)
+    FROM (
+        SELECT array_agg(reads.user_key) AS users,
+            array_agg(greatest(0, -reads.scope)) AS accounts,
+            array_agg(reads.exposed_at) AS exposed_ats, array_agg(reads.since) AS sinces,
+            array_agg(reads.until) AS untils
+        FROM pg_temp.spectrum_experiment_reads AS reads
+        JOIN pg_temp.spectrum_experiment_units AS unit USING (user_key, scope)
+        WHERE unit.variant IS NOT NULL
+    ) AS known
+    CROSS JOIN LATERAL analytics._experiment_happenings(
+        p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils
+    ) AS did
+    JOIN pg_temp.spectrum_experiment_units AS unit ON unit.user_key = did.user_key
+        AND greatest(0, -unit.scope) = did.account_key
+    WHERE unit.variant IS NOT NULL
+    GROUP BY unit.user_key, unit.scope, did.occurred_at::date, did.metric, did.most;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_experiment_days(
+    integer, analytics._experiment_plan
+) IS
+    'Brings rollup_experiment_days up to the facts: on the days of the news, or, of units whose '
+    'exposure or variant changed, on all.';
+
+CREATE FUNCTION analytics._note_experiment_moves(p_report integer, p_sign integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+BEGIN
+    INSERT INTO pg_temp.spectrum_experiment_moves (
+        sign, scope, variant, metric, has_converted, x, y, w, v
+    )
+    SELECT p_sign, unit.scope, part.*
+    FROM pg_temp.spectrum_experiment_units AS unit
+    CROSS JOIN LATERAL (
+        SELECT
+            CASE WHEN p_sign < 0 THEN unit.old_variant ELSE unit.variant END AS variant,
+            CASE WHEN p_sign < 0 THEN unit.old_exposed_at ELSE unit.exposed_at END AS exposed_at
+    ) AS seen
+    CROSS JOIN LATERAL (
+        SELECT coalesce(seen.variant, ''), '', false, 0::numeric, 0::numeric, 0::numeric,
+            0::numeric
+        UNION ALL
+        SELECT seen.variant, did.metric, bool_or(did.has_converted),
+            analytics._unit_amount(sum(did.x), did.most), analytics._unit_amount(sum(did.y), NULL),
+            analytics._unit_amount(sum(did.w), did.most), analytics._unit_amount(sum(did.v), NULL)
+        FROM spectrum.rollup_experiment_days AS did
+        WHERE did.report_id = p_report AND did.user_key = unit.user_key
+            AND did.scope = unit.scope
+        GROUP BY did.metric, did.most
+        OFFSET 0
+    ) AS part
+    WHERE seen.exposed_at IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._note_experiment_moves(integer, integer) IS
+    'Lays out what the units laid out contribute by what is kept of them: with sign -1 before they '
+    'are brought up to the news, with 1 afterwards.';
+
+CREATE FUNCTION analytics._move_experiment_units(
+    p_report integer, p_plan analytics._experiment_plan
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_experiment_moves',
+        'sign integer, scope bigint, variant text, metric text, has_converted boolean, '
+        'x numeric, y numeric, w numeric, v numeric');
+    PERFORM analytics._note_experiment_moves(p_report, -1);
+
+    DELETE FROM spectrum.rollup_experiment_units AS known
+    USING pg_temp.spectrum_experiment_units AS unit
+    WHERE known.report_id = p_report AND known.user_key = unit.user_key
+        AND known.scope = unit.scope AND unit.exposed_at IS NULL;
+    INSERT INTO spectrum.rollup_experiment_units AS known (
+        report_id, user_key, scope, variant, exposed_at, low_variant, high_variant
+    )
+    SELECT p_report, unit.user_key, unit.scope, unit.variant, unit.exposed_at, unit.low_variant,
+        unit.high_variant
+    FROM pg_temp.spectrum_experiment_units AS unit
+    WHERE unit.exposed_at IS NOT NULL
+    ON CONFLICT (report_id, user_key, scope) DO UPDATE SET
+        variant = excluded.variant,
+        exposed_at = excluded.exposed_at,
+        low_variant = excluded.low_variant,
+        high_variant = excluded.high_variant
+    WHERE (known.exposed_at, known.low_variant, known.high_variant)
+        <> (excluded.exposed_at, excluded.low_variant, excluded.high_variant);
+
+    PERFORM analytics._move_experiment_days(p_report, p_plan);
+    PERFORM analytics._note_experiment_moves(p_report, 1);
+END
+$$;
+COMMENT ON FUNCTION analytics._move_experiment_units(
+    integer, analytics._experiment_plan
+) IS
+    'Brings what is kept of the units laid out up to the news and leaves in '
+    'pg_temp.spectrum_experiment_moves what they contributed and what they contribute.';
+
+CREATE FUNCTION analytics._move_experiment_totals(p_report integer)
+RETURNS text[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_accounts text[];
+BEGIN
+    WITH moved AS (
+        SELECT scope, metric, variant, sum(sign) AS units,
+            coalesce(sum(sign) FILTER (WHERE has_converted), 0) AS conversions,
+            sum(sign * x) AS x, sum(sign * x * x) AS xx,
+            sum(sign * y) AS y, sum(sign * y * y) AS yy, sum(sign * x * y) AS xy,
+            sum(sign * w) AS w, sum(sign * w * w) AS ww,
+            sum(sign * v) AS v, sum(sign * v * v) AS vv, sum(sign * w * v) AS wv,
+            sum(sign * x * w) AS xw, sum(sign * x * v) AS xv,
+            sum(sign * y * w) AS yw, sum(sign * y * v) AS yv
+        FROM pg_temp.spectrum_experiment_moves
+        GROUP BY scope, metric, variant
+    ), changed AS (
+        INSERT INTO analytics.mv_experiment_totals AS sums (
+            report_id, account_id, metric, variant, units, conversions, sum_x, sum_xx, sum_y,
+            sum_yy, sum_xy, sum_w, sum_ww, sum_v, sum_vv, sum_wv, sum_xw, sum_xv, sum_yw, sum_yv
+        )
+        SELECT p_report, scopes.account_id, moved.metric, moved.variant, sum(units),
+            sum(conversions), sum(x), sum(xx), sum(y), sum(yy), sum(xy), sum(w), sum(ww),
+            sum(v), sum(vv), sum(wv), sum(xw), sum(xv), sum(yw), sum(yv)
+        FROM moved
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY scopes.account_id, moved.metric, moved.variant
+        HAVING (
+            sum(units), sum(conversions), sum(x), sum(xx), sum(y), sum(yy), sum(xy), sum(w),
+            sum(ww), sum(v), sum(vv), sum(wv), sum(xw), sum(xv), sum(yw), sum(yv)
+        ) <> (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        ON CONFLICT (report_id, account_id, metric, variant) DO UPDATE SET
+            units = sums.units + excluded.units,
+            conversions = sums.conversions + excluded.conversions,
+            sum_x = sums.sum_x + excluded.sum_x,
+            sum_xx = sums.sum_xx + excluded.sum_xx,
+            sum_y = sums.sum_y + excluded.sum_y,
+            sum_yy = sums.sum_yy + excluded.sum_yy,
+            sum_xy = sums.sum_xy + excluded.sum_xy,
+            sum_w = sums.sum_w + excluded.sum_w,
+            sum_ww = sums.sum_ww + excluded.sum_ww,
+            sum_v = sums.sum_v + excluded.sum_v,
+            sum_vv = sums.sum_vv + excluded.sum_vv,
+            sum_wv = sums.sum_wv + excluded.sum_wv,
+            sum_xw = sums.sum_xw + excluded.sum_xw,
+            sum_xv = sums.sum_xv + excluded.sum_xv,
+            sum_yw = sums.sum_yw + excluded.sum_yw,
+            sum_yv = sums.sum_yv + excluded.sum_yv
+        RETURNING sums.account_id
+    )
+    SELECT array_agg(DISTINCT changed.account_id) INTO v_accounts FROM changed;
+    DELETE FROM analytics.mv_experiment_totals
+    WHERE report_id = p_report AND account_id = ANY (v_accounts) AND units = 0;
+    RETURN v_accounts;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_experiment_totals(integer) IS
+    'Moves mv_experiment_totals by what is laid out and returns the accounts whose totals changed.';
+
+CREATE FUNCTION analytics._make_experiment_results(
+    p_report integer, p_plan analytics._experiment_plan, p_accounts text[]
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_sums analytics._experiment_total[];
+BEGIN
+    IF p_plan.winsorize IS NULL THEN
+        SELECT array_agg((
+            sums.account_id, sums.metric, sums.variant, sums.units, 0, sums.conversions,
+            sums.sum_x, sums.sum_xx, sums.sum_y, sums.sum_yy, sums.sum_xy, sums.sum_w,
+            sums.sum_ww, sums.sum_v, sums.sum_vv, sums.sum_wv, sums.sum_xw, sums.sum_xv,
+            sums.sum_yw, sums.sum_yv, NULL, NULL
+        )::analytics._experiment_total) INTO v_sums
+        FROM analytics.mv_experiment_totals AS sums
+        WHERE sums.report_id = p_report AND sums.account_id = ANY (p_accounts);
+    ELSE
+        v_sums := ARRAY(
+            SELECT s FROM analytics._experiment_sums(p_plan, NULL, true, p_report, p_accounts) AS s
+        );
+    END IF;
+    DELETE FROM analytics.mv_experiment_results
+    WHERE report_id = p_report AND account_id = ANY (p_accounts);
+    INSERT INTO analytics.mv_experiment_results
+    SELECT p_report, results.*
+    FROM analytics._experiment_results(p_plan, ARRAY(
+        SELECT t FROM analytics._experiment_totals(
+            p_plan, CASE WHEN '*' = ANY (p_accounts) THEN '*' END, v_sums
+        ) AS t
+    )) AS results;
+END
+$$;
+COMMENT ON FUNCTION analytics._make_experiment_results(
+    integer, analytics._experiment_plan, text[]
+) IS
+    'Makes the results of some accounts again, from the totals; for all accounts together (*) they '
+    'are there even without a unit.';
+
+CREATE FUNCTION analytics._maintain_experiment(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_state text;
+    r_plan analytics._experiment_plan;
+    v_accounts text[];
+BEGIN
+    SELECT report.state INTO v_state FROM spectrum.reports AS report
+    WHERE report.report_id = p_report;
+    r_plan := (
+        SELECT jsonb_populate_record(NULL::analytics._experiment_plan, report.definition)
+        FROM spectrum.reports AS report
+        WHERE report.report_id = p_report
+    );
+    IF EXISTS (SELECT FROM pg_temp.spectrum_news) THEN
+        PERFORM analytics._touch_experiment_units(p_report, p_built_to, r_plan);
+        IF EXISTS (SELECT FROM pg_temp.spectrum_experiment_units) THEN
+            PERFORM analytics._move_experiment_units(p_report, r_plan);
+            v_accounts := analytics._move_experiment_totals(p_report);
+        END IF;
+    ELSE
+        -- The last call for a report that is being built: results cost more than totals, so they
+        -- are made once.
+        v_accounts := ARRAY(
+            SELECT DISTINCT sums.account_id FROM analytics.mv_experiment_totals AS sums
+            WHERE sums.report_id = p_report
+            UNION
+            SELECT '*'
+        );
+        v_state := 'served';
+    END IF;
+    IF v_state = 'served' AND v_accounts IS NOT NULL THEN
+        PERFORM analytics._make_experiment_results(p_report, r_plan, v_accounts);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
+    'Moves the totals of an experiment by the news, and makes the results again of the accounts '
+    'whose totals changed. Without news: the results of all accounts.';
 -- Room 71, the answers: analytics.experiment for any question at once, mv_experiment_results for
 -- dashboards. Both show what _experiment_results says.
 
@@ -11564,12 +12164,7 @@ BEGIN
     COMMENT ON VIEW analytics.experiments IS
         'The defined experiments, for all who may ask questions.';
 
-    CREATE TABLE analytics.mv_experiment_results AS
-    SELECT 0 AS report_id, results.* FROM analytics._standing_experiment_results() AS results
-    WITH NO DATA;
-    ALTER TABLE analytics.mv_experiment_results
-    ADD CONSTRAINT mv_experiment_results_pkey
-    PRIMARY KEY (report_id, account_id, metric, variant);
+    PERFORM spectrum._create_experiment_tables();
     PERFORM spectrum._comment_experiment_results();
 
     CREATE VIEW analytics.experiment_results AS
@@ -11589,11 +12184,148 @@ BEGIN
         '(account_id *: all accounts).';
     COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
     PERFORM spectrum._add_kind('experiment', 60, '_maintain_experiment',
-        '{analytics.mv_experiment_results}', '{experiment_results}');
+        '{spectrum.rollup_experiment_units, spectrum.rollup_experiment_days, '
+        'analytics.mv_experiment_totals, analytics.mv_experiment_results}', '{experiment_results}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_experiment_views() IS
-    'Room 71: makes the views of the definitions, mv_experiment_results and its plain view.';
+    'Room 71: makes the views of the definitions, and the tables and the plain view of the standing '
+    'results.';
+
+CREATE FUNCTION spectrum._create_experiment_tables()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE TABLE spectrum.rollup_experiment_units (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        variant text COLLATE "C",
+        exposed_at timestamptz NOT NULL,
+        low_variant text COLLATE "C" NOT NULL,
+        high_variant text COLLATE "C" NOT NULL,
+        CONSTRAINT rollup_experiment_units_pkey PRIMARY KEY (report_id, user_key, scope)
+    );
+    CREATE INDEX rollup_experiment_units_scope_idx
+    ON spectrum.rollup_experiment_units (report_id, scope);
+    COMMENT ON TABLE spectrum.rollup_experiment_units IS 'The users that an experiment saw.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.variant IS
+        'The one he counts for; NULL: left out.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.exposed_at IS 'First exposure.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.low_variant IS
+        'First by name of the variants that he saw; another one than high_variant: several.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.high_variant IS 'Last by name.';
+
+    CREATE TABLE spectrum.rollup_experiment_days (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        day date NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        most integer,
+        has_converted boolean NOT NULL,
+        x numeric NOT NULL,
+        y numeric NOT NULL,
+        w numeric NOT NULL,
+        v numeric NOT NULL,
+        CONSTRAINT rollup_experiment_days_pkey
+        PRIMARY KEY (report_id, user_key, scope, day, metric)
+    );
+    COMMENT ON TABLE spectrum.rollup_experiment_days IS
+        'What each counted unit of an experiment did in a day.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.day IS 'In UTC.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.most IS
+        'A unit counts no more than this for the metric; NULL: what it did.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.has_converted IS
+        'Whether an event of the metric followed the exposure.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.x IS
+        'Sum of the metric from the first exposure on.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.y IS 'Of a ratio: that of its denominator.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.w IS 'With CUPED: as x, before.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.v IS 'As y, before.';
+
+    CREATE TABLE analytics.mv_experiment_totals (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        variant text COLLATE "C" NOT NULL,
+        units bigint NOT NULL,
+        conversions bigint NOT NULL,
+        sum_x numeric NOT NULL,
+        sum_xx numeric NOT NULL,
+        sum_y numeric NOT NULL,
+        sum_yy numeric NOT NULL,
+        sum_xy numeric NOT NULL,
+        sum_w numeric NOT NULL,
+        sum_ww numeric NOT NULL,
+        sum_v numeric NOT NULL,
+        sum_vv numeric NOT NULL,
+        sum_wv numeric NOT NULL,
+        sum_xw numeric NOT NULL,
+        sum_xv numeric NOT NULL,
+        sum_yw numeric NOT NULL,
+        sum_yv numeric NOT NULL,
+        CONSTRAINT mv_experiment_totals_pkey PRIMARY KEY (report_id, account_id, metric, variant)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_experiment_totals IS
+        'Sums over the units of each experiment: all that its results are made of.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.metric IS
+        'Empty: the row that counts the units of the variant.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.variant IS 'Empty: units that are left out.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.units IS
+        'Units; of a metric, those that did anything of it.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.sum_x IS
+        'Sums over units of x, y, w and v (rollup_experiment_days) and of products of two.';
+
+    CREATE TABLE analytics.mv_experiment_results (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        experiment text NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        variant text COLLATE "C" NOT NULL,
+        is_control boolean NOT NULL,
+        units bigint NOT NULL,
+        excluded_units bigint NOT NULL,
+        conversions bigint NOT NULL,
+        value double precision,
+        ci_low double precision,
+        ci_high double precision,
+        difference double precision,
+        difference_low double precision,
+        difference_high double precision,
+        lift double precision,
+        lift_low double precision,
+        lift_high double precision,
+        p_value double precision,
+        p_adjusted double precision,
+        srm_p_value double precision,
+        is_reliable boolean NOT NULL,
+        kind text NOT NULL,
+        is_guardrail boolean NOT NULL,
+        chance_to_win double precision,
+        credible_low double precision,
+        credible_high double precision,
+        expected_loss double precision,
+        winsor_low numeric,
+        winsor_high numeric,
+        theta double precision,
+        variance_reduction double precision,
+        is_sequential boolean NOT NULL,
+        CONSTRAINT mv_experiment_results_pkey PRIMARY KEY (report_id, account_id, metric, variant)
+    ) WITH (fillfactor = 70);
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_experiment_tables() IS
+    'Room 71: makes what standing experiments are kept in.';
 
 CREATE FUNCTION spectrum._comment_experiment_results()
 RETURNS void
@@ -11701,42 +12433,25 @@ BEGIN
     RETURN QUERY
     SELECT r.*
     FROM (
-        SELECT analytics._experiment_plan(report.name) AS plan FROM spectrum.reports AS report
+        SELECT jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
+        FROM spectrum.reports AS report
         WHERE report.kind = 'experiment' AND report.state = 'served'
     ) AS e
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
         e.plan,
-        ARRAY(SELECT t FROM analytics._experiment_totals(e.plan, NULL, scopes.by_account) AS t)
+        ARRAY(
+            SELECT t FROM analytics._experiment_totals(
+                e.plan,
+                CASE WHEN NOT scopes.by_account THEN '*' END,
+                ARRAY(SELECT s FROM analytics._experiment_sums(e.plan, NULL, scopes.by_account) AS s)
+            ) AS t
+        )
     ) AS r;
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_experiment_results() IS
-    'The rows of mv_experiment_results: each experiment for all accounts together and for each.';
-
-CREATE FUNCTION analytics._maintain_experiment(p_report integer, p_built_to bigint)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_plan analytics._experiment_plan := (
-        SELECT analytics._experiment_plan(report.name) FROM spectrum.reports AS report
-        WHERE report.report_id = p_report
-    );
-BEGIN
-    DELETE FROM analytics.mv_experiment_results WHERE report_id = p_report;
-    INSERT INTO analytics.mv_experiment_results
-    SELECT p_report, r.*
-    FROM (VALUES (false), (true)) AS scopes (by_account)
-    CROSS JOIN LATERAL analytics._experiment_results(
-        r_plan,
-        ARRAY(SELECT t FROM analytics._experiment_totals(r_plan, NULL, scopes.by_account) AS t)
-    ) AS r;
-END
-$$;
-COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
-    'Makes the results of an experiment again.';
+    'What analytics.experiment_results has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics.experiment(
     p_experiment text,
@@ -11810,7 +12525,14 @@ BEGIN
     RETURN QUERY
     SELECT r.*
     FROM analytics._experiment_results(
-        v_plan, ARRAY(SELECT t FROM analytics._experiment_totals(v_plan, p_account, false) AS t)
+        v_plan,
+        ARRAY(
+            SELECT t FROM analytics._experiment_totals(
+                v_plan,
+                coalesce(p_account, '*'),
+                ARRAY(SELECT s FROM analytics._experiment_sums(v_plan, p_account, false) AS s)
+            ) AS t
+        )
     ) AS r
     ORDER BY array_position(v_plan.metrics, r.metric), r.is_control DESC, r.variant;
 END
@@ -11976,6 +12698,9 @@ BEGIN
         WHERE report.state = 'building' AND report.built_to > v_after
     ));
     IF v_until IS NULL THEN
+        -- A last call, without news, for those that finish only what is complete.
+        PERFORM spectrum._clear_news();
+        PERFORM spectrum._tell_reports('{building}', v_after);
         PERFORM spectrum._serve_report(report.report_id)
         FROM spectrum.reports AS report
         WHERE report.state = 'building' AND report.built_to = v_after;
