@@ -12547,6 +12547,1181 @@ COMMENT ON FUNCTION analytics.experiment(
     '[p_from, p_to) limits the exposures, and the events of metrics without a window. p_winsorize: '
     'percentile to cut amounts at; p_cuped: how long before the exposure the covariate is '
     'measured; p_sequential: units at which always-valid intervals are narrowest; 1, 0, 0: off.';
+-- Room 72, glass: from any cell of a standing view to the events behind it, and from an event to
+-- the cells it counts in. For each view there are two functions, found by their names:
+--   analytics._trace_<view>(cell)           the events that a cell counts, and the rule in words
+--   analytics._cells_<view>(user, at, event)  the cells that count an event
+-- Both ask the events as they are now. A view is behind them by what no refresh has counted yet.
+
+CREATE FUNCTION spectrum._create_glass()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.reports') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE VIEW analytics.reports WITH (security_barrier) AS
+    SELECT report.kind, report.name, report.definition, report.created_at
+    FROM spectrum.reports AS report
+    WHERE report.state = 'served';
+    COMMENT ON VIEW analytics.reports IS 'What the standing views show, by which definition.';
+    COMMENT ON COLUMN analytics.reports.kind IS 'The question: funnel, retention, ...';
+    COMMENT ON COLUMN analytics.reports.name IS 'Of the definition; empty where there is only one.';
+    COMMENT ON COLUMN analytics.reports.definition IS
+        'The definition that is shown; one that was changed since is shown once it is built.';
+    COMMENT ON COLUMN analytics.reports.created_at IS 'When it was defined.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.reports.';
+
+CREATE FUNCTION analytics._read_cell(
+    p_cell jsonb, p_keys text[], p_measures text[], p_optional text[] DEFAULT '{}'
+)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb;
+    v_form text := format('a JSON object with %s, and if wanted account_id%s and measure',
+        array_to_string(p_keys, ', '), array_to_string(ARRAY[''] || p_optional, ', '));
+    v_missing text[];
+BEGIN
+    IF p_cell IS NULL OR jsonb_typeof(p_cell) <> 'object' THEN
+        PERFORM spectrum._reject('p_cell', p_cell::text, v_form);
+    END IF;
+    v_cell := jsonb_build_object('account_id', '*', 'measure', p_measures[1])
+        || jsonb_strip_nulls(p_cell);
+    v_missing := ARRAY(SELECT k.key FROM unnest(p_keys) AS k (key) WHERE NOT v_cell ? k.key);
+    IF v_missing <> '{}' OR v_cell - p_keys - p_optional - '{account_id, measure}'::text[] <> '{}'
+    THEN
+        PERFORM spectrum._reject('p_cell', p_cell::text, v_form);
+    END IF;
+    PERFORM spectrum._check_choice('p_cell.measure', v_cell ->> 'measure', p_measures);
+    RETURN v_cell;
+END
+$$;
+COMMENT ON FUNCTION analytics._read_cell(jsonb, text[], text[], text[]) IS
+    'A cell with what it leaves out: all accounts, the first measure. Raises 22023 unless it has '
+    'the keys, and no others but optional ones.';
+
+CREATE FUNCTION analytics._cell_day(p_cell jsonb, p_key text)
+RETURNS date
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+AS $$
+BEGIN
+    IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
+        RETURN (p_cell ->> p_key)::date;
+    END IF;
+    PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+EXCEPTION WHEN datetime_field_overflow THEN
+    PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_day(jsonb, text) IS
+    'The day that a key of a cell names; raises 22023 unless it is one.';
+
+CREATE FUNCTION analytics._cell_number(p_cell jsonb, p_key text)
+RETURNS integer
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT p_cell ->> p_key ~ '^\d{1,9}$' THEN
+        PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a number from 0 on');
+    END IF;
+    RETURN (p_cell ->> p_key)::integer;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_number(jsonb, text) IS
+    'The number that a key of a cell names; raises 22023 unless it is one.';
+
+CREATE FUNCTION analytics._cell_account(p_cell jsonb)
+RETURNS bigint
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE p_cell ->> 'account_id' WHEN '*' THEN 0 ELSE coalesce((
+        SELECT known.account_key FROM analytics.accounts AS known
+        WHERE known.account_id = p_cell ->> 'account_id'
+    ), -1) END;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_account(jsonb) IS
+    'Key of the account of a cell: 0 for all together, -1 for one never seen.';
+
+CREATE FUNCTION analytics._cell_scope(p_cell jsonb)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE p_cell ->> 'account_id' WHEN '*' THEN '' ELSE
+        format(' of account %s', p_cell ->> 'account_id')
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_scope(jsonb) IS
+    'Whose events a cell counts, for its rule: nothing, or " of account ...".';
+
+CREATE FUNCTION analytics._days_between(
+    p_first date, p_last date, OUT since timestamptz, OUT until timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT spectrum._day_start(p_first, setting.timezone),
+        spectrum._day_start(p_last + 1, setting.timezone)
+    INTO since, until
+    FROM analytics.settings AS setting;
+END
+$$;
+COMMENT ON FUNCTION analytics._days_between(date, date) IS
+    'When the days from p_first to p_last begin and end, in the time zone of reports.';
+
+CREATE FUNCTION analytics._day_of(p_at timestamptz)
+RETURNS date
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.period_date(spectrum.period_start('day', p_at));
+END
+$$;
+COMMENT ON FUNCTION analytics._day_of(timestamptz) IS
+    'The calendar day that holds an instant, in the time zone of reports.';
+
+CREATE FUNCTION analytics._event_accounts(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (account_id text, account_key bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 2
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT '*', 0::bigint
+    UNION ALL
+    SELECT event.account_id, event.account_key
+    FROM analytics.events AS event
+    WHERE event.user_key = p_user AND event.occurred_at = p_at AND event.event_id = p_event
+        AND event.account_key <> 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._event_accounts(bigint, timestamptz, uuid) IS
+    'The scopes that an event counts in: all accounts together (*, 0), and its own.';
+
+CREATE FUNCTION analytics._sees_raw_events()
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN has_schema_privilege('warehouse', 'USAGE')
+        AND has_table_privilege('warehouse.event_ledger', 'SELECT')
+        AND has_schema_privilege('@extschema@', 'USAGE')
+        AND has_table_privilege('@extschema@.raw_events', 'SELECT');
+END
+$$;
+COMMENT ON FUNCTION analytics._sees_raw_events() IS
+    'Whether the caller may read raw_events, and the ledger that leads there.';
+
+CREATE FUNCTION analytics.trace(p_view text, p_cell jsonb, p_limit integer DEFAULT 1000)
+RETURNS TABLE (
+    rule text,
+    unit text,
+    amount numeric,
+    user_id text,
+    event_id uuid,
+    occurred_at timestamptz,
+    event_type text,
+    raw_id uuid
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+DECLARE
+    v_sees_raw boolean := analytics._sees_raw_events();
+BEGIN
+    IF to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL THEN
+        PERFORM spectrum._check_choice('p_view', p_view, ARRAY(
+            SELECT substr(routine.proname, 8) FROM pg_proc AS routine
+            WHERE routine.pronamespace = 'analytics'::regnamespace
+                AND routine.proname LIKE '\_trace\_%'
+            ORDER BY routine.proname
+        ));
+    ELSIF p_limit < 0 THEN
+        PERFORM spectrum._reject('p_limit', p_limit::text, 'a number of rows, or NULL for all');
+    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT found.rule, coalesce(found.unit, event.user_id), found.amount, event.user_id, '
+        'found.event_id, found.occurred_at, event.event_type, %s '
+        'FROM (SELECT * FROM analytics.%I($1) ORDER BY occurred_at, event_id LIMIT $2) AS found '
+        'JOIN analytics.events AS event ON event.user_key = found.user_key '
+        'AND event.occurred_at = found.occurred_at AND event.event_id = found.event_id %s '
+        'ORDER BY found.occurred_at, found.event_id, found.unit',
+        CASE WHEN v_sees_raw THEN 'raw.id' ELSE 'NULL::uuid' END,
+        '_trace_' || p_view,
+        CASE WHEN v_sees_raw THEN
+            'LEFT JOIN warehouse.event_ledger AS ledger ON ledger.event_id = found.event_id '
+            'LEFT JOIN @extschema@.raw_events AS raw ON raw.seq = ledger.seq '
+        END)
+    USING p_cell, p_limit;
+END
+$$;
+COMMENT ON FUNCTION analytics.trace(text, jsonb, integer) IS
+    'The events that a cell of a standing view counts, in the order of time, at most p_limit (NULL: '
+    'all), and the rule that counts them. p_view: active_users; p_cell: the columns that name the '
+    'row, and measure where the row has several numbers: {"account_id": "*", "day": "2026-03-01", '
+    '"measure": "wau"}. unit: what the event makes count (a user, the event itself, ...): the '
+    'number of distinct units is the cell. amount: its share, where the cell is a sum. raw_id: row '
+    'of raw_events, for roles that may read that.';
+-- Room 72, glass of the counts: events, active users, money. What counts in a cell is what happened
+-- in its days.
+
+CREATE FUNCTION analytics._trace_daily_events(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{day, event_type}', '{events}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_account bigint := analytics._cell_account(v_cell);
+    v_type integer := analytics._event_key(v_cell ->> 'event_type');
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    RETURN QUERY
+    SELECT format('Every event %s%s on %s counts once, also of unknown users.',
+            v_cell ->> 'event_type', analytics._cell_scope(v_cell), v_day),
+        e.event_id::text, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    WHERE e.event_type_key = v_type AND e.occurred_at >= r_days.since
+        AND e.occurred_at < r_days.until AND (v_account = 0 OR e.account_key = v_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_daily_events(jsonb) IS
+    'See analytics.trace: events behind a cell of daily_events.';
+
+CREATE FUNCTION analytics._cells_daily_events(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'day', analytics._day_of(p_at),
+            'event_type', e.event_type, 'measure', 'events'),
+        'An event of its day and type.'
+    FROM analytics.events AS e
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_daily_events(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of daily_events that count an event.';
+
+CREATE FUNCTION analytics._trace_active_users(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{day}', '{dau, wau, mau}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_account bigint := analytics._cell_account(v_cell);
+    v_length integer := CASE v_cell ->> 'measure' WHEN 'dau' THEN 1 WHEN 'wau' THEN 7 ELSE 30 END;
+    r_days record := analytics._days_between(v_day - v_length + 1, v_day);
+BEGIN
+    RETURN QUERY
+    SELECT format('A user counts once if he has any event%s from %s to %s, both days included; '
+            'unknown users never do.',
+            analytics._cell_scope(v_cell), v_day - v_length + 1, v_day),
+        NULL, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    WHERE e.user_key <> 0 AND e.occurred_at >= r_days.since AND e.occurred_at < r_days.until
+        AND (v_account = 0 OR e.account_key = v_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_active_users(jsonb) IS
+    'See analytics.trace: events behind a cell of active_users.';
+
+CREATE FUNCTION analytics._cells_active_users(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_day date := analytics._day_of(p_at);
+    v_last date := (
+        SELECT max(shown.day) FROM analytics.daily_events AS shown WHERE shown.account_id = '*'
+    );
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'day', v_day + later.days,
+            'measure', span.measure),
+        format('Makes its user active on %s, which is one of the %s days that end with this day.',
+            v_day, span.length)
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN (VALUES ('dau', 1), ('wau', 7), ('mau', 30)) AS span (measure, length)
+    CROSS JOIN LATERAL generate_series(0, span.length - 1) AS later (days)
+    WHERE p_user <> 0 AND v_day + later.days <= v_last;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_active_users(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of active_users that count an event.';
+
+CREATE FUNCTION analytics._money_measures(
+    p_revenue numeric, p_event_type_key integer, p_user bigint
+)
+RETURNS TABLE (measure text, amount numeric, is_of_user boolean)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_is_refund boolean := p_revenue < 0 OR p_event_type_key = ANY (analytics._refund_keys());
+BEGIN
+    RETURN QUERY
+    SELECT m.measure, m.amount, m.is_of_user
+    FROM (
+        VALUES
+            ('orders', NULL::numeric, false, NOT v_is_refund),
+            ('gross', p_revenue, false, NOT v_is_refund),
+            ('refunds', abs(p_revenue), false, v_is_refund),
+            ('net', CASE WHEN v_is_refund THEN -abs(p_revenue) ELSE p_revenue END, false, true),
+            ('paying_users', NULL, true, NOT v_is_refund AND p_revenue > 0 AND p_user <> 0)
+    ) AS m (measure, amount, is_of_user, counts)
+    WHERE m.counts;
+END
+$$;
+COMMENT ON FUNCTION analytics._money_measures(numeric, integer, bigint) IS
+    'The measures of revenue_summary that an event with money counts in, and what it adds to a '
+    'sum.';
+
+CREATE FUNCTION analytics._trace_revenue_summary(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{day, currency}',
+        '{net, orders, gross, refunds, paying_users, active_users}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_account bigint := analytics._cell_account(v_cell);
+    v_measure text := v_cell ->> 'measure';
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    IF v_measure = 'active_users' THEN
+        RETURN QUERY
+        SELECT * FROM analytics._trace_active_users(
+            v_cell - 'currency' || '{"measure": "dau"}'
+        );
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT format('Events in %s%s on %s: %s.', v_cell ->> 'currency',
+            analytics._cell_scope(v_cell), v_day, CASE v_measure
+                WHEN 'orders' THEN 'each with money that is no refund counts once'
+                WHEN 'gross' THEN 'the amounts of those that are no refunds'
+                WHEN 'refunds' THEN 'the amounts, without sign, of refunds: events of a type in '
+                    'config.refund_events, and negative amounts'
+                WHEN 'net' THEN 'the amounts, refunds taken off'
+                ELSE 'a user counts once if he has one above 0 that is no refund; unknown users '
+                    'never do'
+            END),
+        CASE WHEN NOT measures.is_of_user THEN e.event_id::text END,
+        measures.amount, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL analytics._money_measures(e.revenue, e.event_type_key, e.user_key)
+        AS measures
+    WHERE e.revenue IS NOT NULL AND e.currency = v_cell ->> 'currency'
+        AND e.occurred_at >= r_days.since AND e.occurred_at < r_days.until
+        AND (v_account = 0 OR e.account_key = v_account)
+        AND measures.measure = v_measure;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_revenue_summary(jsonb) IS
+    'See analytics.trace: events behind a cell of revenue_summary.';
+
+CREATE FUNCTION analytics._cells_revenue_summary(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_day date := analytics._day_of(p_at);
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'day', v_day,
+            'currency', e.currency, 'measure', measures.measure),
+        CASE
+            WHEN measures.is_of_user THEN 'Makes its user a paying one of the day.'
+            WHEN measures.amount IS NULL THEN 'An order of the day.'
+            ELSE format('Adds %s.', measures.amount)
+        END
+    FROM analytics.events AS e
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._money_measures(e.revenue, e.event_type_key, e.user_key)
+        AS measures
+    WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event
+        AND e.revenue IS NOT NULL;
+
+    -- The users of the day stand beside the money of each currency.
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', shown.account_id, 'day', v_day,
+            'currency', shown.currency, 'measure', 'active_users'),
+        'Makes its user active on the day.'
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    JOIN analytics.revenue_summary AS shown
+        ON shown.account_id = scope.account_id AND shown.day = v_day
+    WHERE p_user <> 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_revenue_summary(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of revenue_summary that count an event.';
+-- Room 72, glass of the cohorts: which events make a user start, and which make him count as back.
+
+CREATE FUNCTION analytics._retention_evidence(
+    p_definition jsonb,
+    p_account bigint,
+    p_users bigint[]
+)
+RETURNS TABLE (
+    user_key bigint, cohort date, period integer, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_start_key integer := analytics._event_key(p_definition ->> 'start_event');
+    v_return_key integer := analytics._event_key(p_definition ->> 'return_event');
+    v_filter jsonb := nullif(p_definition -> 'properties_filter', 'null');
+    v_is_recurring boolean := p_definition ->> 'cohort_kind' = 'recurring';
+    v_is_on boolean := p_definition ->> 'mode' = 'on';
+    v_starts timestamptz[] := (
+        SELECT spectrum.period_starts(p_definition ->> 'period_kind', min(e.occurred_at),
+            max(e.occurred_at) + interval '1 us')
+        FROM analytics.event_keys AS e
+        WHERE e.user_key = ANY (p_users) AND e.user_key <> 0
+    );
+    v_days date[] := analytics._period_dates(v_starts);
+BEGIN
+    RETURN QUERY
+    WITH deeds AS MATERIALIZED (
+        SELECT e.user_key, e.event_id, e.occurred_at,
+            width_bucket(e.occurred_at, v_starts) AS number,
+            v_start_key IS NULL OR e.event_type_key = v_start_key AS is_start,
+            v_return_key IS NULL OR e.event_type_key = v_return_key AS is_return
+        FROM analytics.event_keys AS e
+        WHERE e.user_key = ANY (p_users) AND e.user_key <> 0
+            AND (p_account = 0 OR e.account_key = p_account)
+            AND (v_filter IS NULL OR e.properties @> v_filter)
+    ),
+    cohorts AS (
+        SELECT d.user_key, d.number, min(d.occurred_at) AS first_at,
+            min(d.number) OVER (PARTITION BY d.user_key) AS first_number
+        FROM deeds AS d
+        WHERE d.is_start
+        GROUP BY d.user_key, d.number
+    )
+    SELECT c.user_key, v_days[c.number], k.number, d.event_id, d.occurred_at
+    FROM cohorts AS c
+    JOIN deeds AS d ON d.user_key = c.user_key AND d.number >= c.number
+    CROSS JOIN LATERAL (
+        SELECT -1 AS number
+        WHERE d.is_start AND d.number = c.number
+            AND (v_is_recurring OR d.occurred_at = c.first_at)
+        UNION ALL
+        SELECT k.number
+        FROM generate_series(
+            CASE WHEN v_is_on THEN d.number - c.number ELSE 0 END,
+            least(d.number - c.number, (p_definition ->> 'periods')::integer)
+        ) AS k (number)
+        WHERE d.is_return AND (d.number > c.number OR d.occurred_at >= c.first_at)
+    ) AS k
+    WHERE v_is_recurring OR c.number = c.first_number;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_evidence(jsonb, bigint, bigint[]) IS
+    'The events of users by which a retention counts them, in which cohort and period; period -1: '
+    'those by which they are in the cohort. p_account: 0 all. The rule is that of '
+    'analytics._retention_cohorts.';
+
+CREATE FUNCTION analytics._retention_rule(p_definition jsonb, p_period integer)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_kind text := p_definition ->> 'period_kind';
+    v_start text := coalesce(p_definition ->> 'start_event', 'of any type');
+    v_return text := coalesce(p_definition ->> 'return_event', 'of any type');
+    v_where text := coalesce(
+        ' with properties ' || nullif(p_definition ->> 'properties_filter', 'null'), '');
+    v_is_on boolean := p_definition ->> 'mode' = 'on';
+BEGIN
+    RETURN CASE
+        WHEN p_period < 0 AND p_definition ->> 'cohort_kind' = 'first' THEN format(
+            'A user is in the cohort of the %s of his first event %s%s ever.',
+            v_kind, v_start, v_where)
+        WHEN p_period < 0 THEN format(
+            'A user is in the cohort of each %s with an event %s%s.', v_kind, v_start, v_where)
+        WHEN p_period = 0 AND v_is_on THEN format(
+            'A user of the cohort counts once if he has an event %s%s in its %s, at or after his '
+            'start.', v_return, v_where, v_kind)
+        WHEN v_is_on THEN format(
+            'A user of the cohort counts once if he has an event %s%s in the %s that is %s after '
+            'its own.', v_return, v_where, v_kind, p_period)
+        ELSE format(
+            'A user of the cohort counts once if he has an event %s%s in the %s that is %s after '
+            'its own, or later, and not before his start.', v_return, v_where, v_kind, p_period)
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_rule(jsonb, integer) IS
+    'By what a retention counts a user in a period, or, for -1, in a cohort, in words.';
+
+CREATE FUNCTION analytics._served_definition(p_kind text, p_name text)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_definition jsonb := (
+        SELECT report.definition FROM analytics.reports AS report
+        WHERE report.kind = p_kind AND report.name = p_name
+    );
+BEGIN
+    IF v_definition IS NULL THEN
+        PERFORM spectrum._reject(
+            'p_cell.' || p_kind, p_name, format('the name of a standing %s', p_kind)
+        );
+    END IF;
+    RETURN v_definition;
+END
+$$;
+COMMENT ON FUNCTION analytics._served_definition(text, text) IS
+    'The definition that a standing view shows; raises 22023 where there is none of the name.';
+
+CREATE FUNCTION analytics._trace_retention_cohorts(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(
+        p_cell, '{retention, cohort, period}', '{users, cohort_size}');
+    v_cohort date := analytics._cell_day(v_cell, 'cohort');
+    v_period integer := CASE v_cell ->> 'measure'
+        WHEN 'users' THEN analytics._cell_number(v_cell, 'period') ELSE -1 END;
+    v_account bigint := analytics._cell_account(v_cell);
+    v_definition jsonb := analytics._served_definition('retention', v_cell ->> 'retention');
+    v_start_key integer := analytics._event_key(v_definition ->> 'start_event');
+    r_days record := analytics._days_between(v_cohort, (
+        v_cohort + ('1 ' || (v_definition ->> 'period_kind'))::interval - interval '1 day')::date);
+BEGIN
+    RETURN QUERY
+    SELECT analytics._retention_rule(v_definition, v_period), NULL, NULL::numeric,
+        found.user_key, found.event_id, found.occurred_at
+    FROM analytics._retention_evidence(v_definition, v_account, ARRAY(
+        SELECT DISTINCT e.user_key FROM analytics.event_keys AS e
+        WHERE e.occurred_at >= r_days.since AND e.occurred_at < r_days.until
+            AND (v_start_key IS NULL OR e.event_type_key = v_start_key)
+            AND (v_account = 0 OR e.account_key = v_account)
+    )) AS found
+    WHERE found.cohort = v_cohort AND found.period = v_period;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_retention_cohorts(jsonb) IS
+    'See analytics.trace: events behind a cell of retention_cohorts.';
+
+CREATE FUNCTION analytics._cells_retention_cohorts(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- A row that is shown holds both numbers: the size of its cohort stands in each period.
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'retention', report.name,
+            'cohort', found.cohort, 'period', shown.period,
+            'measure', CASE WHEN found.period < 0 THEN 'cohort_size' ELSE 'users' END),
+        analytics._retention_rule(report.definition, found.period)
+    FROM analytics.reports AS report
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._retention_evidence(
+        report.definition, scope.account_key, ARRAY[p_user]
+    ) AS found
+    JOIN analytics.retention_cohorts AS shown
+        ON shown.account_id = scope.account_id AND shown.retention = report.name
+            AND shown.cohort = found.cohort
+            AND (found.period < 0 OR shown.period = found.period)
+    WHERE report.kind = 'retention' AND found.occurred_at = p_at AND found.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_retention_cohorts(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of retention_cohorts that count an event.';
+-- Room 72, glass of the funnels: which events are the steps of the entries that count.
+
+CREATE FUNCTION analytics._funnel_step_events(
+    p_definition jsonb,
+    p_account bigint,
+    p_units bigint[],
+    p_sessions timestamptz[],
+    p_numbers integer[],
+    p_times timestamptz[]
+)
+RETURNS TABLE (
+    unit bigint,
+    session_start timestamptz,
+    number integer,
+    user_key bigint,
+    user_id text,
+    account_id text,
+    event_id uuid,
+    occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_by_account boolean := p_definition ->> 'unit' = 'account';
+    v_is_any boolean := p_definition ->> 'step_order' = 'any';
+    v_first timestamptz := (SELECT min(t.at) FROM unnest(p_times) AS t (at));
+    v_last timestamptz := (SELECT max(t.at) FROM unnest(p_times) AS t (at));
+    r_masks record := analytics._funnel_masks(p_definition -> 'steps', NULL);
+BEGIN
+    RETURN QUERY
+    SELECT f.unit, f.session_start, f.number, f.user_key, f.user_id, f.account_id, f.event_id,
+        f.occurred_at
+    FROM (
+        SELECT s.unit, s.session_start, s.number, e.user_key, e.user_id, e.account_id, e.event_id,
+            e.occurred_at,
+            row_number() OVER (
+                PARTITION BY s.unit, s.session_start, s.number ORDER BY e.event_id
+            ) AS tie
+        FROM unnest(p_units, p_sessions, p_numbers, p_times)
+            AS s (unit, session_start, number, at)
+        JOIN analytics.events AS e ON e.occurred_at = s.at
+            AND CASE WHEN v_by_account THEN e.account_key ELSE e.user_key END = s.unit
+        WHERE e.occurred_at BETWEEN v_first AND v_last AND e.user_key <> 0
+            AND e.event_type_key = ANY (r_masks.keys)
+            AND (v_by_account OR e.user_key = ANY (p_units))
+            AND (p_account = 0 OR e.account_key = p_account)
+            AND EXISTS (
+                SELECT FROM unnest(r_masks.keys, r_masks.filters, r_masks.bits)
+                    AS m (key, filter, bits)
+                WHERE m.key = e.event_type_key
+                    AND (m.filter IS NULL OR e.properties @> m.filter)
+                    AND (v_is_any OR m.bits & (1 << (s.number - 1)) <> 0)
+            )
+    ) AS f
+    -- In order, of several events of one step at one time any could stand for it.
+    WHERE v_is_any OR f.tie = 1;
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_step_events(
+    jsonb, bigint, bigint[], timestamptz[], integer[], timestamptz[]
+) IS
+    'The events that are the steps of entries, given by unit, session, number and time of each '
+    'step. p_account: whose events count, 0 all.';
+
+CREATE FUNCTION analytics._funnel_rule(p_definition jsonb, p_step integer)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_step jsonb := p_definition -> 'steps' -> (p_step - 1);
+    v_unit text := CASE p_definition ->> 'unit' WHEN 'account' THEN 'An account'
+        WHEN 'session' THEN 'A session' ELSE 'A user' END;
+BEGIN
+    RETURN format('%s counts once if its %s reached step %s%s: %s, within %s of step 1%s.',
+        v_unit,
+        CASE p_definition ->> 'entry' WHEN 'first' THEN 'first entry' ELSE 'longest entry' END,
+        p_step,
+        CASE WHEN p_definition ->> 'step_order' <> 'any'
+            THEN format(' (%s)', coalesce(v_step ->> 'event', v_step #>> '{}')) ELSE '' END,
+        CASE p_definition ->> 'step_order'
+            WHEN 'any' THEN 'as many of the steps, in any order'
+            WHEN 'strict' THEN 'the steps in order and nothing between'
+            ELSE 'the steps in order'
+        END,
+        p_definition ->> 'time_window',
+        CASE WHEN coalesce(nullif(p_definition -> 'exclusions', 'null'), '[]') <> '[]'
+            THEN ', without ' || (p_definition ->> 'exclusions') || ' in between' ELSE '' END);
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_rule(jsonb, integer) IS
+    'By what a funnel counts a unit in a step, in words.';
+
+CREATE FUNCTION analytics._trace_funnel_step(
+    p_cell jsonb, p_day date, p_breakdown text, p_has_breakdown boolean
+)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_definition jsonb := analytics._served_definition('funnel', p_cell ->> 'funnel');
+    v_step integer := analytics._cell_number(p_cell, 'step');
+    r_funnel record;
+    r_days record := analytics._days_between(p_day, p_day);
+BEGIN
+    SELECT f.* INTO r_funnel
+    FROM jsonb_to_record(v_definition) AS f (
+        steps jsonb, time_window interval, step_order text, entry text, unit text,
+        breakdown text, attribution text, exclusions jsonb
+    );
+    RETURN QUERY
+    SELECT analytics._funnel_rule(v_definition, v_step),
+        CASE r_funnel.unit
+            WHEN 'account' THEN did.account_id
+            WHEN 'session' THEN did.user_id || ' from '
+                || to_char(did.session_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')
+        END,
+        NULL::numeric, did.user_key, did.event_id, did.occurred_at
+    FROM (
+        SELECT array_agg(e.unit) AS units, array_agg(e.session_start) AS sessions,
+            array_agg(s.number) AS numbers, array_agg(e.step_times[s.number]) AS times
+        FROM analytics._funnel_entries(
+            r_funnel.steps, NULL, NULL, r_funnel.time_window, r_funnel.step_order, r_funnel.entry,
+            r_funnel.unit, nullif(p_cell ->> 'account_id', '*'),
+            CASE WHEN p_has_breakdown THEN r_funnel.breakdown END, r_funnel.attribution,
+            r_funnel.exclusions, false
+        ) AS e
+        CROSS JOIN LATERAL generate_series(1, v_step) AS s (number)
+        WHERE cardinality(e.step_times) >= v_step
+            AND (p_day IS NULL
+                OR (e.step_times[1] >= r_days.since AND e.step_times[1] < r_days.until))
+            AND (NOT p_has_breakdown OR coalesce(e.breakdown, '') = coalesce(p_breakdown, ''))
+    ) AS entries
+    CROSS JOIN LATERAL analytics._funnel_step_events(
+        v_definition, analytics._cell_account(p_cell), entries.units, entries.sessions,
+        entries.numbers, entries.times
+    ) AS did;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_funnel_step(jsonb, date, text, boolean) IS
+    'The events by which units count in a step of a standing funnel: of those that entered on a '
+    'day, or of those with a value of the breakdown.';
+
+CREATE FUNCTION analytics._trace_conversion_funnels(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{funnel, step}', '{users}', '{breakdown}');
+BEGIN
+    RETURN QUERY
+    SELECT * FROM analytics._trace_funnel_step(v_cell, NULL, v_cell ->> 'breakdown', true);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_conversion_funnels(jsonb) IS
+    'See analytics.trace: events behind a cell of conversion_funnels.';
+
+CREATE FUNCTION analytics._trace_funnel_days(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{funnel, day, step}', '{users}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+BEGIN
+    RETURN QUERY
+    SELECT format('%s Its step 1 was on %s.', found.rule, v_day), found.unit, found.amount,
+        found.user_key, found.event_id, found.occurred_at
+    FROM analytics._trace_funnel_step(v_cell, v_day, NULL, false) AS found;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_funnel_days(jsonb) IS
+    'See analytics.trace: events behind a cell of funnel_days.';
+
+CREATE FUNCTION analytics._funnel_cells(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (
+    account_id text,
+    funnel text,
+    breakdown text,
+    entered_at timestamptz,
+    step integer,
+    rule text
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_account bigint := (
+        SELECT e.account_key FROM analytics.event_keys AS e
+        WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event
+    );
+BEGIN
+    -- The counted entry of a unit is kept, so that only one need be looked at.
+    RETURN QUERY
+    SELECT scope.account_id, report.name, entry.breakdown, entry.step_times[1], reached.step,
+        analytics._funnel_rule(report.definition, reached.step)
+    FROM spectrum.reports AS report
+    JOIN spectrum.rollup_funnel_entries AS entry ON entry.report_id = report.report_id
+        AND entry.unit
+            = CASE report.definition ->> 'unit' WHEN 'account' THEN v_account ELSE p_user END
+    CROSS JOIN LATERAL (
+        SELECT ARRAY[cardinality(entry.step_times)] AS steps,
+            ARRAY(SELECT generate_series(1, cardinality(entry.step_times))) AS numbers
+    ) AS walked
+    CROSS JOIN LATERAL (
+        SELECT min(did.number) AS number
+        FROM analytics._funnel_step_events(
+            report.definition, greatest(0, -entry.scope), array_fill(entry.unit, walked.steps),
+            array_fill(entry.session_start, walked.steps), walked.numbers, entry.step_times
+        ) AS did
+        WHERE did.event_id = p_event
+    ) AS filled
+    CROSS JOIN LATERAL generate_series(filled.number, cardinality(entry.step_times))
+        AS reached (step)
+    CROSS JOIN LATERAL (
+        SELECT '*' AS account_id WHERE entry.scope >= 0
+        UNION ALL
+        SELECT known.account_id FROM analytics.accounts AS known
+        WHERE known.account_key = abs(entry.scope)
+    ) AS scope
+    WHERE report.kind = 'funnel' AND report.state = 'served' AND p_user <> 0
+        AND p_at = ANY (entry.step_times);
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_cells(bigint, timestamptz, uuid) IS
+    'The steps of standing funnels in which an event makes its unit count.';
+
+CREATE FUNCTION analytics._cells_conversion_funnels(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', c.account_id, 'funnel', c.funnel, 'step', c.step,
+            'breakdown', nullif(c.breakdown, ''), 'measure', 'users'),
+        c.rule
+    FROM analytics._funnel_cells(p_user, p_at, p_event) AS c
+    GROUP BY 1, 2;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_conversion_funnels(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of conversion_funnels that count an event.';
+
+CREATE FUNCTION analytics._cells_funnel_days(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', c.account_id, 'funnel', c.funnel,
+            'day', d.day, 'step', c.step, 'measure', 'users'),
+        format('%s Its step 1 was on %s.', c.rule, d.day)
+    FROM analytics._funnel_cells(p_user, p_at, p_event) AS c
+    CROSS JOIN LATERAL (SELECT analytics._day_of(c.entered_at) AS day) AS d
+    GROUP BY 1, 2;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_funnel_days(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of funnel_days that count an event.';
+-- Room 72, glass of the experiments: which exposures make a user a unit, and what he did since.
+
+CREATE FUNCTION analytics._experiment_evidence(
+    p_plan analytics._experiment_plan,
+    p_account text,
+    p_users bigint[]
+)
+RETURNS TABLE (
+    measure text,
+    metric text,
+    variant text,
+    user_key bigint,
+    event_id uuid,
+    occurred_at timestamptz,
+    amount numeric
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH units AS MATERIALIZED (
+        SELECT * FROM analytics._experiment_units(p_plan, p_account, false, p_users)
+    ),
+    exposures AS (
+        SELECT u.user_key, u.variant, e.event_id, e.occurred_at,
+            row_number() OVER (PARTITION BY u.user_key ORDER BY e.occurred_at, e.event_id)
+                AS number
+        FROM units AS u
+        JOIN analytics.event_keys AS e ON e.user_key = u.user_key
+            AND e.occurred_at >= u.exposed_at
+            AND (u.account_key = 0 OR e.account_key = u.account_key)
+        JOIN analytics._exposure_types() AS t ON t.event_type_key = e.event_type_key
+        WHERE e.properties ->> t.flag_property = p_plan.experiment
+            AND e.properties ->> t.variant_property <> ''
+            AND (p_plan.ends_at IS NULL OR e.occurred_at < p_plan.ends_at)
+    )
+    SELECT 'units', NULL, x.variant, x.user_key, x.event_id, x.occurred_at, NULL::numeric
+    FROM exposures AS x
+    WHERE x.variant IS NOT NULL AND x.number = 1
+    UNION ALL
+    SELECT 'excluded_units', NULL, NULL, x.user_key, x.event_id, x.occurred_at, NULL
+    FROM exposures AS x
+    WHERE x.variant IS NULL
+    UNION ALL
+    SELECT m.measure, did.metric, u.variant, did.user_key, did.event_id, did.occurred_at,
+        CASE WHEN m.measure = 'value' THEN did.amount END
+    FROM (
+        SELECT array_agg(u.user_key) AS users, array_agg(u.account_key) AS accounts,
+            array_agg(u.exposed_at) AS exposed_ats, array_agg('infinity'::timestamptz) AS untils
+        FROM units AS u
+        WHERE u.variant IS NOT NULL
+    ) AS counted
+    CROSS JOIN LATERAL analytics._experiment_happenings(
+        p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.exposed_ats,
+        counted.untils
+    ) AS did
+    JOIN units AS u ON u.user_key = did.user_key
+    CROSS JOIN (VALUES ('conversions'), ('value')) AS m (measure)
+    WHERE did.is_upper;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_evidence(
+    analytics._experiment_plan, text, bigint[]
+) IS
+    'The events of users (NULL: all) by which an experiment counts them: of a unit its first '
+    'exposure, of one that is left out all of them, and what was done of each metric since.';
+
+CREATE FUNCTION analytics._experiment_rule(
+    p_plan analytics._experiment_plan, p_measure text, p_metric text
+)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_metric text := (
+        SELECT format('event %s%s, from his first exposure on%s', m.event_type,
+            coalesce(' with properties ' || m.properties_filter::text, ''),
+            CASE
+                WHEN m.time_window IS NOT NULL THEN ' for ' || m.time_window::text
+                WHEN p_plan.ends_at IS NOT NULL THEN ' until the end of the experiment'
+                ELSE ''
+            END)
+        FROM analytics._measures(p_plan.measures) AS m
+        WHERE m.metric = p_metric
+    );
+BEGIN
+    RETURN CASE p_measure
+        WHEN 'units' THEN 'A user counts once, from his first exposure on, for the one planned '
+            'variant that he saw.'
+        WHEN 'excluded_units' THEN 'A user is left out who saw several variants, or one that is '
+            'not planned.'
+        WHEN 'conversions' THEN format('A unit counts once if it has any %s.', v_metric)
+        ELSE format('The sum, by unit, of what each %s adds%s.', v_metric,
+            CASE WHEN p_plan.winsorize IS NOT NULL THEN ' (the value cuts the sums of units at '
+                'percentiles)' ELSE '' END)
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_rule(
+    analytics._experiment_plan, text, text
+) IS
+    'By what an experiment counts, in words.';
+
+CREATE FUNCTION analytics._trace_experiment_results(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{experiment, metric, variant}',
+        '{units, excluded_units, conversions, value}');
+    v_definition jsonb := analytics._served_definition('experiment', v_cell ->> 'experiment');
+    v_measure text := v_cell ->> 'measure';
+    r_plan analytics._experiment_plan;
+BEGIN
+    r_plan := jsonb_populate_record(NULL::analytics._experiment_plan, v_definition);
+    RETURN QUERY
+    SELECT analytics._experiment_rule(r_plan, v_measure, v_cell ->> 'metric'), NULL, found.amount,
+        found.user_key, found.event_id, found.occurred_at
+    FROM analytics._experiment_evidence(
+        r_plan, nullif(v_cell ->> 'account_id', '*'), NULL
+    ) AS found
+    WHERE found.measure = v_measure
+        AND (found.metric IS NULL OR found.metric = v_cell ->> 'metric')
+        AND (found.variant IS NULL OR found.variant = v_cell ->> 'variant');
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_experiment_results(jsonb) IS
+    'See analytics.trace: events behind a cell of experiment_results.';
+
+CREATE FUNCTION analytics._cells_experiment_results(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'experiment', known.name,
+            'metric', metric.name, 'variant', variant.name, 'measure', found.measure),
+        analytics._experiment_rule(known.plan, found.measure, metric.name)
+    FROM (
+        SELECT report.name,
+            jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
+        FROM analytics.reports AS report
+        WHERE report.kind = 'experiment'
+    ) AS known
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._experiment_evidence(
+        known.plan, nullif(scope.account_id, '*'), ARRAY[p_user]
+    ) AS found
+    -- Units stand beside each metric, those left out beside each variant too.
+    JOIN LATERAL unnest((known.plan).metrics) AS metric (name)
+        ON found.metric IS NULL OR found.metric = metric.name
+    JOIN LATERAL jsonb_object_keys((known.plan).variants) AS variant (name)
+        ON found.variant IS NULL OR found.variant = variant.name
+    WHERE p_user <> 0 AND found.occurred_at = p_at AND found.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_experiment_results(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of experiment_results that count an event.';
+-- Room 72, explain: all that is known of one event, from its raw row to each cell it counts in.
+
+CREATE FUNCTION spectrum._find_raw_event(p_event_id uuid, OUT raw_seq bigint, OUT fact_id uuid)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT ledger.seq, ledger.event_id INTO raw_seq, fact_id
+    FROM warehouse.event_ledger AS ledger
+    WHERE ledger.event_id = p_event_id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    -- Not an event that counts: perhaps a raw row, one that failed or repeats another.
+    SELECT raw.seq, ledger.event_id INTO raw_seq, fact_id
+    FROM @extschema@.raw_events AS raw
+    LEFT JOIN @extschema@.raw_events AS first_row ON first_row.id = raw.copy_of
+    LEFT JOIN spectrum.readings AS reading ON reading.seq = coalesce(first_row.seq, raw.seq)
+    LEFT JOIN warehouse.event_ledger AS ledger
+        ON ledger.event_id = reading.event_id AND ledger.seq = reading.seq
+    WHERE raw.id = p_event_id;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_event_id', p_event_id::text,
+            'the event_id of an event that counts, or the id of a row of raw_events');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._find_raw_event(uuid) IS
+    'The raw row of an event, given by its event_id or by the row''s id, and, if it or the row it '
+    'repeats counts, the event_id that it counts as; raises 22023 where there is none.';
+
+CREATE FUNCTION spectrum.explain_event(p_event_id uuid)
+RETURNS TABLE (what text, view_name text, cell jsonb, rule text, detail jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+DECLARE
+    r_found record := spectrum._find_raw_event(p_event_id);
+    r_fact record;
+    v_view text;
+BEGIN
+    RETURN QUERY
+    SELECT CASE WHEN raw.seq = r_found.raw_seq THEN 'raw event' ELSE 'copy' END,
+        NULL::text, NULL::jsonb,
+        CASE
+            WHEN raw.status = 'failed' THEN 'It cannot be read, so it counts nowhere.'
+            WHEN raw.status <> 'done' THEN 'It waits to be processed.'
+            WHEN raw.copy_of IS NOT NULL THEN 'It repeats an event_id: the first row received '
+                'counts, this one changes no number.'
+            ELSE 'It is the first row received with its event_id, so it counts.'
+        END,
+        jsonb_strip_nulls(to_jsonb(raw) - 'next_attempt_at')
+    FROM @extschema@.raw_events AS raw
+    WHERE raw.seq = r_found.raw_seq
+        OR raw.copy_of = (
+            SELECT first_row.id FROM @extschema@.raw_events AS first_row
+            WHERE first_row.seq = r_found.raw_seq
+        )
+    ORDER BY raw.seq;
+
+    SELECT event.* INTO r_fact
+    FROM warehouse.event_ledger AS ledger
+    JOIN analytics.events AS event ON event.user_key = ledger.user_key
+        AND event.occurred_at = ledger.occurred_at AND event.event_id = ledger.event_id
+    WHERE ledger.event_id = r_found.fact_id;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT 'fact', NULL::text, NULL::jsonb, 'What all questions are asked of.',
+        jsonb_strip_nulls(to_jsonb(r_fact));
+
+    RETURN QUERY
+    SELECT 'session', NULL::text, NULL::jsonb,
+        'A session ends after 30 minutes without an event of its user, or after 24 hours.',
+        jsonb_strip_nulls(to_jsonb(s) - '{account_id, user_key, user_id, steps}'::text[])
+    FROM analytics._sessions(
+        NULL, NULL, ARRAY[r_fact.user_key], '{-infinity}', '{infinity}', NULL, false,
+        '{pages, touches, places}'
+    ) AS s
+    WHERE r_fact.user_key <> 0 AND r_fact.occurred_at BETWEEN s.started_at AND s.ended_at;
+
+    FOR v_view IN
+        SELECT view.name
+        FROM spectrum.report_kinds AS kind
+        CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
+        WHERE to_regprocedure(format(
+            'analytics.%I(bigint, timestamptz, uuid)', '_cells_' || view.name)) IS NOT NULL
+        ORDER BY kind.position, view.number
+    LOOP
+        RETURN QUERY EXECUTE format(
+            'SELECT ''cell'', $1, counted.cell, counted.rule, NULL::jsonb '
+            'FROM analytics.%I($2, $3, $4) AS counted ORDER BY counted.cell',
+            '_cells_' || v_view)
+        USING v_view, r_fact.user_key, r_fact.occurred_at, r_fact.event_id;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum.explain_event(uuid) IS
+    'What became of an event, given by its event_id or by the id of its raw row: the raw row '
+    '(detail: status, seq, payload, ...) and its copies, the fact, its session, and each cell of '
+    'a standing view that counts it, with the rule. A cell as it stands here can be given to '
+    'analytics.trace(view_name, cell).';
 -- Room 80, refresh: brings the standing views up to the facts, in steps of bounded work: the news
 -- of some batches, or some users of a report that is being built. Its cost follows the news.
 
@@ -13542,6 +14717,7 @@ BEGIN
     PERFORM spectrum._create_retention();
     PERFORM spectrum._create_features();
     PERFORM spectrum._create_experiments();
+    PERFORM spectrum._create_glass();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();

@@ -57,6 +57,7 @@ BEGIN
     PERFORM spectrum._create_retention();
     PERFORM spectrum._create_features();
     PERFORM spectrum._create_experiments();
+    PERFORM spectrum._create_glass();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();
