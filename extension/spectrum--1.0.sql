@@ -10901,8 +10901,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._counted_variant(jsonb, text, text) IS
-    'The variant that a unit counts for, by the lowest and the highest name that it saw; NULL where '
-    'it saw several, or one that is not planned.';
+    'The variant that a unit counts for, by the lowest and the highest name that it saw; NULL '
+    'where it saw several, or one that is not planned.';
 
 CREATE FUNCTION analytics._metric_sides(p_measures jsonb)
 RETURNS TABLE (
@@ -12185,12 +12185,13 @@ BEGIN
     COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
     PERFORM spectrum._add_kind('experiment', 60, '_maintain_experiment',
         '{spectrum.rollup_experiment_units, spectrum.rollup_experiment_days, '
-        'analytics.mv_experiment_totals, analytics.mv_experiment_results}', '{experiment_results}');
+        'analytics.mv_experiment_totals, analytics.mv_experiment_results}',
+        '{experiment_results}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_experiment_views() IS
-    'Room 71: makes the views of the definitions, and the tables and the plain view of the standing '
-    'results.';
+    'Room 71: makes the views of the definitions, and the tables and the plain view of the '
+    'standing results.';
 
 CREATE FUNCTION spectrum._create_experiment_tables()
 RETURNS void
@@ -12444,7 +12445,9 @@ BEGIN
             SELECT t FROM analytics._experiment_totals(
                 e.plan,
                 CASE WHEN NOT scopes.by_account THEN '*' END,
-                ARRAY(SELECT s FROM analytics._experiment_sums(e.plan, NULL, scopes.by_account) AS s)
+                ARRAY(
+                    SELECT s FROM analytics._experiment_sums(e.plan, NULL, scopes.by_account) AS s
+                )
             ) AS t
         )
     ) AS r;
@@ -12749,7 +12752,9 @@ AS $$
 DECLARE
     v_sees_raw boolean := analytics._sees_raw_events();
 BEGIN
-    IF to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL THEN
+    IF p_view IS NULL
+        OR to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL
+    THEN
         PERFORM spectrum._check_choice('p_view', p_view, ARRAY(
             SELECT substr(routine.proname, 8) FROM pg_proc AS routine
             WHERE routine.pronamespace = 'analytics'::regnamespace
@@ -12776,8 +12781,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics.trace(text, jsonb, integer) IS
-    'The events that a cell of a standing view counts, in the order of time, at most p_limit (NULL: '
-    'all), and the rule that counts them. p_view: active_users; p_cell: the columns that name the '
+    'The events that a cell of a standing view counts, in the order of time, at most p_limit '
+    '(NULL: all), and the rule that counts them. p_view: active_users; p_cell: the columns that name the '
     'row, and measure where the row has several numbers: {"account_id": "*", "day": "2026-03-01", '
     '"measure": "wau"}. unit: what the event makes count (a user, the event itself, ...): the '
     'number of distinct units is the cell. amount: its share, where the cell is a sum. raw_id: row '
@@ -13275,7 +13280,7 @@ $$;
 COMMENT ON FUNCTION analytics._funnel_rule(jsonb, integer) IS
     'By what a funnel counts a unit in a step, in words.';
 
-CREATE FUNCTION analytics._trace_funnel_step(
+CREATE FUNCTION analytics._funnel_step_trace(
     p_cell jsonb, p_day date, p_breakdown text, p_has_breakdown boolean
 )
 RETURNS TABLE (
@@ -13324,7 +13329,7 @@ BEGIN
     ) AS did;
 END
 $$;
-COMMENT ON FUNCTION analytics._trace_funnel_step(jsonb, date, text, boolean) IS
+COMMENT ON FUNCTION analytics._funnel_step_trace(jsonb, date, text, boolean) IS
     'The events by which units count in a step of a standing funnel: of those that entered on a '
     'day, or of those with a value of the breakdown.';
 
@@ -13339,7 +13344,7 @@ DECLARE
     v_cell jsonb := analytics._read_cell(p_cell, '{funnel, step}', '{users}', '{breakdown}');
 BEGIN
     RETURN QUERY
-    SELECT * FROM analytics._trace_funnel_step(v_cell, NULL, v_cell ->> 'breakdown', true);
+    SELECT * FROM analytics._funnel_step_trace(v_cell, NULL, v_cell ->> 'breakdown', true);
 END
 $$;
 COMMENT ON FUNCTION analytics._trace_conversion_funnels(jsonb) IS
@@ -13359,7 +13364,7 @@ BEGIN
     RETURN QUERY
     SELECT format('%s Its step 1 was on %s.', found.rule, v_day), found.unit, found.amount,
         found.user_key, found.event_id, found.occurred_at
-    FROM analytics._trace_funnel_step(v_cell, v_day, NULL, false) AS found;
+    FROM analytics._funnel_step_trace(v_cell, v_day, NULL, false) AS found;
 END
 $$;
 COMMENT ON FUNCTION analytics._trace_funnel_days(jsonb) IS

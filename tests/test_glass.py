@@ -148,9 +148,7 @@ def any_event(random: Random) -> Payload:
 
 @settings(exploring, max_examples=10)
 @given(random=st.randoms(use_true_random=True), size=st.sampled_from([5, 20, 60]))
-def test_cells_and_events_tell_the_same(
-    db: psycopg.Connection, random: Random, size: int
-) -> None:
+def test_cells_and_events_tell_the_same(db: psycopg.Connection, random: Random, size: int) -> None:
     with db.transaction(force_rollback=True):
         db.execute("SET LOCAL timezone = 'America/St_Johns'")
         zone = random.choice(["UTC", "Europe/Berlin", "Asia/Kathmandu"])
@@ -199,9 +197,7 @@ def test_an_event_from_raw_to_cells(db: psycopg.Connection) -> None:
 def test_limit_takes_the_first(db: psycopg.Connection) -> None:
     load(db, [{"event_type": "visit", "user_id": "u", "occurred_at": f"2024-03-25T{hour}:00:00Z"}
               for hour in range(10, 20)])  # fmt: skip
-    query = (
-        "SELECT occurred_at FROM analytics.trace('active_users', %s, %s) ORDER BY occurred_at"
-    )
+    query = "SELECT occurred_at FROM analytics.trace('active_users', %s, %s) ORDER BY occurred_at"
     found = db.execute(query, (Jsonb({"day": "2024-03-25"}), 3)).fetchall()
     assert [at.hour for (at,) in found] == [10, 11, 12]
     assert db.execute(query, (Jsonb({"day": "2024-03-25"}), 0)).fetchall() == []
@@ -242,7 +238,7 @@ def test_a_view_without_glass_is_left_out(db: psycopg.Connection) -> None:
         "SELECT proname FROM pg_proc WHERE pronamespace = 'analytics'::regnamespace"
         " AND proname ~ '^_(trace|cells)_'"
     ).fetchall()
-    names = {name for (name,) in found} - {"_trace_funnel_step"}
+    names = {name for (name,) in found}
     views = {name.removeprefix("_trace_") for name in names if name.startswith("_trace_")}
     assert views >= set(NUMBERS)
     assert names == {f"_{way}_{view}" for way in ("trace", "cells") for view in views}

@@ -95,8 +95,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._counted_variant(jsonb, text, text) IS
-    'The variant that a unit counts for, by the lowest and the highest name that it saw; NULL where '
-    'it saw several, or one that is not planned.';
+    'The variant that a unit counts for, by the lowest and the highest name that it saw; NULL '
+    'where it saw several, or one that is not planned.';
 
 CREATE FUNCTION analytics._metric_sides(p_measures jsonb)
 RETURNS TABLE (

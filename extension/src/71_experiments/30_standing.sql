@@ -43,12 +43,13 @@ BEGIN
     COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
     PERFORM spectrum._add_kind('experiment', 60, '_maintain_experiment',
         '{spectrum.rollup_experiment_units, spectrum.rollup_experiment_days, '
-        'analytics.mv_experiment_totals, analytics.mv_experiment_results}', '{experiment_results}');
+        'analytics.mv_experiment_totals, analytics.mv_experiment_results}',
+        '{experiment_results}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_experiment_views() IS
-    'Room 71: makes the views of the definitions, and the tables and the plain view of the standing '
-    'results.';
+    'Room 71: makes the views of the definitions, and the tables and the plain view of the '
+    'standing results.';
 
 CREATE FUNCTION spectrum._create_experiment_tables()
 RETURNS void
@@ -302,7 +303,9 @@ BEGIN
             SELECT t FROM analytics._experiment_totals(
                 e.plan,
                 CASE WHEN NOT scopes.by_account THEN '*' END,
-                ARRAY(SELECT s FROM analytics._experiment_sums(e.plan, NULL, scopes.by_account) AS s)
+                ARRAY(
+                    SELECT s FROM analytics._experiment_sums(e.plan, NULL, scopes.by_account) AS s
+                )
             ) AS t
         )
     ) AS r;

@@ -200,7 +200,9 @@ AS $$
 DECLARE
     v_sees_raw boolean := analytics._sees_raw_events();
 BEGIN
-    IF to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL THEN
+    IF p_view IS NULL
+        OR to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL
+    THEN
         PERFORM spectrum._check_choice('p_view', p_view, ARRAY(
             SELECT substr(routine.proname, 8) FROM pg_proc AS routine
             WHERE routine.pronamespace = 'analytics'::regnamespace
@@ -227,8 +229,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics.trace(text, jsonb, integer) IS
-    'The events that a cell of a standing view counts, in the order of time, at most p_limit (NULL: '
-    'all), and the rule that counts them. p_view: active_users; p_cell: the columns that name the '
+    'The events that a cell of a standing view counts, in the order of time, at most p_limit '
+    '(NULL: all), and the rule that counts them. p_view: active_users; p_cell: the columns that name the '
     'row, and measure where the row has several numbers: {"account_id": "*", "day": "2026-03-01", '
     '"measure": "wau"}. unit: what the event makes count (a user, the event itself, ...): the '
     'number of distinct units is the cell. amount: its share, where the cell is a sum. raw_id: row '

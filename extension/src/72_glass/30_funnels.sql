@@ -93,7 +93,7 @@ $$;
 COMMENT ON FUNCTION analytics._funnel_rule(jsonb, integer) IS
     'By what a funnel counts a unit in a step, in words.';
 
-CREATE FUNCTION analytics._trace_funnel_step(
+CREATE FUNCTION analytics._funnel_step_trace(
     p_cell jsonb, p_day date, p_breakdown text, p_has_breakdown boolean
 )
 RETURNS TABLE (
@@ -142,7 +142,7 @@ BEGIN
     ) AS did;
 END
 $$;
-COMMENT ON FUNCTION analytics._trace_funnel_step(jsonb, date, text, boolean) IS
+COMMENT ON FUNCTION analytics._funnel_step_trace(jsonb, date, text, boolean) IS
     'The events by which units count in a step of a standing funnel: of those that entered on a '
     'day, or of those with a value of the breakdown.';
 
@@ -157,7 +157,7 @@ DECLARE
     v_cell jsonb := analytics._read_cell(p_cell, '{funnel, step}', '{users}', '{breakdown}');
 BEGIN
     RETURN QUERY
-    SELECT * FROM analytics._trace_funnel_step(v_cell, NULL, v_cell ->> 'breakdown', true);
+    SELECT * FROM analytics._funnel_step_trace(v_cell, NULL, v_cell ->> 'breakdown', true);
 END
 $$;
 COMMENT ON FUNCTION analytics._trace_conversion_funnels(jsonb) IS
@@ -177,7 +177,7 @@ BEGIN
     RETURN QUERY
     SELECT format('%s Its step 1 was on %s.', found.rule, v_day), found.unit, found.amount,
         found.user_key, found.event_id, found.occurred_at
-    FROM analytics._trace_funnel_step(v_cell, v_day, NULL, false) AS found;
+    FROM analytics._funnel_step_trace(v_cell, v_day, NULL, false) AS found;
 END
 $$;
 COMMENT ON FUNCTION analytics._trace_funnel_days(jsonb) IS
