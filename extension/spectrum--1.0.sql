@@ -11120,7 +11120,7 @@ BEGIN
         SELECT c.* FROM analytics._experiment_contributions(p_plan, p_account, p_by_account) AS c
         WHERE p_report IS NULL
         UNION ALL
-        SELECT k.* FROM analytics._kept_contributions(p_report, p_plan, p_accounts) AS k
+        SELECT k.* FROM analytics._kept_contributions(p_report, p_accounts) AS k
         WHERE p_report IS NOT NULL
     ),
     crowds AS (
@@ -11206,7 +11206,7 @@ CREATE FUNCTION analytics._experiment_totals(
     p_plan analytics._experiment_plan, p_scope text, p_sums analytics._experiment_total[]
 )
 RETURNS SETOF analytics._experiment_total
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
@@ -11464,7 +11464,7 @@ RETURNS TABLE (
     theta double precision,
     variance_reduction double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
@@ -11781,9 +11781,7 @@ COMMENT ON FUNCTION analytics._touch_experiment_units(
     'Lays out the units that the news concern, exposed or not as they were and as they are. A user '
     'without an exposure is none.';
 
-CREATE FUNCTION analytics._kept_contributions(
-    p_report integer, p_plan analytics._experiment_plan, p_accounts text[]
-)
+CREATE FUNCTION analytics._kept_contributions(p_report integer, p_accounts text[])
 RETURNS TABLE (
     account_id text,
     user_key bigint,
@@ -11827,9 +11825,7 @@ BEGIN
     GROUP BY unit.account_id, unit.user_key, unit.variant, did.metric, did.most;
 END
 $$;
-COMMENT ON FUNCTION analytics._kept_contributions(
-    integer, analytics._experiment_plan, text[]
-) IS
+COMMENT ON FUNCTION analytics._kept_contributions(integer, text[]) IS
     'What analytics._experiment_contributions says, from what a standing report keeps of some '
     'accounts.';
 
@@ -12617,13 +12613,18 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO'
 AS $$
+DECLARE
+    v_day date;
 BEGIN
     IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
-        RETURN (p_cell ->> p_key)::date;
+        v_day := p_cell ->> p_key;
+    ELSE
+        PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
     END IF;
-    PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+    RETURN v_day;
 EXCEPTION WHEN datetime_field_overflow THEN
     PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+    RETURN NULL;
 END
 $$;
 COMMENT ON FUNCTION analytics._cell_day(jsonb, text) IS
@@ -12631,7 +12632,7 @@ COMMENT ON FUNCTION analytics._cell_day(jsonb, text) IS
 
 CREATE FUNCTION analytics._cell_number(p_cell jsonb, p_key text)
 RETURNS integer
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

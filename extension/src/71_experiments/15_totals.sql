@@ -30,7 +30,7 @@ BEGIN
         SELECT c.* FROM analytics._experiment_contributions(p_plan, p_account, p_by_account) AS c
         WHERE p_report IS NULL
         UNION ALL
-        SELECT k.* FROM analytics._kept_contributions(p_report, p_plan, p_accounts) AS k
+        SELECT k.* FROM analytics._kept_contributions(p_report, p_accounts) AS k
         WHERE p_report IS NOT NULL
     ),
     crowds AS (
@@ -116,7 +116,7 @@ CREATE FUNCTION analytics._experiment_totals(
     p_plan analytics._experiment_plan, p_scope text, p_sums analytics._experiment_total[]
 )
 RETURNS SETOF analytics._experiment_total
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$

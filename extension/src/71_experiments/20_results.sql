@@ -200,7 +200,7 @@ RETURNS TABLE (
     theta double precision,
     variance_reduction double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$

@@ -93,9 +93,7 @@ COMMENT ON FUNCTION analytics._touch_experiment_units(
     'Lays out the units that the news concern, exposed or not as they were and as they are. A user '
     'without an exposure is none.';
 
-CREATE FUNCTION analytics._kept_contributions(
-    p_report integer, p_plan analytics._experiment_plan, p_accounts text[]
-)
+CREATE FUNCTION analytics._kept_contributions(p_report integer, p_accounts text[])
 RETURNS TABLE (
     account_id text,
     user_key bigint,
@@ -139,9 +137,7 @@ BEGIN
     GROUP BY unit.account_id, unit.user_key, unit.variant, did.metric, did.most;
 END
 $$;
-COMMENT ON FUNCTION analytics._kept_contributions(
-    integer, analytics._experiment_plan, text[]
-) IS
+COMMENT ON FUNCTION analytics._kept_contributions(integer, text[]) IS
     'What analytics._experiment_contributions says, from what a standing report keeps of some '
     'accounts.';
 

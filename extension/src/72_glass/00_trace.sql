@@ -65,13 +65,18 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO'
 AS $$
+DECLARE
+    v_day date;
 BEGIN
     IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
-        RETURN (p_cell ->> p_key)::date;
+        v_day := p_cell ->> p_key;
+    ELSE
+        PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
     END IF;
-    PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+    RETURN v_day;
 EXCEPTION WHEN datetime_field_overflow THEN
     PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+    RETURN NULL;
 END
 $$;
 COMMENT ON FUNCTION analytics._cell_day(jsonb, text) IS
@@ -79,7 +84,7 @@ COMMENT ON FUNCTION analytics._cell_day(jsonb, text) IS
 
 CREATE FUNCTION analytics._cell_number(p_cell jsonb, p_key text)
 RETURNS integer
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
