@@ -241,9 +241,7 @@ def test_a_result_that_is_replaced_stays_as_it_was(db: psycopg.Connection) -> No
     )
     assert db.execute(query).fetchall() == [("proportion", 300, 0, 0.0)]
     db.execute("SELECT spectrum._refresh_some(1)")
-    assert db.execute(query).fetchall() == [
-        ("proportion", 300, 1, pytest.approx(1 / 300))
-    ]
+    assert db.execute(query).fetchall() == [("proportion", 300, 1, pytest.approx(1 / 300))]
     db.execute("CALL spectrum.refresh_analytics()")
     assert db.execute(query).fetchall() == [("mean", 300, 1, pytest.approx(2 / 300))]
 

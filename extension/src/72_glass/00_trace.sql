@@ -235,8 +235,8 @@ END
 $$;
 COMMENT ON FUNCTION analytics.trace(text, jsonb, integer) IS
     'The events that a cell of a standing view counts, in the order of time, at most p_limit '
-    '(NULL: all), and the rule that counts them. p_view: active_users; p_cell: the columns that name the '
-    'row, and measure where the row has several numbers: {"account_id": "*", "day": "2026-03-01", '
-    '"measure": "wau"}. unit: what the event makes count (a user, the event itself, ...): the '
-    'number of distinct units is the cell. amount: its share, where the cell is a sum. raw_id: row '
-    'of raw_events, for roles that may read that.';
+    '(NULL: all), and the rule that counts them. p_view: active_users; p_cell: the columns that '
+    'name the row, and measure where it has several numbers: {"account_id": "*", "day": '
+    '"2026-03-01", "measure": "wau"}. unit: what the event makes count (a user, the event itself, '
+    '...): the number of distinct units is the cell. amount: its share, where the cell is a sum. '
+    'raw_id: row of raw_events, for roles that may read that.';
