@@ -23,25 +23,37 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/60_funnel_chains.sql \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_kept.sql \
+	60_analytics/60_funnels_sums.sql \
 	60_analytics/60_funnels_standing.sql \
 	60_analytics/61_retention.sql \
+	60_analytics/61_retention_kept.sql \
 	60_analytics/61_retention_standing.sql \
 	60_analytics/62_active_users.sql \
 	60_analytics/62_active_users_standing.sql \
 	60_analytics/62_lifecycle.sql \
+	60_analytics/62_lifecycle_standing.sql \
 	60_analytics/62_stickiness.sql \
+	60_analytics/62_stickiness_standing.sql \
 	60_analytics/63_trends.sql \
 	60_analytics/63_daily_events.sql \
 	60_analytics/64_revenue.sql \
 	60_analytics/64_revenue_standing.sql \
 	60_analytics/64_mrr.sql \
 	60_analytics/64_mrr_report.sql \
+	60_analytics/64_mrr_standing.sql \
 	60_analytics/65_sessions.sql \
 	60_analytics/65_attribution.sql \
+	60_analytics/65_sessions_kept.sql \
+	60_analytics/65_sessions_standing.sql \
 	60_analytics/66_paths.sql \
 	60_analytics/67_feature_adoption.sql \
+	60_analytics/67_cohorts.sql \
+	60_analytics/67_feature_adoption_standing.sql \
 	60_analytics/68_operations.sql \
+	60_analytics/68_operations_standing.sql \
 	60_analytics/69_event_catalog.sql \
+	60_analytics/69_reports.sql \
+	60_analytics/69_event_catalog_standing.sql \
 	70_statistics/incomplete_beta.sql \
 	70_statistics/distributions.sql \
 	70_statistics/tests.sql \
@@ -90,6 +102,7 @@ REGRESS = \
 	67_feature_adoption \
 	68_operations \
 	69_event_catalog \
+	69_reports \
 	70_statistics \
 	71_experiments \
 	72_glass \

@@ -32,7 +32,7 @@ def features_of(event: Event, definitions: Definitions) -> set[str]:
     }
     if event.event_type == "feature_used":
         named = event.properties.get("feature")
-        if named not in (None, "") and str(named) not in definitions:
+        if named not in (None, "") and len(str(named)) <= 200 and str(named) not in definitions:
             features.add(str(named))
     return features
 

@@ -24,8 +24,8 @@ def is_error(event: Event) -> bool:
 
 
 def text_of(value: object) -> str | None:
-    """The values of the histories: texts and numbers."""
-    return None if value is None else str(value)
+    """The values of the histories: texts and numbers. An empty name is none."""
+    return None if value is None else str(value)[:200] or None
 
 
 def in_order(key: tuple[Any, ...]) -> tuple[Any, ...]:

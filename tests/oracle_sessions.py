@@ -18,6 +18,11 @@ from oracle_events import Calendar, contains, number
 Payload = Mapping[str, Any]
 Place = tuple[str | None, str | None, str | None]
 
+BREAKDOWNS = (
+    None, "country", "region", "city", "entry_page", "exit_page", "utm_source", "utm_medium",
+    "utm_campaign", "channel",
+)  # fmt: skip
+TOUCHES = {"first_touch": 0, "last_touch": -1}
 GAP, LONGEST, LOOKBACK = timedelta(minutes=30), timedelta(hours=24), timedelta(hours=720)
 MEDIUMS = {
     "cpc": "paid search", "ppc": "paid search", "paid_search": "paid search",
@@ -200,8 +205,13 @@ def sessions_daily(
     stop = end or (latest + timedelta(microseconds=1) if latest else None)
     if breakdown is None and first and stop and first < stop:
         cells = {(day, None): [] for day in calendar.periods("day", first, stop)}
+    everything = visits(payloads, account)
     for visit in sessions(payloads, start, end, account):
-        key = (calendar.day(visit.started_at), visit.breakdown(breakdown))
+        if breakdown in TOUCHES:
+            label = touches_before(visit, everything)[TOUCHES[breakdown]].channel
+        else:
+            label = visit.breakdown(breakdown)
+        key = (calendar.day(visit.started_at), label)
         cells.setdefault(key, []).append(visit)
     return {key: summary(visits_of_day) for key, visits_of_day in cells.items()}
 
@@ -221,6 +231,34 @@ def summary(some: Sequence[Visit]) -> tuple[Any, ...]:
     )
 
 
+def touches_before(visit: Visit, everything: Sequence[Visit]) -> list[Touch]:
+    """Those of the 30 days up to and including the visit, in their order."""
+    return [
+        earlier.touch
+        for earlier in everything
+        if earlier.user == visit.user
+        and visit.started_at - LOOKBACK <= earlier.started_at <= visit.started_at
+        and earlier.touch.is_touch
+    ] or [Touch(None, None, None, None)]
+
+
+def standing_sessions_daily(
+    payloads: Sequence[Payload], calendar: Calendar
+) -> dict[tuple[str, date, str, str | None], tuple[Any, ...]]:
+    """By account (* is all), day, breakdown (all is none) and value; medians are not kept."""
+    cells: dict[tuple[str, date, str, str | None], list[Visit]] = {}
+    for account in {None, *(payload.get("account_id") for payload in payloads)}:
+        everything = visits(payloads, account)
+        for visit in everything:
+            touches = touches_before(visit, everything)
+            labels = {name or "all": visit.breakdown(name) for name in BREAKDOWNS}
+            labels |= {name: touches[index].channel for name, index in TOUCHES.items()}
+            for name, label in labels.items():
+                key = (account or "*", calendar.day(visit.started_at), name, label)
+                cells.setdefault(key, []).append(visit)
+    return {key: (*(found := summary(some))[:5], *found[6:]) for key, some in cells.items()}
+
+
 def attribution(
     payloads: Sequence[Payload],
     event: str,
@@ -231,16 +269,9 @@ def attribution(
     account: str | None = None,
 ) -> dict[tuple[str | None, ...], tuple[int, int, Decimal | None]]:
     everything = visits(payloads, account)
-    direct = Touch(None, None, None, None)
     found: dict[tuple[str | None, ...], list[tuple[str, Decimal | None]]] = {}
     for visit in everything:
-        touches = [
-            earlier.touch
-            for earlier in everything
-            if earlier.user == visit.user
-            and visit.started_at - LOOKBACK <= earlier.started_at <= visit.started_at
-            and earlier.touch.is_touch
-        ] or [direct]
+        touches = touches_before(visit, everything)
         touch = touches[0 if model == "first" else -1]
         for payload in visit.payloads:
             properties = payload.get("properties", {})

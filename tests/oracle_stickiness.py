@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import NamedTuple
 
 from oracle_events import Calendar, Event, of_account
@@ -40,3 +40,28 @@ def stickiness(
         )
         for number in range(1, len(periods) + 1)
     ]
+
+
+class PeriodCell(NamedTuple):
+    period: date
+    days: int
+    users_exactly: int
+    users_at_least: int
+
+
+def stickiness_periods(
+    events: Sequence[Event], calendar: Calendar, period: str, account: str | None = None
+) -> list[PeriodCell]:
+    """Of each week or month with an active user, whose days are counted, all numbers of days."""
+    cells = []
+    by_day = users_by_period(of_account(events, account), "day", calendar)
+    for start in sorted({calendar.start(period, day) for day in by_day}):
+        end = calendar.following(period, start)
+        times = Counter(
+            user for day, users in by_day.items() if start <= day < end for user in users
+        )
+        for number in range(1, (end - start).days + 1):
+            exactly = sum(count == number for count in times.values())
+            at_least = sum(count >= number for count in times.values())
+            cells.append(PeriodCell(start, number, exactly, at_least))
+    return cells

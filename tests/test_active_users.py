@@ -33,7 +33,7 @@ def test_any_history(
         assert db.execute(ASK, (start, end, account)).fetchall() == active_users(
             events, calendar, start, end, account
         )
-        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_active_users")
+        db.execute("CALL spectrum.refresh_analytics()")
         standing = db.execute(
             "SELECT account_id, day, dau, wau, mau, stickiness FROM analytics.active_users"
             ' ORDER BY account_id COLLATE "C", day'

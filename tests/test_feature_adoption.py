@@ -19,7 +19,9 @@ from test_lifecycle import once, randoms, some_range
 ASK = "SELECT * FROM analytics.feature_adoption(%s, %s, %s, %s, %s)"
 ASK_EACH = """
     SELECT account_id, feature, cohort_week, period, active_users, users, first_users
-    FROM analytics._feature_adoption(NULL, 'month', NULL, NULL, NULL, true)
+    FROM analytics._feature_adoption(
+        NULL, 'month', NULL, NULL, NULL, true, analytics._feature_definitions()
+    )
     ORDER BY account_id COLLATE "C", feature COLLATE "C", cohort_week, period
 """
 DEFINE = "SELECT spectrum.define_feature(%s, %s, %s)"
@@ -34,7 +36,7 @@ def some_history(random: Random, epoch: datetime) -> list[Payload]:
             minutes=random.choice([0, 15, 30, 59]),
         )
         properties = {
-            "feature": random.choice(["export", "export", "search", "", None, 3]),
+            "feature": random.choice(["export", "export", "search", "", None, 3, "long" * 51]),
             "plan": random.choice(["pro", "free"]),
         }
         for name in list(properties):

@@ -131,8 +131,7 @@ def test_standing_funnels_agree(db: psycopg.Connection, random: Random, timezone
     note(f"{steps} {options}")
     with loaded(db, history, timezone):
         db.execute(DEFINE, arguments(steps, options))
-        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_conversion_funnels")
-        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_funnel_days")
+        db.execute("CALL spectrum.refresh_analytics()")
         found = db.execute(
             "SELECT account_id, breakdown, step, event_type, users, rate_from_start,"
             " rate_from_previous, median_seconds, mean_seconds FROM analytics.conversion_funnels"

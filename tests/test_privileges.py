@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -88,6 +89,15 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
     db.execute("SELECT spectrum.define_metric('bought', 'proportion', 'buy')")
     db.execute("SELECT spectrum.define_feature('buying', 'buy')")
     db.execute(
+        """
+        CREATE FUNCTION public.everybody(p_users bigint[])
+        RETURNS TABLE (account_id text, user_key bigint, cell text[], amount numeric)
+        LANGUAGE sql STABLE
+        AS $$ SELECT '*', unnest(p_users), '{users}'::text[], 1.0 $$
+        """
+    )
+    db.execute("SELECT spectrum.define_report('everybody', 'public.everybody')")
+    db.execute(
         """SELECT spectrum.define_experiment('button', '{"a": 0.5, "b": 0.5}', 'a', '["bought"]')"""
     )
     for user, variant in (("u1", "a"), ("u2", "b")):
@@ -106,6 +116,7 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
             event("subscription_started", account_id="acme", properties={"mrr": 5}),
             event("subscription_changed", account_id="acme", properties={"mrr": "more"}),
             event("request", account_id="acme", properties={"endpoint": "/", "latency_ms": 5}),
+            event("visit", occurred_at=datetime.now(UTC).isoformat()),
         ],
     )
     db.execute("CALL spectrum.run()")

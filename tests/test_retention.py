@@ -103,7 +103,7 @@ def test_any_retention_of_any_history(
         options = some_options(random)
         note(f"standing: {options}")
         db.execute(DEFINE, arguments(options))
-        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_retention_cohorts")
+        db.execute("CALL spectrum.refresh_analytics()")
         standing = db.execute(STANDING).fetchall()
         assert standing == standing_retention(events, options, calendar, now)
 
@@ -198,7 +198,7 @@ def test_filters_unknown_users_and_accounts(db: psycopg.Connection) -> None:
     assert users(db, periods=1, where='{"plan": "pro"}') == {"05-13": [1, 1, 0]}
     assert users(db, periods=1, start_event="no such") == {}
     assert users(db, periods=1, return_event="no such") == {"05-06": [1, 0, 0]}
-    db.execute("REFRESH MATERIALIZED VIEW analytics.mv_retention_cohorts")
+    db.execute("CALL spectrum.refresh_analytics()")
     standing = "SELECT account_id, cohort, cohort_size FROM analytics.retention_cohorts"
     assert set(db.execute(f"{standing} WHERE retention = 'default' AND period = 0")) == {
         ("*", date(2024, 5, 6), 1), ("x", date(2024, 5, 6), 1), ("y", date(2024, 5, 13), 1)

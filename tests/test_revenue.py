@@ -48,7 +48,7 @@ def test_any_history(
         rows = db.execute(ASK, (start, end, account, currency)).fetchall()
         code = currency and currency.upper()
         assert same(rows, revenue(events, calendar, start, end, account, code))
-        db.execute("REFRESH MATERIALIZED VIEW analytics.mv_revenue_summary")
+        db.execute("CALL spectrum.refresh_analytics()")
         standing = db.execute(
             "SELECT account_id, day, currency, orders, gross, refunds, net, paying_users,"
             " active_users, arpu, arppu FROM analytics.revenue_summary"

@@ -88,7 +88,7 @@ def test_a_run_does_all_there_is_to_do(db: psycopg.Connection) -> None:
     prove(db, views=True)
 
 
-def test_an_idle_run_makes_no_view_again(db: psycopg.Connection) -> None:
+def test_an_idle_run_counts_nothing_again(db: psycopg.Connection) -> None:
     insert(db, [event()])
     run(db)
     before = value(db, "SELECT max(log_id) FROM spectrum.run_log")
@@ -101,7 +101,7 @@ def test_an_idle_run_makes_no_view_again(db: psycopg.Connection) -> None:
         before,
     ) == [
         ("provision", "0 months made"),
-        ("refresh", "0 views made again"),
+        ("refresh", "0 facts counted"),
         (
             "upkeep",
             "0 run log rows and 0 pg_cron log rows deleted, 0 forgotten events found",
@@ -175,8 +175,7 @@ def test_an_error_in_a_step_is_logged_and_the_others_go_on(
     db: psycopg.Connection, connect: Connect
 ) -> None:
     db.execute(
-        "INSERT INTO spectrum.refresh_state (view_name, position, follows_clock)"
-        " VALUES ('mv_gone', 99, false)"
+        "UPDATE spectrum.report_kinds SET maintained_by = '_maintain_gone' WHERE kind = 'volume'"
     )
     db.execute("SELECT spectrum.configure('lock_timeout', '20 ms')")
     db.execute("SELECT spectrum.configure('months_ahead', '5')")
@@ -194,7 +193,8 @@ def test_an_error_in_a_step_is_logged_and_the_others_go_on(
     ]
     message = (
         "provision: canceling statement due to lock timeout (SQLSTATE 55P03);"
-        ' refresh: relation "analytics.mv_gone" does not exist (SQLSTATE 42P01)'
+        " refresh: function analytics._maintain_gone(integer, bigint) does not exist"
+        " (SQLSTATE 42883)"
     )
     assert value(db, "SELECT last_run_error FROM spectrum.status()") == message
     assert rows(db, "SELECT ok, message FROM spectrum.health() WHERE check_name = 'last run'") == [
@@ -202,7 +202,10 @@ def test_an_error_in_a_step_is_logged_and_the_others_go_on(
     ]
 
     blocker.rollback()
-    db.execute("DELETE FROM spectrum.refresh_state WHERE view_name = 'mv_gone'")
+    db.execute(
+        "UPDATE spectrum.report_kinds SET maintained_by = '_maintain_daily_events'"
+        " WHERE kind = 'volume'"
+    )
     run(db)
     assert value(db, "SELECT last_run_error FROM spectrum.status()") is None
     assert value(db, "SELECT ok FROM spectrum.health() WHERE check_name = 'last run'")

@@ -30,10 +30,19 @@ PATHS = """
     )
 """
 BY_ACCOUNT = """
-    SELECT account_id, user_id, started_at AT TIME ZONE 'UTC', ended_at AT TIME ZONE 'UTC'
-    FROM analytics._sessions(
-        '-infinity', 'infinity', NULL, NULL, NULL, NULL, p_by_account => true, p_parts => '{users}'
+    WITH units AS (
+        SELECT array_agg(user_key) AS users, array_agg(-account_key) AS scopes,
+            array_agg('-infinity'::timestamptz) AS since,
+            array_agg('infinity'::timestamptz) AS until
+        FROM (SELECT DISTINCT user_key, account_key FROM analytics.events) AS unit
+        WHERE account_key <> 0
     )
+    SELECT account_id, user_id, started_at AT TIME ZONE 'UTC', ended_at AT TIME ZONE 'UTC'
+    FROM units
+    CROSS JOIN analytics._sessions(
+        NULL, NULL, units.users, units.scopes, units.since, units.until, NULL, '{users}'
+    ) AS s
+    JOIN analytics.accounts ON accounts.account_key = -s.scope
     ORDER BY account_id, user_id, started_at
 """
 PART = """
@@ -41,14 +50,10 @@ PART = """
     FROM analytics._sessions(
         NULL, NULL,
         ARRAY(SELECT min(user_key) FROM analytics.events WHERE user_id = %(user)s),
-        ARRAY[%(since)s], ARRAY[%(until)s], NULL, p_by_account => false, p_parts => '{}'
+        NULL, ARRAY[%(since)s], ARRAY[%(until)s], NULL, '{}'
     ) AS s
     ORDER BY s.started_at
 """
-BREAKDOWNS = [
-    None, "country", "region", "city", "entry_page", "exit_page", "utm_source", "utm_medium",
-    "utm_campaign", "channel",
-]  # fmt: skip
 REFERRERS = [f"https://{host}/x?q=http://a.b" for host in oracle.HOSTS] + [
     "https://www.google.com/", "http://u@x.example:8080#f", "forum.example", "https://T.co/abc", "?"
 ]  # fmt: skip
@@ -161,7 +166,7 @@ def test_sessions_of_any_history(
             note(f"{scope}")
             found = [tuple(map(in_utc, row)) for row in db.execute(SESSIONS, scope)]
             assert found == [visit.row() for visit in oracle.sessions(history, **scope)]
-        for breakdown in [None, *random.sample(BREAKDOWNS, 4)]:
+        for breakdown in [None, *random.sample([*oracle.BREAKDOWNS, *oracle.TOUCHES], 4)]:
             scope = some_scope(random, history) | {"breakdown": breakdown}
             note(f"{scope}")
             rows = db.execute(DAILY, scope).fetchall()

@@ -61,12 +61,16 @@ def found(db: psycopg.Connection, query: str) -> str:
     return "\n".join(str(row) for row in db.execute(query, parameters))
 
 
-# Some routines read pg_cron's tables, others the batch's temporary table: both have to be there.
+# Some routines read pg_cron's tables, others temporary ones of a batch or a refresh: they have to
+# be there, and are after one of each kind of report was kept.
 @pytest.fixture
 def checked_db(cron_db: psycopg.Connection) -> psycopg.Connection:
     cron_db.execute("CREATE EXTENSION plpgsql_check")
     cron_db.execute("""INSERT INTO raw_events (payload) VALUES ('{"event_type": "checked"}')""")
+    cron_db.execute("""SELECT spectrum.define_funnel('checked', '["checked"]')""")
+    cron_db.execute("SELECT spectrum.define_retention('checked', 'checked', 'checked')")
     cron_db.execute("CALL spectrum.process_batch()")
+    cron_db.execute("CALL spectrum.refresh_analytics()")
     return cron_db
 
 

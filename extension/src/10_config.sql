@@ -181,6 +181,9 @@ BEGIN
         PERFORM spectrum.rebuild_reports();
     ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
         PERFORM spectrum.rebuild_reports('revenue');
+    ELSIF v_after <> v_before AND p_setting = 'currency' THEN
+        -- Facts carry the currency of their money; subscription events are read anew.
+        PERFORM spectrum.rebuild_reports('mrr');
     END IF;
     RETURN v_after;
 END

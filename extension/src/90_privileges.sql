@@ -62,15 +62,13 @@ BEGIN
         'SELECT ON analytics.events, analytics.event_keys, analytics.timelines',
         p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
-    -- All questions, and what they call: mathematics, checks and the calendar are the functions
-    -- of spectrum that are safe in a parallel plan, those that work the pipeline are not.
+    -- All questions, and what they call: mathematics, checks, the calendar. They are safe in a
+    -- parallel plan; what works the pipeline or keeps the standing views is not.
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
-    WHERE routine.prokind IN ('f', 'a') AND (
-        routine.pronamespace = 'analytics'::regnamespace
-        OR (routine.pronamespace = 'spectrum'::regnamespace AND routine.proparallel = 's')
-    );
+    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel = 's'
+        AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_analyst(regrole, boolean) IS 'What grant_analyst covers.';

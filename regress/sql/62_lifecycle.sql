@@ -38,6 +38,21 @@ SELECT * FROM analytics.lifecycle(
 );
 SELECT * FROM analytics.lifecycle('week', '2003-04-01', '2003-04-02', 'lifecycle none');
 SELECT * FROM analytics.lifecycle(p_event => 'lifecycle none');
+
+-- The standing view says the same, and follows an event that comes late.
+CALL spectrum.refresh_analytics() \gset
+SELECT period_kind, period, new, "returning", resurrecting, dormant
+FROM analytics.lifecycle_periods
+WHERE account_id = 'lifecycle first' AND period < '2003-04-07'
+ORDER BY period_kind, period;
+INSERT INTO raw_events (payload) VALUES ('{"event_type": "visit", "user_id": "ann",
+    "account_id": "lifecycle first", "occurred_at": "2003-04-02T12:00:00Z"}');
+CALL spectrum.process_batch() \gset
+CALL spectrum.refresh_analytics() \gset
+SELECT period, new, "returning", resurrecting, dormant
+FROM analytics.lifecycle_periods
+WHERE account_id = 'lifecycle first' AND period_kind = 'day' AND period < '2003-04-07'
+ORDER BY period;
 ROLLBACK;
 
 SELECT * FROM analytics.lifecycle('year');

@@ -31,6 +31,21 @@ SELECT * FROM analytics.stickiness('week', '2003-05-05', '2003-05-13', 'visit', 
 SELECT * FROM analytics.stickiness('month', p_to => '2003-05-31', p_account => 'stickiness');
 SELECT * FROM analytics.stickiness(p_from => '2003-05-08', p_to => '2003-05-10');
 SELECT * FROM analytics.stickiness(p_event => 'stickiness none');
+
+-- The standing view: on how many days of each week and month.
+CALL spectrum.refresh_analytics() \gset
+SELECT period_kind, period, days, users_exactly, users_at_least
+FROM analytics.stickiness_periods
+WHERE account_id = 'stickiness' AND days < 5
+ORDER BY period_kind, period, days;
+UPDATE raw_events SET status = 'pending', payload = payload - 'event_type'
+WHERE payload ->> 'account_id' = 'stickiness' AND payload ->> 'user_id' = 'bob';
+CALL spectrum.process_batch() \gset
+CALL spectrum.refresh_analytics() \gset
+SELECT period_kind, period, days, users_exactly, users_at_least
+FROM analytics.stickiness_periods
+WHERE account_id = 'stickiness' AND days < 4
+ORDER BY period_kind, period, days;
 ROLLBACK;
 
 SELECT * FROM analytics.stickiness(NULL);

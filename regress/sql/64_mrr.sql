@@ -65,6 +65,12 @@ FROM analytics.mrr_movements('week', '2003-02-01', '2003-03-04', 'bob');
 SELECT * FROM analytics.mrr_movements('month', :range, 'nobody');
 SELECT occurred_at, event_type, account_id, problem FROM analytics.mrr_problems(:range);
 SELECT problem FROM analytics.mrr_problems(:range, 'bob');
+-- The standing view says the same, by account and for all.
+CALL spectrum.refresh_analytics() \gset
+SELECT account_id, period_kind, period, currency, start_mrr, new, expansion, contraction, churn,
+    reactivation, round(end_mrr, 2) AS end_mrr, end_accounts, round(nrr, 6) AS nrr, round(grr, 6) AS grr
+FROM analytics.mrr_movements WHERE period_kind = 'month' AND period < '2004-01-01'
+ORDER BY account_id, period, currency;
 ROLLBACK;
 
 SELECT * FROM analytics.mrr_movements('quarter');

@@ -47,6 +47,34 @@ FROM analytics.sessions_daily('2003-05-05', '2003-05-09', p_breakdown => 'countr
 SELECT day, breakdown, sessions
 FROM analytics.sessions_daily('2003-05-05', '2003-05-09', p_breakdown => 'exit_page');
 SELECT * FROM analytics.sessions_daily('2003-05-05', '2003-05-06', 'sessions none');
+-- The standing view: made by the first refresh, moved by the next ones.
+CALL spectrum.refresh_analytics() \gset
+SELECT account_id, day, value, sessions, users, bounces, bounce_rate, mean_seconds, events,
+    page_views, as_of IS NOT NULL AS has_as_of
+FROM analytics.sessions_daily
+WHERE breakdown = 'all' AND day BETWEEN '2003-05-01' AND '2003-06-01'
+ORDER BY account_id, day;
+SELECT breakdown, value, sum(sessions) AS sessions, sum(users) AS user_days
+FROM analytics.sessions_daily
+WHERE account_id = '*' AND day BETWEEN '2003-05-01' AND '2003-06-01'
+GROUP BY breakdown, value ORDER BY breakdown, value;
+-- A late event begins a session earlier and gives it a touch; a wrong one leaves for good.
+SAVEPOINT later;
+INSERT INTO raw_events (payload) VALUES ('{"event_id": "sessions 8", "event_type": "page_view",
+    "user_id": "sessions bob", "account_id": "sessions x", "occurred_at": "2003-05-06T11:50Z",
+    "properties": {"utm_source": "letter", "utm_medium": "email", "path": "/letter"}}');
+UPDATE raw_events SET payload = payload - 'event_type', status = 'pending'
+WHERE payload ->> 'event_id' = 'sessions 5';
+CALL spectrum.process_batch() \gset
+CALL spectrum.refresh_analytics() \gset
+SELECT breakdown, value, sessions, users, bounces, mean_seconds
+FROM analytics.sessions_daily
+WHERE account_id = 'sessions x' AND day = '2003-05-06' AND breakdown IN ('entry_page', 'last_touch')
+ORDER BY breakdown, value;
+SELECT count(*) FROM analytics.sessions_daily WHERE day = '2003-05-08';
+SELECT check_name, ok FROM spectrum.verify() WHERE check_name LIKE 'sessions_daily%';
+ROLLBACK TO later;
+
 SELECT spectrum.configure('timezone', 'Europe/Berlin');
 SELECT day, sessions FROM analytics.sessions_daily('2003-05-05', '2003-05-09');
 

@@ -43,6 +43,20 @@ SELECT spectrum.drop_feature('professional');
 SELECT feature, cohort_week, period, users FROM analytics.feature_adoption(
     p_account => 'features', p_to => '2003-05-26'
 ) WHERE users > 0;
+
+-- The standing view, before and after an event that puts ann into an earlier cohort.
+SELECT spectrum.drop_feature('export');
+CALL spectrum.refresh_analytics() \gset
+SELECT feature, cohort_week, period, active_users, users, first_users, repeat_users, rate
+FROM analytics.feature_adoption WHERE account_id = 'features'
+ORDER BY feature, cohort_week, period;
+INSERT INTO raw_events (payload) VALUES ('{"event_type": "visit", "user_id": "ann",
+    "account_id": "features", "occurred_at": "2003-04-30T12:00:00Z"}');
+CALL spectrum.process_batch() \gset
+CALL spectrum.refresh_analytics() \gset
+SELECT feature, cohort_week, period, active_users, users, first_users, repeat_users, rate
+FROM analytics.feature_adoption WHERE account_id = 'features'
+ORDER BY feature, cohort_week, period;
 ROLLBACK;
 
 SELECT * FROM analytics.feature_adoption(p_period => 'hour');

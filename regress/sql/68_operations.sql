@@ -48,6 +48,15 @@ SELECT period, period AT TIME ZONE 'Europe/Berlin' AS local, events
 FROM analytics.throughput('hour', :range) WHERE events > 0 OR period < '2003-10-26 03:00';
 SELECT * FROM analytics.throughput('minute', '2003-10-26 22:58:30', '2003-10-26 23:00:45');
 SELECT * FROM analytics.throughput('minute', '2003-10-26 22:59', '2003-10-26 23:01', 'request', 'two');
+-- The standing views say the same, by account and for all.
+CALL spectrum.refresh_analytics() \gset
+SELECT account_id, day, endpoint, requests, p50, p95, p99, errors, measured
+FROM analytics.operations WHERE day BETWEEN '2003-10-25' AND '2003-10-28'
+ORDER BY account_id, day, endpoint;
+SELECT account_id, day, service, version, requests, errors, error_events
+FROM analytics.error_rates_daily WHERE day BETWEEN '2003-10-25' AND '2003-10-28'
+ORDER BY account_id, day, service, version;
+SELECT count(*) FROM analytics.throughput_minutes WHERE minute < '2003-10-28';
 ROLLBACK;
 
 SELECT * FROM analytics.latency(p_period => 'hour');

@@ -21,4 +21,9 @@ CALL spectrum.process_batch() \gset
 SELECT * FROM analytics.event_catalog() WHERE event_type ^@ 'catalog';
 SELECT * FROM analytics.event_catalog('one') WHERE event_type ^@ 'catalog';
 SELECT * FROM analytics.event_catalog('nobody');
+-- The standing views say the same, by account and for all.
+CALL spectrum.refresh_analytics() \gset
+SELECT account_id, event_type, property, types, events, first_seen, last_seen
+FROM analytics.event_catalog WHERE event_type ^@ 'catalog'
+ORDER BY account_id, event_type, property NULLS FIRST;
 ROLLBACK;

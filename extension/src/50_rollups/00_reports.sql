@@ -173,9 +173,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum.rebuild_reports(text) IS
-    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, anew '
-    'from the facts: after a setting that they are made by changed, or when facts were changed by '
-    'hand. Until then the views show what they showed.';
+    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, '
+    'anew from the facts: after a setting that they are made by changed, or when facts were '
+    'changed by hand. Until then the views show what they showed.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void

@@ -39,13 +39,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_news() IS
-    'Empties pg_temp.spectrum_news (facts that came: sign 1, or went: sign -1, by scope; '
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope; '
     'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
     'scope counts for).';
 
 CREATE FUNCTION spectrum._last_note(p_events bigint)
 RETURNS bigint
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -82,7 +82,6 @@ DECLARE
 BEGIN
     SELECT min(first_at), max(last_at) INTO v_from, v_until FROM spectrum.news
     WHERE note_no <= p_last_no;
-
     -- One statement, so one snapshot: notes and facts that belong together are seen together.
     -- What an event was before is what its first note says was taken back; what it is now is the
     -- fact, or what a note that is still to come says was taken back.
@@ -96,16 +95,14 @@ BEGIN
         CROSS JOIN LATERAL unnest(notes.user_keys, notes.occurred_ats, notes.event_ids)
             AS came (user_key, occurred_at, event_id)
     ),
-    went AS MATERIALIZED (
-        DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *
-    ),
+    went AS (DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *),
     was AS (
         SELECT DISTINCT ON (went.event_id, went.user_key, went.occurred_at) went.*
         FROM went
         WHERE NOT EXISTS (
             SELECT FROM came
-            WHERE came.event_id = went.event_id AND came.user_key = went.user_key
-                AND came.occurred_at = went.occurred_at AND came.note_no < went.note_no
+            WHERE (came.event_id, came.user_key, came.occurred_at)
+                = (went.event_id, went.user_key, went.occurred_at) AND came.note_no < went.note_no
         )
         ORDER BY went.event_id, went.user_key, went.occurred_at, went.note_no
     ),
@@ -116,46 +113,44 @@ BEGIN
         ORDER BY gone.event_id, gone.user_key, gone.occurred_at, gone.note_no
     ),
     stayed AS (
-        SELECT DISTINCT came.event_id, came.user_key, came.occurred_at
+        SELECT DISTINCT came.user_key, came.occurred_at, came.event_id
         FROM came
         WHERE NOT EXISTS (
             SELECT FROM went
-            WHERE went.event_id = came.event_id AND went.user_key = came.user_key
-                AND went.occurred_at = came.occurred_at AND went.note_no > came.note_no
+            WHERE (went.event_id, went.user_key, went.occurred_at)
+                = (came.event_id, came.user_key, came.occurred_at) AND went.note_no > came.note_no
         )
     ),
     changes AS (
-        SELECT -1 AS sign, was.user_key, was.account_key, was.event_type_key, was.geo_key,
-            was.occurred_at, was.event_id, was.properties, was.revenue, was.currency
-        FROM was
+        SELECT -1 AS sign, was.* FROM was
         UNION ALL
-        SELECT 1, fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
-            fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
+        SELECT 1, 0, fact.*
         FROM stayed
         -- A subquery that names the row it looks up, so that this is a look-up in any plan.
         CROSS JOIN LATERAL (
-            SELECT known.* FROM warehouse.fact_events AS known
+            SELECT known.event_id, known.occurred_at, known.account_key, known.user_key,
+                known.event_type_key, known.geo_key, known.properties, known.revenue, known.currency
+            FROM warehouse.fact_events AS known
             WHERE known.user_key = stayed.user_key AND known.occurred_at = stayed.occurred_at
                 AND known.event_id = stayed.event_id
                 AND known.occurred_at BETWEEN v_from AND v_until
             OFFSET 0
         ) AS fact
         WHERE NOT EXISTS (
-            SELECT FROM still_to_come
-            WHERE still_to_come.event_id = stayed.event_id
-                AND still_to_come.user_key = stayed.user_key
-                AND still_to_come.occurred_at = stayed.occurred_at
+            SELECT FROM still_to_come AS gone
+            WHERE (gone.event_id, gone.user_key, gone.occurred_at)
+                = (stayed.event_id, stayed.user_key, stayed.occurred_at)
         )
         UNION ALL
-        SELECT 1, gone.user_key, gone.account_key, gone.event_type_key, gone.geo_key,
-            gone.occurred_at, gone.event_id, gone.properties, gone.revenue, gone.currency
-        FROM stayed
-        JOIN still_to_come AS gone USING (event_id, user_key, occurred_at)
+        SELECT 1, gone.* FROM still_to_come AS gone JOIN stayed
+            USING (event_id, user_key, occurred_at)
+        UNION ALL
+        -- Came and went again: no sum moves, but who reads facts may have met it in between.
+        SELECT 0, went.* FROM went JOIN came USING (event_id, user_key, occurred_at)
+        WHERE came.note_no < went.note_no
     )
-    INSERT INTO pg_temp.spectrum_news (
-        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
-        properties, revenue, currency
-    )
+    INSERT INTO pg_temp.spectrum_news (sign, scope, user_key, account_key, event_type_key, geo_key,
+        occurred_at, event_id, properties, revenue, currency)
     SELECT sign, account_key, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
         properties, revenue, currency
     FROM changes;
@@ -165,7 +160,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._take_news(bigint) IS
     'Takes the notes up to a number and lays out in pg_temp.spectrum_news what they changed, net: '
-    'facts that count from now on (+) and facts as they counted before (-). Returns how many.';
+    'facts that count from now on (1), facts as they counted before (-1), and facts that came and '
+    'went again (0). Returns how many.';
 
 CREATE FUNCTION spectrum._add_history(
     p_after bigint,

@@ -89,7 +89,7 @@ BEGIN
         microseconds numeric NOT NULL DEFAULT 0,
         below bigint NOT NULL DEFAULT 0,
         lower_median bigint,
-        upper_median bigint,
+        median_seconds double precision,
         CONSTRAINT mv_conversion_funnels_pkey
         PRIMARY KEY (report_id, account_id, breakdown, step)
     ) WITH (fillfactor = 70);
@@ -107,7 +107,8 @@ BEGIN
         'Units that took less time than lower_median.';
     COMMENT ON COLUMN analytics.mv_conversion_funnels.lower_median IS
         'The middle of the times, in microseconds: the lower one where there are two.';
-    COMMENT ON COLUMN analytics.mv_conversion_funnels.upper_median IS 'The upper one.';
+    COMMENT ON COLUMN analytics.mv_conversion_funnels.median_seconds IS
+        'Half way between it and the upper one, in seconds.';
 
     CREATE TABLE analytics.mv_funnel_days (
         report_id integer NOT NULL,
@@ -153,7 +154,7 @@ BEGIN
             AS rate_from_start,
         coalesce(sums.users / nullif(lag(sums.users, 1, sums.users) OVER steps, 0)
             ::double precision, 0) AS rate_from_previous,
-        analytics._median_seconds(sums.lower_median, sums.upper_median) AS median_seconds,
+        sums.median_seconds,
         CASE WHEN sums.step > 1 THEN
             (sums.microseconds / nullif(sums.users, 0) / 1e6)::double precision
         END AS mean_seconds,
@@ -197,25 +198,6 @@ $$;
 COMMENT ON FUNCTION spectrum._create_funnel_views() IS
     'Room 60: makes the plain views of the standing funnels.';
 
-CREATE FUNCTION analytics._median_seconds(p_lower bigint, p_upper bigint)
-RETURNS double precision
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT low.seconds + 0.5 * (high.seconds - low.seconds)
-    FROM (
-        SELECT p_lower % 86400000000 / 1e6::double precision + p_lower / 86400000000 * 86400
-            AS seconds
-    ) AS low
-    CROSS JOIN (
-        SELECT p_upper % 86400000000 / 1e6::double precision + p_upper / 86400000000 * 86400
-            AS seconds
-    ) AS high
-$$;
-COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
-    'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
-    'of the epochs of intervals.';
-
 CREATE FUNCTION analytics._standing_conversion_funnels()
 RETURNS TABLE (
     account_id text,
@@ -230,7 +212,7 @@ RETURNS TABLE (
     median_seconds double precision,
     mean_seconds double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -252,7 +234,7 @@ COMMENT ON FUNCTION analytics._standing_conversion_funnels() IS
 
 CREATE FUNCTION analytics._standing_funnel_days()
 RETURNS TABLE (account_id text, funnel text, day date, step integer, users bigint)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$

@@ -187,7 +187,7 @@ RETURNS TABLE (
     mau bigint,
     stickiness double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -144,7 +144,7 @@ BEGIN
         SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
             bool_or(news.is_leaving) AS is_leaving
         FROM pg_temp.spectrum_news AS news
-        WHERE news.sign < 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
+        WHERE news.sign <= 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
         GROUP BY 1, 2, 3
     ), removed AS (
         DELETE FROM spectrum.rollup_user_days AS known

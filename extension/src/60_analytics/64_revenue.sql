@@ -158,7 +158,7 @@ RETURNS TABLE (
     arpu numeric,
     arppu numeric
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -117,7 +117,7 @@ BEGIN
         SELECT orders.user_key, orders.scope, orders.number, orders.currency,
             bool_or(orders.is_leaving) AS is_leaving
         FROM orders
-        WHERE orders.sign < 0
+        WHERE orders.sign <= 0
         GROUP BY orders.user_key, orders.scope, orders.number, orders.currency
     ), removed AS (
         DELETE FROM spectrum.rollup_paying_days AS known
@@ -212,7 +212,7 @@ BEGIN
     USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
     WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
         AND sums.money_events = 0
-        AND EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign < 0);
+        AND EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign <= 0);
 END
 $$;
 COMMENT ON FUNCTION analytics._maintain_revenue(integer, bigint) IS

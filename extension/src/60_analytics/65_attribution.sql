@@ -72,9 +72,9 @@ BEGIN
                 ELSE max(s.started_at) FILTER (WHERE s.touch IS NOT NULL) OVER recent
             END AS touched_at
         FROM analytics._sessions(
-            NULL, NULL, p_users, v_sinces,
+            NULL, NULL, p_users, NULL, v_sinces,
             array_fill(coalesce(p_to, 'infinity'), ARRAY[cardinality(p_users)]),
-            p_account, false, '{touches}'
+            p_account, '{touches}'
         ) AS s
         WINDOW recent AS (
             PARTITION BY s.user_key ORDER BY s.started_at

@@ -37,17 +37,11 @@ COMMENT ON FUNCTION analytics._read_touch(jsonb) IS
     'it has none of them.';
 
 CREATE FUNCTION analytics._sessions(
-    p_since timestamptz,
-    p_until timestamptz,
-    p_users bigint[],
-    p_sinces timestamptz[],
-    p_untils timestamptz[],
-    p_account text,
-    p_by_account boolean,
-    p_parts text[]
+    p_since timestamptz, p_until timestamptz, p_users bigint[], p_scopes bigint[],
+    p_sinces timestamptz[], p_untils timestamptz[], p_account text, p_parts text[]
 )
 RETURNS TABLE (
-    account_id text, user_key bigint, user_id text, started_at timestamptz, ended_at timestamptz,
+    scope bigint, user_key bigint, user_id text, started_at timestamptz, ended_at timestamptz,
     events integer, page_views integer, is_bounce boolean, entry_page text, exit_page text,
     touch text[], place text[], last_place text[], steps integer[]
 )
@@ -68,9 +62,8 @@ BEGIN
     -- for. The last grouping is a prefix of the order below it, so arrays are built in that order.
     RETURN QUERY
     SELECT
-        CASE WHEN p_by_account THEN min(s.account_id) ELSE coalesce(p_account, '*') END,
-        s.user_key, min(s.user_id), min(s.occurred_at), max(s.occurred_at),
-        count(*)::integer, count(s.page)::integer,
+        CASE WHEN p_scopes IS NOT NULL THEN s.scope END, s.user_key, min(s.user_id),
+        min(s.occurred_at), max(s.occurred_at), count(*)::integer, count(s.page)::integer,
         CASE WHEN count(s.page) > 0 THEN count(s.page) ELSE count(*) END = 1,
         nullif((array_agg(s.page) FILTER (WHERE s.page IS NOT NULL))[1], ''),
         nullif((array_agg(s.page) FILTER (WHERE s.page IS NOT NULL))[count(s.page)], ''),
@@ -80,18 +73,14 @@ BEGIN
         CASE WHEN 'steps' = ANY (p_parts) THEN array_agg(s.event_type_key) END
     FROM (
         SELECT o.*, width_bucket(o.occurred_at, analytics._cut_sessions(o.occurred_at) OVER (
-            PARTITION BY CASE WHEN p_by_account THEN o.account_key END, o.user_key
+            PARTITION BY CASE WHEN p_scopes IS NOT NULL THEN o.scope END, o.user_key
             ORDER BY o.occurred_at, o.event_id
             ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
         )) AS number
         FROM (
             SELECT
-                CASE WHEN p_by_account THEN e.account_key END AS account_key,
-                CASE WHEN p_by_account THEN e.account_id END AS account_id,
-                e.user_key,
+                e.scope, e.user_key, e.occurred_at, e.event_id,
                 CASE WHEN 'users' = ANY (p_parts) THEN e.user_id END AS user_id,
-                e.occurred_at,
-                e.event_id,
                 CASE WHEN 'steps' = ANY (p_parts) THEN e.event_type_key END AS event_type_key,
                 CASE WHEN 'pages' = ANY (p_parts) AND e.event_type_key = ANY (v_page_keys) THEN
                     coalesce(nullif(e.properties ->> 'path', ''),
@@ -104,33 +93,45 @@ BEGIN
                     AND num_nonnulls(e.country, e.region, e.city) > 0
                 THEN ARRAY[e.country, e.region, e.city]::text END AS place
             FROM (
-                SELECT a.* FROM analytics.events AS a
+                SELECT a.*, NULL::bigint AS scope FROM analytics.events AS a
                 WHERE a.occurred_at >= p_since AND a.occurred_at < p_until
                 UNION ALL
-                SELECT a.*
+                SELECT a.*, NULL
                 FROM unnest(p_users, p_sinces, p_untils) AS w (user_key, since, until)
                 JOIN analytics.events AS a
                     ON a.user_key = w.user_key
                     AND a.occurred_at >= w.since AND a.occurred_at < w.until
                 -- Tells the planner which months to leave out.
-                WHERE a.occurred_at >= v_first AND a.occurred_at < v_last
+                WHERE p_scopes IS NULL AND a.occurred_at >= v_first AND a.occurred_at < v_last
+                UNION ALL
+                SELECT a.*, w.scope
+                FROM unnest(p_users, p_scopes, p_sinces, p_untils)
+                    AS w (user_key, scope, since, until)
+                -- Many short windows anywhere: a look-up each, in any plan.
+                CROSS JOIN LATERAL (
+                    SELECT known.* FROM analytics.events AS known
+                    WHERE known.user_key = w.user_key
+                        AND known.occurred_at >= w.since AND known.occurred_at < w.until
+                        AND (w.scope >= 0 OR known.account_key = -w.scope)
+                    OFFSET 0
+                ) AS a
+                WHERE p_scopes IS NOT NULL
             ) AS e
-            WHERE e.user_key <> 0
-                AND (p_account IS NULL OR e.account_id = p_account)
-                AND (NOT p_by_account OR e.account_key <> 0)
+            WHERE e.user_key <> 0 AND (p_account IS NULL OR e.account_id = p_account)
         ) AS o
-        ORDER BY CASE WHEN p_by_account THEN o.account_key END, o.user_key, number,
+        ORDER BY CASE WHEN p_scopes IS NOT NULL THEN o.scope END, o.user_key, number,
             o.occurred_at, o.event_id
     ) AS s
-    GROUP BY CASE WHEN p_by_account THEN s.account_key END, s.user_key, s.number;
+    GROUP BY CASE WHEN p_scopes IS NOT NULL THEN s.scope END, s.user_key, s.number;
 END
 $$;
 COMMENT ON FUNCTION analytics._sessions(
-    timestamptz, timestamptz, bigint[], timestamptz[], timestamptz[], text, boolean, text[]
+    timestamptz, timestamptz, bigint[], bigint[], timestamptz[], timestamptz[], text, text[]
 ) IS
     'Cuts events into sessions: those of [p_since, p_until) (NULL: none) and, of each of p_users, '
-    'those of [since, until), which must not overlap them. For one account, for all together (*), '
-    'or, with p_by_account, for each account by itself. What p_parts does not name is left out: '
+    'those of [since, until), which must not overlap them. For one account or (NULL) for all '
+    'together; or, with p_scopes beside p_users, for each user and scope by itself (scope -a: his '
+    'events of account a alone; else all of them). What p_parts does not name is left out: '
     'users (user_id), pages (page_views, entry_page and exit_page; without them a bounce is one '
     'event), touches (UTM source, medium, campaign and referrer of the first event), places '
     '(country, region, city of the first and last event that has one), steps (event types in '
@@ -165,11 +166,10 @@ CREATE FUNCTION analytics._sessions_between(
     p_from timestamptz,
     p_to timestamptz,
     p_account text,
-    p_by_account boolean,
     p_parts text[]
 )
 RETURNS TABLE (
-    account_id text, user_key bigint, user_id text, started_at timestamptz, ended_at timestamptz,
+    scope bigint, user_key bigint, user_id text, started_at timestamptz, ended_at timestamptz,
     events integer, page_views integer, is_bounce boolean, entry_page text, exit_page text,
     touch text[], place text[], last_place text[], steps integer[]
 )
@@ -193,16 +193,16 @@ BEGIN
     RETURN QUERY
     SELECT s.*
     FROM analytics._sessions(
-        v_since, v_until, v_users,
+        v_since, v_until, v_users, NULL,
         array_fill('-infinity'::timestamptz, ARRAY[cardinality(v_users)]),
         array_fill(v_since, ARRAY[cardinality(v_users)]),
-        p_account, p_by_account, p_parts
+        p_account, p_parts
     ) AS s
     WHERE (p_from IS NULL OR s.started_at >= p_from) AND (p_to IS NULL OR s.started_at < p_to);
 END
 $$;
 COMMENT ON FUNCTION analytics._sessions_between(
-    timestamptz, timestamptz, text, boolean, text[]
+    timestamptz, timestamptz, text, text[]
 ) IS
     'The sessions that begin in [p_from, p_to), see _sessions: reads the events of that time and '
     'of 24 hours on either side, and the history only of users who were active throughout.';
@@ -327,7 +327,7 @@ BEGIN
         analytics._channel(s.touch), s.touch[1], s.touch[2], s.touch[3], s.touch[4],
         s.place[1], s.place[2], s.place[3], s.last_place[1], s.last_place[2], s.last_place[3]
     FROM analytics._sessions_between(
-        p_from, p_to, p_account, false, '{users, pages, touches, places}'
+        p_from, p_to, p_account, '{users, pages, touches, places}'
     ) AS s
     ORDER BY s.started_at, s.user_id;
 END
@@ -347,24 +347,17 @@ CREATE FUNCTION analytics.sessions_daily(
     p_breakdown text DEFAULT NULL
 )
 RETURNS TABLE (
-    day date,
-    breakdown text,
-    sessions bigint,
-    users bigint,
-    bounces bigint,
-    bounce_rate double precision,
-    mean_seconds double precision,
-    median_seconds double precision,
-    events bigint,
-    page_views bigint
+    day date, breakdown text, sessions bigint, users bigint, bounces bigint,
+    bounce_rate double precision, mean_seconds double precision, median_seconds double precision,
+    events bigint, page_views bigint
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_from timestamptz := p_from;
-    v_to timestamptz := p_to;
+    v_from timestamptz;
+    v_to timestamptz;
     v_starts timestamptz[];
     v_days date[];
     v_parts text[] := CASE
@@ -373,39 +366,44 @@ DECLARE
             THEN '{pages, touches}'::text[]
         ELSE '{pages}'::text[]
     END;
+    v_model text := CASE p_breakdown WHEN 'first_touch' THEN 'first' WHEN 'last_touch' THEN 'last'
+    END;
+    v_users bigint[];
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
     IF p_breakdown IS NOT NULL THEN
         PERFORM spectrum._check_choice(
             'p_breakdown', p_breakdown,
             '{country, region, city, entry_page, exit_page, utm_source, utm_medium, utm_campaign, '
-            'channel}'
+            'channel, first_touch, last_touch}'
         );
     END IF;
-    IF p_from IS NULL OR p_to IS NULL THEN
-        SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.last_at + interval '1 us')
-        INTO v_from, v_to
-        FROM analytics._event_bounds(p_account) AS b;
-    END IF;
+    SELECT r.from_at, r.to_at INTO v_from, v_to
+    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
     v_starts := spectrum.period_starts('day', v_from, v_to);
     v_days := analytics._period_dates(v_starts);
+    v_users := ARRAY(
+        SELECT DISTINCT e.user_key FROM analytics.event_keys AS e
+        WHERE v_model IS NOT NULL AND e.user_key <> 0
+            AND e.occurred_at >= v_from AND e.occurred_at < v_to
+    );
 
     RETURN QUERY
     WITH begun AS (
         SELECT
             width_bucket(s.started_at, v_starts) AS number,
-            analytics._session_label(
+            CASE WHEN v_model IS NOT NULL THEN analytics._channel(t.touch)
+            ELSE analytics._session_label(
                 p_breakdown, s.touch, s.place, s.entry_page, s.exit_page
-            ) AS breakdown,
-            s.user_key,
-            s.is_bounce,
-            extract(epoch FROM s.ended_at - s.started_at) AS seconds,
-            s.events,
-            s.page_views
-        FROM analytics._sessions_between(p_from, p_to, p_account, false, v_parts) AS s
+            ) END AS breakdown,
+            user_key, s.is_bounce, extract(epoch FROM s.ended_at - s.started_at) AS seconds,
+            s.events, s.page_views
+        FROM analytics._sessions_between(p_from, p_to, p_account, v_parts) AS s
+        LEFT JOIN analytics._touched_sessions(v_users, p_from, p_to, v_model, p_account) AS t
+            USING (user_key, started_at)
         UNION ALL
         -- A day without sessions is a row too, where there is one row a day.
         SELECT d.number, NULL, NULL, NULL, NULL, NULL, NULL
@@ -432,5 +430,6 @@ COMMENT ON FUNCTION analytics.sessions_daily(timestamptz, timestamptz, text, tex
     'The sessions that begin in [p_from, p_to) (NULL: from the first event of the account, to the '
     'last of any) by the day of their first event, as analytics.sessions gives them. p_breakdown: '
     'country, region, city (of the first known place), entry_page, exit_page, utm_source, '
-    'utm_medium, utm_campaign or channel. Without one a day without sessions is a row of zeros, '
-    'rates and times NULL.';
+    'utm_medium, utm_campaign, channel, first_touch or last_touch (the channel of the first or '
+    'last touch in the 30 days up to and including the session). Without one a day without '
+    'sessions is a row of zeros, rates and times NULL.';

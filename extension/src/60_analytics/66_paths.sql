@@ -38,7 +38,7 @@ BEGIN
                 s.steps,
                 CASE WHEN p_start_event IS NULL THEN 1 ELSE array_position(s.steps, v_start_key)
                 END AS first
-            FROM analytics._sessions_between(p_from, p_to, p_account, false, '{steps}') AS s
+            FROM analytics._sessions_between(p_from, p_to, p_account, '{steps}') AS s
             WHERE s.events > 1
         ) AS w
         WHERE w.first IS NOT NULL

@@ -67,12 +67,14 @@ BEGIN
         event_type = excluded.event_type,
         properties_filter = excluded.properties_filter,
         changed_at = excluded.changed_at;
+    PERFORM spectrum._begin_report('feature', p_name, to_jsonb(definition))
+    FROM spectrum.features AS definition WHERE feature = p_name;
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_feature(text, text, jsonb) IS
     'Defines a feature or replaces it: used by each event of type p_event (NULL: of any) whose '
     'properties contain p_where (NULL: whatever they are). It takes the place of the value of the '
-    'same name in feature_used.';
+    'same name in feature_used; in the view, once a refresh has built it.';
 
 CREATE FUNCTION spectrum.drop_feature(p_name text)
 RETURNS void
@@ -84,12 +86,24 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a feature in spectrum.features');
     END IF;
+    PERFORM spectrum._discard_reports('feature', p_name);
 END
 $$;
 COMMENT ON FUNCTION spectrum.drop_feature(text) IS
     'Forgets the definition of a feature, not its events; 22023 if there is none of that name.';
 
-CREATE FUNCTION analytics._feature_rules()
+CREATE FUNCTION analytics._feature_definitions()
+RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_agg(to_jsonb(f)), '[]') FROM analytics.features AS f);
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_definitions() IS 'The defined features.';
+
+CREATE FUNCTION analytics._feature_rules(p_definitions jsonb)
 RETURNS TABLE (event_type_key integer, feature text, properties_filter jsonb)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
@@ -98,23 +112,25 @@ BEGIN
     RETURN QUERY
     SELECT t.event_type_key, f.feature, f.properties_filter
     FROM analytics.event_types AS t
-    JOIN analytics.features AS f ON f.event_type IS NULL OR f.event_type = t.event_type
+    JOIN jsonb_to_recordset(p_definitions)
+        AS f (feature text, event_type text, properties_filter jsonb)
+        ON f.event_type IS NULL OR f.event_type = t.event_type
     UNION ALL
     SELECT t.event_type_key, NULL, NULL
     FROM analytics.event_types AS t
     WHERE t.event_type = 'feature_used';
 END
 $$;
-COMMENT ON FUNCTION analytics._feature_rules() IS
+COMMENT ON FUNCTION analytics._feature_rules(jsonb) IS
     'Which events are a use of which feature: of this type, with properties that contain the '
-    'filter, if any. feature NULL: the one that the event''s property feature names, unless that '
-    'name is defined.';
+    'filter, if any. feature NULL: the one that the event names, unless that name is defined.';
 
 CREATE FUNCTION analytics._feature_uses(
     p_feature text,
     p_starts timestamptz[],
     p_account text,
-    p_by_account boolean
+    p_by_account boolean,
+    p_definitions jsonb
 )
 RETURNS TABLE (account_id text, user_key bigint, feature text, numbers integer[])
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -123,9 +139,11 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_defined text[] := ARRAY(SELECT f.feature FROM analytics.features AS f);
+    v_defined text[] := ARRAY(
+        SELECT f.definition ->> 'feature' FROM jsonb_array_elements(p_definitions) AS f (definition)
+    );
     v_event_keys integer[] := ARRAY(
-        SELECT r.event_type_key FROM analytics._feature_rules() AS r
+        SELECT r.event_type_key FROM analytics._feature_rules(p_definitions) AS r
         WHERE p_feature IS NULL OR r.feature = p_feature
             OR (r.feature IS NULL AND p_feature <> ALL (v_defined))
     );
@@ -144,7 +162,7 @@ BEGIN
             coalesce(r.feature, e.properties ->> 'feature') AS feature,
             width_bucket(e.occurred_at, p_starts) AS number
         FROM analytics.events AS e
-        JOIN analytics._feature_rules() AS r ON r.event_type_key = e.event_type_key
+        JOIN analytics._feature_rules(p_definitions) AS r ON r.event_type_key = e.event_type_key
         WHERE e.user_key <> 0
             AND e.event_type_key = ANY (v_event_keys)
             AND e.occurred_at >= p_starts[1]
@@ -154,11 +172,12 @@ BEGIN
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
     ) AS u
-    WHERE u.feature <> '' AND (p_feature IS NULL OR u.feature = p_feature)
+    -- The length that an id may have.
+    WHERE length(u.feature) BETWEEN 1 AND 200 AND (p_feature IS NULL OR u.feature = p_feature)
     GROUP BY u.user_key, u.feature, u.scope_key;
 END
 $$;
-COMMENT ON FUNCTION analytics._feature_uses(text, timestamptz[], text, boolean) IS
+COMMENT ON FUNCTION analytics._feature_uses(text, timestamptz[], text, boolean, jsonb) IS
     'Each user''s periods (numbered by p_starts, ascending) with a use of each feature (p_feature '
     'NULL: all). For one account, for all together (*), or, with p_by_account, for each account by '
     'itself.';
@@ -169,7 +188,8 @@ CREATE FUNCTION analytics._feature_adoption(
     p_from timestamptz,
     p_to timestamptz,
     p_account text,
-    p_by_account boolean
+    p_by_account boolean,
+    p_definitions jsonb
 )
 RETURNS TABLE (
     account_id text,
@@ -191,7 +211,10 @@ DECLARE
     v_weeks timestamptz[];
     v_week_dates date[];
     v_named text[] := CASE
-        WHEN p_feature IS NULL THEN ARRAY(SELECT f.feature FROM analytics.features AS f)
+        WHEN p_feature IS NULL THEN ARRAY(
+            SELECT f.definition ->> 'feature'
+            FROM jsonb_array_elements(p_definitions) AS f (definition)
+        )
         ELSE ARRAY[p_feature]
     END;
 BEGIN
@@ -215,7 +238,9 @@ BEGIN
     ),
     uses AS MATERIALIZED (
         SELECT u.account_id, u.user_key, u.feature, u.numbers
-        FROM analytics._feature_uses(p_feature, v_starts, p_account, p_by_account) AS u
+        FROM analytics._feature_uses(
+            p_feature, v_starts, p_account, p_by_account, p_definitions
+        ) AS u
     ),
     use_cells AS (
         SELECT u.account_id, u.feature, c.week, a.number, count(*) AS users,
@@ -241,7 +266,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._feature_adoption(
-    text, text, timestamptz, timestamptz, text, boolean
+    text, text, timestamptz, timestamptz, text, boolean, jsonb
 ) IS
     'Adoption in each scope: a user''s use in a period counts in the week of his first event, and '
     'as his first if he did not use the feature in a period before.';
@@ -272,7 +297,9 @@ BEGIN
     RETURN QUERY
     SELECT a.feature, a.cohort_week, a.period, a.active_users, a.users, a.first_users,
         a.users - a.first_users, a.users / a.active_users::double precision
-    FROM analytics._feature_adoption(p_feature, p_period, p_from, p_to, p_account, false) AS a
+    FROM analytics._feature_adoption(
+        p_feature, p_period, p_from, p_to, p_account, false, analytics._feature_definitions()
+    ) AS a
     ORDER BY a.feature, a.cohort_week, a.period;
 END
 $$;

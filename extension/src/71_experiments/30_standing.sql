@@ -285,7 +285,7 @@ RETURNS TABLE (
     variance_reduction double precision,
     is_sequential boolean
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -237,6 +237,6 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE spectrum.refresh_analytics(bigint) IS
-    'Brings every standing view up to the facts, in the caller''s transaction, and returns how many '
-    'facts it counted: those that came or went since the last refresh, and the history of reports '
-    'that were built. A second one at the same time waits for the first.';
+    'Brings every standing view up to the facts, in the caller''s transaction, and returns how '
+    'many facts it counted: those that came or went since the last refresh, and the history of '
+    'reports that were built. A second one at the same time waits for the first.';

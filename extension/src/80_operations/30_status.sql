@@ -20,7 +20,10 @@ BEGIN
         months.months_ready,
         views.refreshed_at AS last_refresh_at,
         views.as_of,
-        extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds
+        extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds,
+        (SELECT coalesce(sum(news.events), 0) FROM spectrum.news)::bigint AS uncounted,
+        (SELECT count(*) FROM spectrum.reports AS report WHERE report.state = 'building')
+            AS reports_building
     FROM (
         SELECT
             count(*) FILTER (WHERE raw.status = 'pending') AS pending,
@@ -70,6 +73,28 @@ BEGIN
     COMMENT ON COLUMN spectrum.pipeline.as_of IS
         'Every event received before this is counted in every view.';
     COMMENT ON COLUMN spectrum.pipeline.lag_seconds IS 'Age of as_of.';
+    COMMENT ON COLUMN spectrum.pipeline.uncounted IS
+        'Facts that the standing views do not count yet.';
+    COMMENT ON COLUMN spectrum.pipeline.reports_building IS
+        'Reports that are being built: see spectrum.progress.';
+
+    CREATE VIEW spectrum.progress AS
+    SELECT
+        'build of ' || report.kind || coalesce(' ' || nullif(report.name, ''), '') AS work,
+        report.created_at AS begun_at,
+        count(dim.user_key) FILTER (WHERE dim.user_key <= report.built_to) AS done,
+        count(dim.user_key) AS total,
+        'users' AS unit
+    FROM spectrum.reports AS report
+    CROSS JOIN warehouse.dim_users AS dim
+    WHERE report.state = 'building'
+    GROUP BY report.report_id;
+    COMMENT ON VIEW spectrum.progress IS
+        'Long work under way, one row each: how much of it is done. It goes on with each refresh.';
+    COMMENT ON COLUMN spectrum.progress.work IS 'What is being done.';
+    COMMENT ON COLUMN spectrum.progress.begun_at IS 'Since when.';
+    COMMENT ON COLUMN spectrum.progress.done IS 'Of total.';
+    COMMENT ON COLUMN spectrum.progress.unit IS 'What is counted.';
 
     -- An error's text may quote values: readers learn that there was one, not what it says.
     CREATE VIEW analytics.pipeline_status WITH (security_barrier) AS
@@ -77,7 +102,8 @@ BEGIN
         state.pending, state.processing, state.done, state.failed, state.to_retry,
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error IS NOT NULL AS last_run_has_error, state.months_ready,
-        state.last_refresh_at, state.as_of, state.lag_seconds
+        state.last_refresh_at, state.as_of, state.lag_seconds, state.uncounted,
+        state.reports_building
     FROM spectrum.pipeline AS state;
     COMMENT ON VIEW analytics.pipeline_status IS
         'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
@@ -151,7 +177,9 @@ CREATE FUNCTION spectrum.status(
     OUT cron text,
     OUT cron_schedule text,
     OUT cron_last_status text,
-    OUT cron_last_end timestamptz
+    OUT cron_last_end timestamptz,
+    OUT uncounted bigint,
+    OUT reports_building bigint
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -161,12 +189,14 @@ BEGIN
         state.pending, state.processing, state.done, state.failed, state.to_retry,
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
-        state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end
+        state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
+        state.uncounted, state.reports_building
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
-        lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end
+        lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
+        uncounted, reports_building
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END
