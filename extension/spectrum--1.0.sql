@@ -16203,23 +16203,23 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF to_regclass('analytics.reports') IS NOT NULL THEN
+    IF to_regclass('analytics.report_definitions') IS NOT NULL THEN
         RETURN;
     END IF;
 
-    CREATE VIEW analytics.reports WITH (security_barrier) AS
+    CREATE VIEW analytics.report_definitions WITH (security_barrier) AS
     SELECT report.kind, report.name, report.definition, report.created_at
     FROM spectrum.reports AS report
     WHERE report.state = 'served';
-    COMMENT ON VIEW analytics.reports IS 'What the standing views show, by which definition.';
-    COMMENT ON COLUMN analytics.reports.kind IS 'The question: funnel, retention, ...';
-    COMMENT ON COLUMN analytics.reports.name IS 'Of the definition; empty where there is only one.';
-    COMMENT ON COLUMN analytics.reports.definition IS
+    COMMENT ON VIEW analytics.report_definitions IS 'What the standing views show, by which definition.';
+    COMMENT ON COLUMN analytics.report_definitions.kind IS 'The question: funnel, retention, ...';
+    COMMENT ON COLUMN analytics.report_definitions.name IS 'Of the definition; empty where there is only one.';
+    COMMENT ON COLUMN analytics.report_definitions.definition IS
         'The definition that is shown; one that was changed since is shown once it is built.';
-    COMMENT ON COLUMN analytics.reports.created_at IS 'When it was defined.';
+    COMMENT ON COLUMN analytics.report_definitions.created_at IS 'When it was defined.';
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.reports.';
+COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.report_definitions.';
 
 CREATE FUNCTION analytics._read_cell(
     p_cell jsonb, p_keys text[], p_measures text[], p_optional text[] DEFAULT '{}'
@@ -16755,7 +16755,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_definition jsonb := (
-        SELECT report.definition FROM analytics.reports AS report
+        SELECT report.definition FROM analytics.report_definitions AS report
         WHERE report.kind = p_kind AND report.name = p_name
     );
 BEGIN
@@ -16817,7 +16817,7 @@ BEGIN
             'cohort', found.cohort, 'period', shown.period,
             'measure', CASE WHEN found.period < 0 THEN 'cohort_size' ELSE 'users' END),
         analytics._retention_rule(report.definition, found.period)
-    FROM analytics.reports AS report
+    FROM analytics.report_definitions AS report
     CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
     CROSS JOIN LATERAL analytics._retention_evidence(
         report.definition, scope.account_key, ARRAY[p_user]
@@ -17252,7 +17252,7 @@ BEGIN
     FROM (
         SELECT report.name,
             jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
-        FROM analytics.reports AS report
+        FROM analytics.report_definitions AS report
         WHERE report.kind = 'experiment'
     ) AS known
     CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
