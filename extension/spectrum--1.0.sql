@@ -16203,23 +16203,25 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF to_regclass('analytics.report_definitions') IS NOT NULL THEN
+    IF to_regclass('analytics.served_reports') IS NOT NULL THEN
         RETURN;
     END IF;
 
-    CREATE VIEW analytics.report_definitions WITH (security_barrier) AS
+    CREATE VIEW analytics.served_reports WITH (security_barrier) AS
     SELECT report.kind, report.name, report.definition, report.created_at
     FROM spectrum.reports AS report
     WHERE report.state = 'served';
-    COMMENT ON VIEW analytics.report_definitions IS 'What the standing views show, by which definition.';
-    COMMENT ON COLUMN analytics.report_definitions.kind IS 'The question: funnel, retention, ...';
-    COMMENT ON COLUMN analytics.report_definitions.name IS 'Of the definition; empty where there is only one.';
-    COMMENT ON COLUMN analytics.report_definitions.definition IS
+    COMMENT ON VIEW analytics.served_reports IS
+        'What the standing views show, by which definition.';
+    COMMENT ON COLUMN analytics.served_reports.kind IS 'The question: funnel, retention, ...';
+    COMMENT ON COLUMN analytics.served_reports.name IS
+        'Of the definition; empty where there is only one.';
+    COMMENT ON COLUMN analytics.served_reports.definition IS
         'The definition that is shown; one that was changed since is shown once it is built.';
-    COMMENT ON COLUMN analytics.report_definitions.created_at IS 'When it was defined.';
+    COMMENT ON COLUMN analytics.served_reports.created_at IS 'When it was defined.';
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.report_definitions.';
+COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.served_reports.';
 
 CREATE FUNCTION analytics._read_cell(
     p_cell jsonb, p_keys text[], p_measures text[], p_optional text[] DEFAULT '{}'
@@ -16755,7 +16757,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_definition jsonb := (
-        SELECT report.definition FROM analytics.report_definitions AS report
+        SELECT report.definition FROM analytics.served_reports AS report
         WHERE report.kind = p_kind AND report.name = p_name
     );
 BEGIN
@@ -16817,7 +16819,7 @@ BEGIN
             'cohort', found.cohort, 'period', shown.period,
             'measure', CASE WHEN found.period < 0 THEN 'cohort_size' ELSE 'users' END),
         analytics._retention_rule(report.definition, found.period)
-    FROM analytics.report_definitions AS report
+    FROM analytics.served_reports AS report
     CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
     CROSS JOIN LATERAL analytics._retention_evidence(
         report.definition, scope.account_key, ARRAY[p_user]
@@ -17252,7 +17254,7 @@ BEGIN
     FROM (
         SELECT report.name,
             jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
-        FROM analytics.report_definitions AS report
+        FROM analytics.served_reports AS report
         WHERE report.kind = 'experiment'
     ) AS known
     CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
@@ -17345,9 +17347,9 @@ BEGIN
     RETURN QUERY
     SELECT 'session', NULL::text, NULL::jsonb,
         'A session ends after 30 minutes without an event of its user, or after 24 hours.',
-        jsonb_strip_nulls(to_jsonb(s) - '{account_id, user_key, user_id, steps}'::text[])
+        jsonb_strip_nulls(to_jsonb(s) - '{scope, user_key, user_id, steps}'::text[])
     FROM analytics._sessions(
-        NULL, NULL, ARRAY[r_fact.user_key], '{-infinity}', '{infinity}', NULL, false,
+        NULL, NULL, ARRAY[r_fact.user_key], '{0}', '{-infinity}', '{infinity}', NULL,
         '{pages, touches, places}'
     ) AS s
     WHERE r_fact.user_key <> 0 AND r_fact.occurred_at BETWEEN s.started_at AND s.ended_at;

@@ -108,7 +108,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_definition jsonb := (
-        SELECT report.definition FROM analytics.report_definitions AS report
+        SELECT report.definition FROM analytics.served_reports AS report
         WHERE report.kind = p_kind AND report.name = p_name
     );
 BEGIN
@@ -170,7 +170,7 @@ BEGIN
             'cohort', found.cohort, 'period', shown.period,
             'measure', CASE WHEN found.period < 0 THEN 'cohort_size' ELSE 'users' END),
         analytics._retention_rule(report.definition, found.period)
-    FROM analytics.report_definitions AS report
+    FROM analytics.served_reports AS report
     CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
     CROSS JOIN LATERAL analytics._retention_evidence(
         report.definition, scope.account_key, ARRAY[p_user]

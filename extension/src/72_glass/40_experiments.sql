@@ -146,7 +146,7 @@ BEGIN
     FROM (
         SELECT report.name,
             jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
-        FROM analytics.report_definitions AS report
+        FROM analytics.served_reports AS report
         WHERE report.kind = 'experiment'
     ) AS known
     CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope

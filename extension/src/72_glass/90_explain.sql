@@ -74,9 +74,9 @@ BEGIN
     RETURN QUERY
     SELECT 'session', NULL::text, NULL::jsonb,
         'A session ends after 30 minutes without an event of its user, or after 24 hours.',
-        jsonb_strip_nulls(to_jsonb(s) - '{account_id, user_key, user_id, steps}'::text[])
+        jsonb_strip_nulls(to_jsonb(s) - '{scope, user_key, user_id, steps}'::text[])
     FROM analytics._sessions(
-        NULL, NULL, ARRAY[r_fact.user_key], '{-infinity}', '{infinity}', NULL, false,
+        NULL, NULL, ARRAY[r_fact.user_key], '{0}', '{-infinity}', '{infinity}', NULL,
         '{pages, touches, places}'
     ) AS s
     WHERE r_fact.user_key <> 0 AND r_fact.occurred_at BETWEEN s.started_at AND s.ended_at;
