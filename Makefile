@@ -64,7 +64,14 @@ SOURCES = $(addprefix extension/src/, \
 	71_experiments/15_totals.sql \
 	71_experiments/20_results.sql \
 	71_experiments/25_comparisons.sql \
+	71_experiments/28_kept.sql \
 	71_experiments/30_standing.sql \
+	72_glass/00_trace.sql \
+	72_glass/10_counts.sql \
+	72_glass/20_cohorts.sql \
+	72_glass/30_funnels.sql \
+	72_glass/40_experiments.sql \
+	72_glass/90_explain.sql \
 	80_operations/00_refresh.sql \
 	80_operations/10_run.sql \
 	80_operations/20_schedule.sql \
@@ -98,6 +105,7 @@ REGRESS = \
 	69_reports \
 	70_statistics \
 	71_experiments \
+	72_glass \
 	80_operations \
 	90_privileges
 ISOLATION = same_event newcomers months set_back refresh

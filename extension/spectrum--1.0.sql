@@ -14133,8 +14133,9 @@ BEGIN
         denominator_filter = excluded.denominator_filter,
         is_guardrail = excluded.is_guardrail,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._begin_report('experiment', experiment, to_jsonb(definition))
-    FROM spectrum.experiments AS definition WHERE p_name = ANY (metrics);
+    PERFORM spectrum._begin_report(
+        'experiment', experiment, to_jsonb(analytics._experiment_plan(experiment)))
+    FROM spectrum.experiments WHERE p_name = ANY (metrics);
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_metric(
@@ -14316,8 +14317,8 @@ BEGIN
         cuped = excluded.cuped,
         sequential = excluded.sequential,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._begin_report('experiment', p_name, to_jsonb(definition))
-    FROM spectrum.experiments AS definition WHERE experiment = p_name;
+    PERFORM spectrum._begin_report(
+        'experiment', p_name, to_jsonb(analytics._experiment_plan(p_name)));
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_experiment(
@@ -14360,10 +14361,12 @@ CREATE TYPE analytics._experiment_plan AS (
     correction text,
     winsorize double precision,
     cuped interval,
-    sequential bigint
+    sequential bigint,
+    measures jsonb
 );
 COMMENT ON TYPE analytics._experiment_plan IS
-    'An experiment as it is asked about: the columns of analytics.experiments.';
+    'An experiment as it is asked about: the columns of analytics.experiments, and its metrics as '
+    'they were when it was: rows of analytics.metrics.';
 
 CREATE TYPE analytics._experiment_total AS (
     account_id text,
@@ -14416,7 +14419,9 @@ BEGIN
         coalesce(p_confidence, e.confidence), coalesce(p_correction, e.correction),
         nullif(coalesce(p_winsorize, e.winsorize), 1),
         nullif(coalesce(p_cuped, e.cuped), '0'),
-        nullif(coalesce(p_sequential, e.sequential), 0)
+        nullif(coalesce(p_sequential, e.sequential), 0),
+        (SELECT jsonb_agg(to_jsonb(m) - 'changed_at' ORDER BY m.metric)
+        FROM analytics.metrics AS m WHERE m.metric = ANY (e.metrics))
     INTO v_plan
     FROM analytics.experiments AS e
     WHERE e.experiment = p_experiment;
@@ -14427,9 +14432,54 @@ COMMENT ON FUNCTION analytics._experiment_plan(
     text, timestamptz, timestamptz, double precision, text, double precision, interval, bigint
 ) IS
     'The plan of an experiment: what is NULL is as defined, 1 or 0 switches a method off.';
+
+CREATE FUNCTION analytics._measures(p_measures jsonb)
+RETURNS TABLE (
+    metric text,
+    kind text,
+    event_type text,
+    property text,
+    properties_filter jsonb,
+    time_window interval,
+    denominator_event_type text,
+    denominator_property text,
+    denominator_filter jsonb,
+    is_guardrail boolean
+)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT * FROM jsonb_to_recordset(p_measures) AS m (
+        metric text, kind text, event_type text, property text, properties_filter jsonb,
+        time_window interval, denominator_event_type text, denominator_property text,
+        denominator_filter jsonb, is_guardrail boolean
+    )
+$$;
+COMMENT ON FUNCTION analytics._measures(jsonb) IS
+    'The metrics of a plan, as rows of analytics.metrics.';
 -- Room 71, units: who saw which variant, and what each did before and afterwards. A unit is a user;
 -- his first exposure counts. Reads analytics.events only; read by the totals. What a unit is and
 -- does follows from his own events alone, so both may be asked of some users only.
+
+CREATE FUNCTION analytics._exposure_types()
+RETURNS TABLE (event_type_key integer, flag_property text, variant_property text)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 2
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- PostHog's clients report an exposure as the call of a feature flag.
+    RETURN QUERY
+    SELECT t.event_type_key, x.flag_property, x.variant_property
+    FROM (
+        VALUES
+            ('experiment_exposure', 'experiment', 'variant'),
+            ('$feature_flag_called', '$feature_flag', '$feature_flag_response')
+    ) AS x (event_type, flag_property, variant_property)
+    JOIN analytics.event_types AS t USING (event_type);
+END
+$$;
+COMMENT ON FUNCTION analytics._exposure_types() IS
+    'The event types that are exposures, with the properties that name experiment and variant.';
 
 CREATE FUNCTION analytics._experiment_units(
     p_plan analytics._experiment_plan,
@@ -14437,34 +14487,35 @@ CREATE FUNCTION analytics._experiment_units(
     p_by_account boolean,
     p_users bigint[] DEFAULT NULL
 )
-RETURNS TABLE (account_id text, user_key bigint, variant text, exposed_at timestamptz)
+RETURNS TABLE (
+    account_id text,
+    account_key bigint,
+    user_key bigint,
+    variant text,
+    exposed_at timestamptz,
+    low_variant text,
+    high_variant text
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_types integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN ('experiment_exposure', '$feature_flag_called')
-    );
+    v_types integer[] := ARRAY(SELECT t.event_type_key FROM analytics._exposure_types() AS t);
 BEGIN
     RETURN QUERY
     WITH flags AS (
-        -- PostHog's clients report an exposure as the call of a feature flag.
         SELECT
             CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
+            CASE WHEN p_by_account OR p_account IS NOT NULL THEN e.account_key ELSE 0 END
+                AS scope_key,
             e.user_key,
             e.occurred_at,
-            CASE e.event_type
-                WHEN 'experiment_exposure' THEN e.properties ->> 'experiment'
-                ELSE e.properties ->> '$feature_flag'
-            END AS flag,
-            CASE e.event_type
-                WHEN 'experiment_exposure' THEN e.properties ->> 'variant'
-                ELSE e.properties ->> '$feature_flag_response'
-            END AS variant
+            e.properties ->> t.flag_property AS flag,
+            e.properties ->> t.variant_property AS variant
         FROM analytics.events AS e
+        JOIN analytics._exposure_types() AS t ON t.event_type_key = e.event_type_key
         WHERE e.event_type_key = ANY (v_types)
             AND e.user_key <> 0
             AND (p_users IS NULL OR e.user_key = ANY (p_users))
@@ -14475,23 +14526,38 @@ BEGIN
     )
     SELECT
         f.scope,
+        f.scope_key,
         f.user_key,
-        CASE WHEN min(f.variant) = max(f.variant) AND p_plan.variants ? min(f.variant)
-            THEN min(f.variant)
-        END,
-        min(f.occurred_at)
+        analytics._counted_variant(p_plan.variants, min(f.variant), max(f.variant)),
+        min(f.occurred_at),
+        min(f.variant),
+        max(f.variant)
     FROM flags AS f
     WHERE f.flag = p_plan.experiment AND f.variant <> ''
-    GROUP BY f.scope, f.user_key;
+    GROUP BY f.scope, f.scope_key, f.user_key;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_units(
     analytics._experiment_plan, text, boolean, bigint[]
 ) IS
     'The users of an experiment (of these, if given), each with his variant and first exposure. '
-    'The variant of a unit that saw several, or one that is not planned, is NULL: it is left out.';
+    'The variant of a unit that saw several, or one that is not planned, is NULL: it is left out. '
+    'account_key: whose events count, 0 all.';
 
-CREATE FUNCTION analytics._metric_sides(p_metrics text[])
+CREATE FUNCTION analytics._counted_variant(p_variants jsonb, p_low text, p_high text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN p_low = p_high AND p_variants ? p_low THEN p_low END;
+END
+$$;
+COMMENT ON FUNCTION analytics._counted_variant(jsonb, text, text) IS
+    'The variant that a unit counts for, by the lowest and the highest name that it saw; NULL '
+    'where it saw several, or one that is not planned.';
+
+CREATE FUNCTION analytics._metric_sides(p_measures jsonb)
 RETURNS TABLE (
     metric text,
     is_upper boolean,
@@ -14508,19 +14574,93 @@ BEGIN
     RETURN QUERY
     SELECT m.metric, s.is_upper, t.event_type_key, s.property, s.properties_filter, m.time_window,
         CASE WHEN m.kind = 'proportion' THEN 1 END
-    FROM analytics.metrics AS m
+    FROM analytics._measures(p_measures) AS m
     CROSS JOIN LATERAL (
         VALUES
             (true, m.event_type, m.property, m.properties_filter),
             (false, m.denominator_event_type, m.denominator_property, m.denominator_filter)
     ) AS s (is_upper, event_type, property, properties_filter)
-    JOIN analytics.event_types AS t ON t.event_type = s.event_type
-    WHERE m.metric = ANY (p_metrics);
+    JOIN analytics.event_types AS t ON t.event_type = s.event_type;
 END
 $$;
-COMMENT ON FUNCTION analytics._metric_sides(text[]) IS
+COMMENT ON FUNCTION analytics._metric_sides(jsonb) IS
     'What metrics count of which events: the upper side, and of a ratio the lower. most: a unit '
     'counts no more than this.';
+
+CREATE FUNCTION analytics._experiment_happenings(
+    p_plan analytics._experiment_plan,
+    p_users bigint[],
+    p_accounts bigint[],
+    p_exposed_ats timestamptz[],
+    p_sinces timestamptz[],
+    p_untils timestamptz[]
+)
+RETURNS TABLE (
+    user_key bigint,
+    account_key bigint,
+    occurred_at timestamptz,
+    event_id uuid,
+    metric text,
+    most integer,
+    is_upper boolean,
+    is_before boolean,
+    amount numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 1000000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET timezone = 'UTC'
+SET jit = off
+AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
+    );
+BEGIN
+    RETURN QUERY
+    WITH happenings AS (
+        SELECT u.user_key, u.account_key, u.exposed_at, e.event_type_key, e.occurred_at,
+            e.event_id, e.properties
+        FROM unnest(p_users, p_accounts, p_exposed_ats, p_sinces, p_untils)
+            AS u (user_key, account_key, exposed_at, since, until)
+        JOIN analytics.events AS e ON e.user_key = u.user_key
+            AND e.occurred_at >= u.since AND e.occurred_at < u.until
+        WHERE e.event_type_key = ANY (v_types)
+            AND (u.account_key = 0 OR e.account_key = u.account_key)
+        -- a fence: properties are looked into after the units are known
+        OFFSET 0
+    ),
+    amounts AS (
+        SELECT h.*, s.metric, s.most, s.is_upper,
+            CASE
+                WHEN s.property IS NULL THEN 1
+                WHEN jsonb_typeof(h.properties -> s.property) = 'number'
+                    THEN (h.properties -> s.property)::numeric
+                WHEN jsonb_typeof(h.properties -> s.property) = 'string'
+                    THEN analytics._text_number(h.properties ->> s.property)
+            END AS amount
+        FROM happenings AS h
+        JOIN analytics._metric_sides(p_plan.measures) AS s ON s.event_type_key = h.event_type_key
+        WHERE
+            -- A window runs on after the end of the experiment, else that end cuts.
+            CASE
+                WHEN s.time_window IS NOT NULL THEN h.occurred_at < h.exposed_at + s.time_window
+                ELSE p_plan.ends_at IS NULL OR h.occurred_at < p_plan.ends_at
+            END
+            AND (s.properties_filter IS NULL OR h.properties @> s.properties_filter)
+        OFFSET 0
+    )
+    SELECT a.user_key, a.account_key, a.occurred_at, a.event_id, a.metric, a.most, a.is_upper,
+        a.occurred_at < a.exposed_at, a.amount
+    FROM amounts AS a
+    WHERE abs(a.amount) < 1e15;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_happenings(
+    analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[]
+) IS
+    'The events that metrics count of units, given by user, account (0: all) and first exposure, '
+    'inside [since, until) of each: the one place that says which do, and with what amount.';
 
 CREATE FUNCTION analytics._experiment_contributions(
     p_plan analytics._experiment_plan,
@@ -14541,75 +14681,44 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
 SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
 SET timezone = 'UTC'
 SET jit = off
 AS $$
-DECLARE
-    v_types integer[] := ARRAY(
-        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.metrics) AS s
-    );
 BEGIN
     RETURN QUERY
     WITH units AS MATERIALIZED (
         SELECT * FROM analytics._experiment_units(p_plan, p_account, p_by_account, p_users)
     ),
-    happenings AS (
-        SELECT u.*, e.event_type_key, e.occurred_at, e.properties
-        FROM units AS u
-        JOIN analytics.events AS e ON e.user_key = u.user_key
-            AND e.occurred_at >= u.exposed_at - coalesce(p_plan.cuped, '0')
-        WHERE u.variant IS NOT NULL
-            AND e.event_type_key = ANY (v_types)
-            AND (p_users IS NULL OR e.user_key = ANY (p_users))
-            AND (NOT p_by_account OR e.account_id = u.account_id)
-            AND (p_account IS NULL OR e.account_id = p_account)
-        -- a fence: properties are looked into after the units are known
-        OFFSET 0
-    ),
-    amounts AS (
-        SELECT h.account_id, h.user_key, h.variant, s.metric, s.most, s.is_upper,
-            h.occurred_at < h.exposed_at AS is_before,
-            CASE
-                WHEN s.property IS NULL THEN 1
-                WHEN jsonb_typeof(h.properties -> s.property) = 'number'
-                    THEN (h.properties -> s.property)::numeric
-                WHEN jsonb_typeof(h.properties -> s.property) = 'string'
-                    THEN analytics._text_number(h.properties ->> s.property)
-            END AS amount
-        FROM happenings AS h
-        JOIN analytics._metric_sides(p_plan.metrics) AS s ON s.event_type_key = h.event_type_key
-        WHERE
-            -- A window runs on after the end of the experiment, else that end cuts.
-            CASE
-                WHEN s.time_window IS NOT NULL THEN h.occurred_at < h.exposed_at + s.time_window
-                ELSE p_plan.ends_at IS NULL OR h.occurred_at < p_plan.ends_at
-            END
-            AND (s.properties_filter IS NULL OR h.properties @> s.properties_filter)
-        OFFSET 0
-    ),
     sums AS (
-        SELECT a.account_id, a.user_key, a.variant, a.metric, a.most,
-            coalesce(bool_or(a.is_upper) FILTER (WHERE NOT a.is_before), false) AS has_converted,
-            coalesce(sum(a.amount) FILTER (WHERE a.is_upper AND NOT a.is_before), 0) AS x,
-            coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper AND NOT a.is_before), 0) AS y,
-            coalesce(sum(a.amount) FILTER (WHERE a.is_upper AND a.is_before), 0) AS w,
-            coalesce(sum(a.amount) FILTER (WHERE NOT a.is_upper AND a.is_before), 0) AS v
-        FROM amounts AS a
-        WHERE abs(a.amount) < 1e15
-        GROUP BY a.account_id, a.user_key, a.variant, a.metric, a.most
+        SELECT h.user_key, h.account_key, h.metric, h.most,
+            coalesce(bool_or(h.is_upper) FILTER (WHERE NOT h.is_before), false) AS has_converted,
+            coalesce(sum(h.amount) FILTER (WHERE h.is_upper AND NOT h.is_before), 0) AS x,
+            coalesce(sum(h.amount) FILTER (WHERE NOT h.is_upper AND NOT h.is_before), 0) AS y,
+            coalesce(sum(h.amount) FILTER (WHERE h.is_upper AND h.is_before), 0) AS w,
+            coalesce(sum(h.amount) FILTER (WHERE NOT h.is_upper AND h.is_before), 0) AS v
+        FROM (
+            SELECT array_agg(u.user_key) AS users, array_agg(u.account_key) AS accounts,
+                array_agg(u.exposed_at) AS exposed_ats,
+                array_agg(u.exposed_at - coalesce(p_plan.cuped, '0')) AS sinces,
+                array_agg('infinity'::timestamptz) AS untils
+            FROM units AS u
+            WHERE u.variant IS NOT NULL
+        ) AS counted
+        CROSS JOIN LATERAL analytics._experiment_happenings(
+            p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.sinces,
+            counted.untils
+        ) AS h
+        GROUP BY h.user_key, h.account_key, h.metric, h.most
     )
     SELECT u.account_id, u.user_key, u.variant, NULL, false, NULL::numeric, NULL::numeric,
         NULL::numeric, NULL::numeric
     FROM units AS u
     UNION ALL
-    -- Rounded, so that no product of them leaves the range of double precision.
-    SELECT s.account_id, s.user_key, s.variant, s.metric, s.has_converted,
-        trim_scale(round(least(s.x, s.most), 15)),
-        trim_scale(round(s.y, 15)),
-        trim_scale(round(least(s.w, s.most), 15)),
-        trim_scale(round(s.v, 15))
-    FROM sums AS s;
+    SELECT u.account_id, u.user_key, u.variant, s.metric, s.has_converted,
+        analytics._unit_amount(s.x, s.most), analytics._unit_amount(s.y, NULL),
+        analytics._unit_amount(s.w, s.most), analytics._unit_amount(s.v, NULL)
+    FROM sums AS s
+    JOIN units AS u ON u.user_key = s.user_key AND u.account_key = s.account_key;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_contributions(
@@ -14619,11 +14728,28 @@ COMMENT ON FUNCTION analytics._experiment_contributions(
     'to each metric its sums from the first exposure on, inside the metric''s window, and with '
     'CUPED its sums before; 1 at most for a proportion. A unit that did nothing of a metric has no '
     'row for it and counts as 0.';
+
+CREATE FUNCTION analytics._unit_amount(p_sum numeric, p_most integer)
+RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN trim_scale(round(least(p_sum, p_most), 15));
+END
+$$;
+COMMENT ON FUNCTION analytics._unit_amount(numeric, integer) IS
+    'What a unit''s sum counts: at most p_most, and rounded, so that no product of two leaves the '
+    'range of double precision.';
 -- Room 71, totals: sums over the units of each variant. Nothing but sums, so what is new is added
 -- to what was there; only winsorizing needs to see each unit's amount. Read by the results.
 
 CREATE FUNCTION analytics._winsorize_contributions(
-    p_plan analytics._experiment_plan, p_account text, p_by_account boolean
+    p_plan analytics._experiment_plan,
+    p_account text,
+    p_by_account boolean,
+    p_report integer,
+    p_accounts text[]
 )
 RETURNS TABLE (
     account_id text,
@@ -14644,7 +14770,11 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH contributions AS MATERIALIZED (
-        SELECT * FROM analytics._experiment_contributions(p_plan, p_account, p_by_account)
+        SELECT c.* FROM analytics._experiment_contributions(p_plan, p_account, p_by_account) AS c
+        WHERE p_report IS NULL
+        UNION ALL
+        SELECT k.* FROM analytics._kept_contributions(p_report, p_accounts) AS k
+        WHERE p_report IS NOT NULL
     ),
     crowds AS (
         SELECT c.account_id, count(*) AS units
@@ -14660,7 +14790,8 @@ BEGIN
                 array_agg(c.amount_before) AS w, array_agg(c.denominator_before) AS v
             FROM contributions AS c
             JOIN crowds AS g ON g.account_id = c.account_id
-            JOIN analytics.metrics AS m ON m.metric = c.metric AND m.kind <> 'proportion'
+            JOIN analytics._measures(p_plan.measures) AS m
+                ON m.metric = c.metric AND m.kind <> 'proportion'
             WHERE p_plan.winsorize IS NOT NULL
             GROUP BY c.account_id, c.metric, g.units
         ) AS c
@@ -14686,13 +14817,18 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._winsorize_contributions(
-    analytics._experiment_plan, text, boolean
+    analytics._experiment_plan, text, boolean, integer, text[]
 ) IS
     'The contributions, with amounts cut at percentiles over all units of the scope, whatever '
-    'their variant, where the plan says so. Each of the four amounts has percentiles of its own.';
+    'their variant, where the plan says so. Each of the four amounts has percentiles of its own. '
+    'Of a standing report, if one is given: those it keeps, of these accounts.';
 
-CREATE FUNCTION analytics._experiment_totals(
-    p_plan analytics._experiment_plan, p_account text, p_by_account boolean
+CREATE FUNCTION analytics._experiment_sums(
+    p_plan analytics._experiment_plan,
+    p_account text,
+    p_by_account boolean,
+    p_report integer DEFAULT NULL,
+    p_accounts text[] DEFAULT NULL
 )
 RETURNS SETOF analytics._experiment_total
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -14701,74 +14837,84 @@ SET jit = off
 AS $$
 BEGIN
     RETURN QUERY
-    WITH contributions AS MATERIALIZED (
-        SELECT * FROM analytics._winsorize_contributions(p_plan, p_account, p_by_account)
-    ),
-    counts AS (
-        SELECT c.account_id, c.variant, count(*) AS units
-        FROM contributions AS c
-        WHERE c.metric IS NULL
-        GROUP BY c.account_id, c.variant
-    ),
+    SELECT c.account_id, coalesce(c.metric, ''), coalesce(c.variant, ''), count(*), 0::bigint,
+        count(*) FILTER (WHERE c.has_converted),
+        sum(c.x), sum(c.x * c.x), sum(c.y), sum(c.y * c.y), sum(c.x * c.y),
+        sum(c.w), sum(c.w * c.w), sum(c.v), sum(c.v * c.v), sum(c.w * c.v),
+        sum(c.x * c.w), sum(c.x * c.v), sum(c.y * c.w), sum(c.y * c.v),
+        min(c.low), max(c.high)
+    FROM analytics._winsorize_contributions(
+        p_plan, p_account, p_by_account, p_report, p_accounts
+    ) AS c
+    GROUP BY c.account_id, c.metric, c.variant;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_sums(
+    analytics._experiment_plan, text, boolean, integer, text[]
+) IS
+    'Sums over the contributions of each scope, metric and variant. The units of a variant are the '
+    'row without a metric; those left out the one without a variant either.';
+
+CREATE FUNCTION analytics._experiment_totals(
+    p_plan analytics._experiment_plan, p_scope text, p_sums analytics._experiment_total[]
+)
+RETURNS SETOF analytics._experiment_total
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH sums AS MATERIALIZED (SELECT * FROM unnest(p_sums)),
     scopes AS (
-        SELECT c.account_id,
-            coalesce(sum(c.units) FILTER (WHERE c.variant IS NULL), 0)::bigint AS excluded_units
+        SELECT c.account_id, coalesce(sum(c.units), 0)::bigint AS excluded_units
         FROM (
-            SELECT * FROM counts
+            SELECT s.account_id, CASE WHEN s.metric = '' AND s.variant = '' THEN s.units END
+                AS units
+            FROM sums AS s
             UNION ALL
-            SELECT coalesce(p_account, '*'), NULL, 0 WHERE NOT p_by_account
+            SELECT p_scope, NULL WHERE p_scope IS NOT NULL
         ) AS c
         GROUP BY c.account_id
     ),
     cuts AS (
-        SELECT c.account_id, c.metric, min(c.low) AS low, max(c.high) AS high
-        FROM contributions AS c
-        WHERE p_plan.winsorize IS NOT NULL
-        GROUP BY c.account_id, c.metric
-    ),
-    sums AS (
-        SELECT c.account_id, c.metric, c.variant,
-            count(*) FILTER (WHERE c.has_converted) AS conversions,
-            sum(c.x) AS x, sum(c.x * c.x) AS xx,
-            sum(c.y) AS y, sum(c.y * c.y) AS yy, sum(c.x * c.y) AS xy,
-            sum(c.w) AS w, sum(c.w * c.w) AS ww,
-            sum(c.v) AS v, sum(c.v * c.v) AS vv, sum(c.w * c.v) AS wv,
-            sum(c.x * c.w) AS xw, sum(c.x * c.v) AS xv, sum(c.y * c.w) AS yw, sum(c.y * c.v) AS yv
-        FROM contributions AS c
-        WHERE c.metric IS NOT NULL
-        GROUP BY c.account_id, c.metric, c.variant
+        SELECT s.account_id, s.metric, min(s.winsor_low) AS low, max(s.winsor_high) AS high
+        FROM sums AS s
+        GROUP BY s.account_id, s.metric
     )
     SELECT g.account_id, m.metric, v.variant, n.units, g.excluded_units,
-        coalesce(s.conversions, 0), coalesce(s.x, 0), coalesce(s.xx, 0),
+        coalesce(s.conversions, 0), trim_scale(coalesce(s.sum_x, 0)),
+        trim_scale(coalesce(s.sum_xx, 0)),
         -- but for a ratio, every unit has 1 below
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.y, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yy, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.xy, 0) ELSE coalesce(s.x, 0) END,
-        coalesce(s.w, 0), coalesce(s.ww, 0),
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.v, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.vv, 0) ELSE n.units END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.wv, 0) ELSE coalesce(s.w, 0) END,
-        coalesce(s.xw, 0),
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.xv, 0) ELSE coalesce(s.x, 0) END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yw, 0) ELSE coalesce(s.w, 0) END,
-        CASE WHEN m.kind = 'ratio' THEN coalesce(s.yv, 0) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_y, 0)) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_yy, 0)) ELSE n.units END,
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_xy ELSE s.sum_x END, 0)),
+        trim_scale(coalesce(s.sum_w, 0)), trim_scale(coalesce(s.sum_ww, 0)),
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_v, 0)) ELSE n.units END,
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_vv, 0)) ELSE n.units END,
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_wv ELSE s.sum_w END, 0)),
+        trim_scale(coalesce(s.sum_xw, 0)),
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_xv ELSE s.sum_x END, 0)),
+        trim_scale(coalesce(CASE WHEN m.kind = 'ratio' THEN s.sum_yw ELSE s.sum_w END, 0)),
+        CASE WHEN m.kind = 'ratio' THEN trim_scale(coalesce(s.sum_yv, 0)) ELSE n.units END,
         CASE WHEN p_plan.winsorize < 1 AND m.kind <> 'proportion' THEN coalesce(b.low, 0) END,
         CASE WHEN p_plan.winsorize < 1 AND m.kind <> 'proportion' THEN coalesce(b.high, 0) END
     FROM scopes AS g
-    CROSS JOIN analytics.metrics AS m
+    CROSS JOIN analytics._measures(p_plan.measures) AS m
     CROSS JOIN jsonb_object_keys(p_plan.variants) AS v (variant)
-    LEFT JOIN counts AS c ON c.account_id = g.account_id AND c.variant = v.variant
+    LEFT JOIN sums AS c
+        ON c.account_id = g.account_id AND c.metric = '' AND c.variant = v.variant
     CROSS JOIN LATERAL (SELECT coalesce(c.units, 0) AS units) AS n
     LEFT JOIN sums AS s
         ON s.account_id = g.account_id AND s.metric = m.metric AND s.variant = v.variant
-    LEFT JOIN cuts AS b ON b.account_id = g.account_id AND b.metric = m.metric
-    WHERE m.metric = ANY (p_plan.metrics);
+    LEFT JOIN cuts AS b ON b.account_id = g.account_id AND b.metric = m.metric;
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_totals(
-    analytics._experiment_plan, text, boolean
+    analytics._experiment_plan, text, analytics._experiment_total[]
 ) IS
-    'Units and sums of each scope, metric and planned variant: all that the statistics need.';
+    'Units and sums of each scope, metric and planned variant, with zeros where nobody came: all '
+    'that the statistics need. p_scope is there even without units.';
 -- Room 71, results: what an experiment says. Its totals become values, intervals and tests by the
 -- mathematics of room 70. Reads no events; read by analytics.experiment and by
 -- mv_experiment_results (30_standing.sql).
@@ -14971,7 +15117,7 @@ RETURNS TABLE (
     theta double precision,
     variance_reduction double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
@@ -14993,7 +15139,7 @@ BEGIN
         SELECT t, m.kind, m.is_guardrail, v.theta, s.*,
             m.kind = 'proportion' AND coalesce(v.theta, 0) = 0 AS is_rate
         FROM unnest(p_totals) AS t
-        JOIN analytics.metrics AS m ON m.metric = t.metric
+        JOIN analytics._measures(p_plan.measures) AS m ON m.metric = t.metric
         LEFT JOIN covariates AS v ON v.account_id = t.account_id AND v.metric = t.metric
         CROSS JOIN LATERAL analytics._experiment_moments(m.kind, t, v.theta, v.before) AS s
     )
@@ -15193,6 +15339,456 @@ COMMENT ON FUNCTION analytics._experiment_results(
     'The results of an experiment in each scope of its totals: arms, their comparison with '
     'control, the split against the plan, and p-values adjusted over all metrics and variants but '
     'guardrails.';
+-- Room 71, standing experiments, how they are kept: of each user that the news concern, what he
+-- contributed is taken out of the totals, and what he contributes now is put in. Kept are his
+-- exposure and, by day, what he did of each metric: a heavy user is read on the days of the news
+-- alone, unless his exposure changed. Results are made again, from the totals, of the accounts
+-- whose totals moved; winsorized ones from the amounts of all units of these accounts.
+
+CREATE FUNCTION analytics._touch_experiment_units(
+    p_report integer,
+    p_built_to bigint,
+    p_plan analytics._experiment_plan
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT x.event_type_key FROM analytics._exposure_types() AS x
+        UNION
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
+    );
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_experiment_units',
+        'user_key bigint, scope bigint, is_leaving boolean, is_less boolean, '
+        'old_variant text, old_exposed_at timestamptz, variant text, exposed_at timestamptz, '
+        'low_variant text, high_variant text');
+    INSERT INTO pg_temp.spectrum_experiment_units (
+        user_key, scope, is_leaving, is_less, old_variant, old_exposed_at, exposed_at,
+        low_variant, high_variant, variant
+    )
+    SELECT touched.user_key, touched.scope, touched.is_leaving, touched.is_less, known.variant,
+        known.exposed_at,
+        seen.exposed_at, seen.low_variant, seen.high_variant,
+        analytics._counted_variant(p_plan.variants, seen.low_variant, seen.high_variant)
+    FROM (
+        SELECT news.user_key, news.scope, bool_or(news.is_leaving) AS is_leaving,
+            coalesce(bool_or(news.sign < 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
+            min(news.occurred_at) FILTER (WHERE news.sign > 0 AND seen.variant <> '')
+                AS exposed_at,
+            min(seen.variant COLLATE "C") FILTER (WHERE news.sign > 0 AND seen.variant <> '')
+                AS low_variant,
+            max(seen.variant COLLATE "C") FILTER (WHERE news.sign > 0 AND seen.variant <> '')
+                AS high_variant
+        FROM pg_temp.spectrum_news AS news
+        LEFT JOIN analytics._exposure_types() AS x USING (event_type_key)
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN news.properties ->> x.flag_property = p_plan.experiment
+                AND (p_plan.starts_at IS NULL OR news.occurred_at >= p_plan.starts_at)
+                AND (p_plan.ends_at IS NULL OR news.occurred_at < p_plan.ends_at)
+            THEN news.properties ->> x.variant_property END AS variant
+        ) AS seen
+        WHERE news.user_key <> 0 AND news.user_key <= p_built_to
+            AND (news.is_leaving OR news.event_type_key = ANY (v_types))
+        GROUP BY news.user_key, news.scope
+    ) AS touched
+    LEFT JOIN LATERAL (
+        SELECT before.variant, before.exposed_at, before.low_variant, before.high_variant
+        FROM spectrum.rollup_experiment_units AS before
+        WHERE before.report_id = p_report AND before.user_key = touched.user_key
+            AND before.scope = touched.scope
+        OFFSET 0
+    ) AS known ON true
+    -- Exposures that were taken back: what is left of them is in the facts alone, see below.
+    LEFT JOIN LATERAL (
+        SELECT
+            least(known.exposed_at, touched.exposed_at) AS exposed_at,
+            least(known.low_variant, touched.low_variant) AS low_variant,
+            greatest(known.high_variant, touched.high_variant) AS high_variant
+    ) AS seen ON NOT touched.is_leaving AND NOT touched.is_less
+    WHERE known.exposed_at IS NOT NULL
+        OR (touched.exposed_at IS NOT NULL AND NOT touched.is_leaving);
+
+    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
+        RETURN;
+    END IF;
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
+        high_variant = found.high_variant, variant = found.variant
+    FROM (VALUES (false), (true)) AS modes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_units(p_plan, NULL, modes.by_account, ARRAY(
+        SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
+        WHERE less.is_less AND NOT less.is_leaving AND (less.scope < 0) = modes.by_account
+    )) AS found
+    WHERE touched.is_less AND NOT touched.is_leaving AND touched.user_key = found.user_key
+        AND CASE WHEN modes.by_account THEN touched.scope = -found.account_key
+            ELSE touched.scope >= 0 END;
+END
+$$;
+COMMENT ON FUNCTION analytics._touch_experiment_units(
+    integer, bigint, analytics._experiment_plan
+) IS
+    'Lays out the units that the news concern, exposed or not as they were and as they are. A user '
+    'without an exposure is none.';
+
+CREATE FUNCTION analytics._kept_contributions(p_report integer, p_accounts text[])
+RETURNS TABLE (
+    account_id text,
+    user_key bigint,
+    variant text,
+    metric text,
+    has_converted boolean,
+    amount numeric,
+    denominator numeric,
+    amount_before numeric,
+    denominator_before numeric
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 100000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH units AS MATERIALIZED (
+        SELECT '*' AS account_id, unit.user_key, unit.scope, unit.variant
+        FROM spectrum.rollup_experiment_units AS unit
+        WHERE '*' = ANY (p_accounts) AND unit.report_id = p_report AND unit.scope >= 0
+        UNION ALL
+        SELECT dim.account_id, unit.user_key, unit.scope, unit.variant
+        FROM warehouse.dim_accounts AS dim
+        CROSS JOIN (VALUES (1), (-1)) AS sign (factor)
+        JOIN spectrum.rollup_experiment_units AS unit
+            ON unit.report_id = p_report AND unit.scope = dim.account_key * sign.factor
+        WHERE dim.account_id = ANY (p_accounts) AND dim.account_key <> 0
+    )
+    SELECT unit.account_id, unit.user_key, unit.variant, NULL, false, NULL::numeric,
+        NULL::numeric, NULL::numeric, NULL::numeric
+    FROM units AS unit
+    UNION ALL
+    SELECT unit.account_id, unit.user_key, unit.variant, did.metric, bool_or(did.has_converted),
+        analytics._unit_amount(sum(did.x), did.most), analytics._unit_amount(sum(did.y), NULL),
+        analytics._unit_amount(sum(did.w), did.most), analytics._unit_amount(sum(did.v), NULL)
+    FROM units AS unit
+    JOIN spectrum.rollup_experiment_days AS did
+        ON did.report_id = p_report AND did.user_key = unit.user_key AND did.scope = unit.scope
+    GROUP BY unit.account_id, unit.user_key, unit.variant, did.metric, did.most;
+END
+$$;
+COMMENT ON FUNCTION analytics._kept_contributions(integer, text[]) IS
+    'What analytics._experiment_contributions says, from what a standing report keeps of some '
+    'accounts.';
+
+CREATE FUNCTION analytics._move_experiment_days(
+    p_report integer, p_plan analytics._experiment_plan
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET timezone = 'UTC'
+-- What is read is told unit by unit.
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_types integer[] := ARRAY(
+        SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
+    );
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_experiment_reads',
+        'user_key bigint, scope bigint, exposed_at timestamptz, day date, since timestamptz, '
+        'until timestamptz');
+    INSERT INTO pg_temp.spectrum_experiment_reads (
+        user_key, scope, exposed_at, day, since, until
+    )
+    SELECT unit.user_key, unit.scope, unit.exposed_at, NULL,
+        unit.exposed_at - coalesce(p_plan.cuped, '0'), 'infinity'
+    FROM pg_temp.spectrum_experiment_units AS unit
+    WHERE (unit.variant, unit.exposed_at)
+        IS DISTINCT FROM (unit.old_variant, unit.old_exposed_at)
+    UNION ALL
+    SELECT unit.user_key, unit.scope, unit.exposed_at, days.day,
+        greatest(days.day, unit.exposed_at - coalesce(p_plan.cuped, '0')),
+        days.day + interval '1 day'
+    FROM pg_temp.spectrum_experiment_units AS unit
+    JOIN (
+        SELECT DISTINCT news.user_key, news.scope, news.occurred_at::date AS day
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.event_type_key = ANY (v_types)
+    ) AS days USING (user_key, scope)
+    WHERE unit.variant = unit.old_variant AND unit.exposed_at = unit.old_exposed_at
+        AND days.day + interval '1 day' > unit.exposed_at - coalesce(p_plan.cuped, '0');
+    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_reads) THEN
+        RETURN;
+    END IF;
+
+    DELETE FROM spectrum.rollup_experiment_days AS did
+    USING pg_temp.spectrum_experiment_reads AS reads
+    WHERE did.report_id = p_report AND did.user_key = reads.user_key AND did.scope = reads.scope
+        AND (reads.day IS NULL OR did.day = reads.day);
+    INSERT INTO spectrum.rollup_experiment_days (
+        report_id, user_key, scope, day, metric, most, has_converted, x, y, w, v
+    )
+    SELECT p_report, unit.user_key, unit.scope, did.occurred_at::date, did.metric, did.most,
+        coalesce(bool_or(did.is_upper) FILTER (WHERE NOT did.is_before), false),
+        coalesce(sum(did.amount) FILTER (WHERE did.is_upper AND NOT did.is_before), 0),
+        coalesce(sum(did.amount) FILTER (WHERE NOT did.is_upper AND NOT did.is_before), 0),
+        coalesce(sum(did.amount) FILTER (WHERE did.is_upper AND did.is_before), 0),
+        coalesce(sum(did.amount) FILTER (WHERE NOT did.is_upper AND did.is_before), 0)
+    FROM (
+        SELECT array_agg(reads.user_key) AS users,
+            array_agg(greatest(0, -reads.scope)) AS accounts,
+            array_agg(reads.exposed_at) AS exposed_ats, array_agg(reads.since) AS sinces,
+            array_agg(reads.until) AS untils
+        FROM pg_temp.spectrum_experiment_reads AS reads
+        JOIN pg_temp.spectrum_experiment_units AS unit USING (user_key, scope)
+        WHERE unit.variant IS NOT NULL
+    ) AS known
+    CROSS JOIN LATERAL analytics._experiment_happenings(
+        p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils
+    ) AS did
+    JOIN pg_temp.spectrum_experiment_units AS unit ON unit.user_key = did.user_key
+        AND greatest(0, -unit.scope) = did.account_key
+    WHERE unit.variant IS NOT NULL
+    GROUP BY unit.user_key, unit.scope, did.occurred_at::date, did.metric, did.most;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_experiment_days(
+    integer, analytics._experiment_plan
+) IS
+    'Brings rollup_experiment_days up to the facts: on the days of the news, or, of units whose '
+    'exposure or variant changed, on all.';
+
+CREATE FUNCTION analytics._note_experiment_moves(p_report integer, p_sign integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+BEGIN
+    INSERT INTO pg_temp.spectrum_experiment_moves (
+        sign, scope, variant, metric, has_converted, x, y, w, v
+    )
+    SELECT p_sign, unit.scope, part.*
+    FROM pg_temp.spectrum_experiment_units AS unit
+    CROSS JOIN LATERAL (
+        SELECT
+            CASE WHEN p_sign < 0 THEN unit.old_variant ELSE unit.variant END AS variant,
+            CASE WHEN p_sign < 0 THEN unit.old_exposed_at ELSE unit.exposed_at END AS exposed_at
+    ) AS seen
+    CROSS JOIN LATERAL (
+        SELECT coalesce(seen.variant, ''), '', false, 0::numeric, 0::numeric, 0::numeric,
+            0::numeric
+        UNION ALL
+        SELECT seen.variant, did.metric, bool_or(did.has_converted),
+            analytics._unit_amount(sum(did.x), did.most), analytics._unit_amount(sum(did.y), NULL),
+            analytics._unit_amount(sum(did.w), did.most), analytics._unit_amount(sum(did.v), NULL)
+        FROM spectrum.rollup_experiment_days AS did
+        WHERE did.report_id = p_report AND did.user_key = unit.user_key
+            AND did.scope = unit.scope
+        GROUP BY did.metric, did.most
+        OFFSET 0
+    ) AS part
+    WHERE seen.exposed_at IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._note_experiment_moves(integer, integer) IS
+    'Lays out what the units laid out contribute by what is kept of them: with sign -1 before they '
+    'are brought up to the news, with 1 afterwards.';
+
+CREATE FUNCTION analytics._move_experiment_units(
+    p_report integer, p_plan analytics._experiment_plan
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_experiment_moves',
+        'sign integer, scope bigint, variant text, metric text, has_converted boolean, '
+        'x numeric, y numeric, w numeric, v numeric');
+    PERFORM analytics._note_experiment_moves(p_report, -1);
+
+    DELETE FROM spectrum.rollup_experiment_units AS known
+    USING pg_temp.spectrum_experiment_units AS unit
+    WHERE known.report_id = p_report AND known.user_key = unit.user_key
+        AND known.scope = unit.scope AND unit.exposed_at IS NULL;
+    INSERT INTO spectrum.rollup_experiment_units AS known (
+        report_id, user_key, scope, variant, exposed_at, low_variant, high_variant
+    )
+    SELECT p_report, unit.user_key, unit.scope, unit.variant, unit.exposed_at, unit.low_variant,
+        unit.high_variant
+    FROM pg_temp.spectrum_experiment_units AS unit
+    WHERE unit.exposed_at IS NOT NULL
+    ON CONFLICT (report_id, user_key, scope) DO UPDATE SET
+        variant = excluded.variant,
+        exposed_at = excluded.exposed_at,
+        low_variant = excluded.low_variant,
+        high_variant = excluded.high_variant
+    WHERE (known.exposed_at, known.low_variant, known.high_variant)
+        <> (excluded.exposed_at, excluded.low_variant, excluded.high_variant);
+
+    PERFORM analytics._move_experiment_days(p_report, p_plan);
+    PERFORM analytics._note_experiment_moves(p_report, 1);
+END
+$$;
+COMMENT ON FUNCTION analytics._move_experiment_units(
+    integer, analytics._experiment_plan
+) IS
+    'Brings what is kept of the units laid out up to the news and leaves in '
+    'pg_temp.spectrum_experiment_moves what they contributed and what they contribute.';
+
+CREATE FUNCTION analytics._move_experiment_totals(p_report integer)
+RETURNS text[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_accounts text[];
+BEGIN
+    WITH moved AS (
+        SELECT scope, metric, variant, sum(sign) AS units,
+            coalesce(sum(sign) FILTER (WHERE has_converted), 0) AS conversions,
+            sum(sign * x) AS x, sum(sign * x * x) AS xx,
+            sum(sign * y) AS y, sum(sign * y * y) AS yy, sum(sign * x * y) AS xy,
+            sum(sign * w) AS w, sum(sign * w * w) AS ww,
+            sum(sign * v) AS v, sum(sign * v * v) AS vv, sum(sign * w * v) AS wv,
+            sum(sign * x * w) AS xw, sum(sign * x * v) AS xv,
+            sum(sign * y * w) AS yw, sum(sign * y * v) AS yv
+        FROM pg_temp.spectrum_experiment_moves
+        GROUP BY scope, metric, variant
+    ), changed AS (
+        INSERT INTO analytics.mv_experiment_totals AS sums (
+            report_id, account_id, metric, variant, units, conversions, sum_x, sum_xx, sum_y,
+            sum_yy, sum_xy, sum_w, sum_ww, sum_v, sum_vv, sum_wv, sum_xw, sum_xv, sum_yw, sum_yv
+        )
+        SELECT p_report, scopes.account_id, moved.metric, moved.variant, sum(units),
+            sum(conversions), sum(x), sum(xx), sum(y), sum(yy), sum(xy), sum(w), sum(ww),
+            sum(v), sum(vv), sum(wv), sum(xw), sum(xv), sum(yw), sum(yv)
+        FROM moved
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY scopes.account_id, moved.metric, moved.variant
+        HAVING (
+            sum(units), sum(conversions), sum(x), sum(xx), sum(y), sum(yy), sum(xy), sum(w),
+            sum(ww), sum(v), sum(vv), sum(wv), sum(xw), sum(xv), sum(yw), sum(yv)
+        ) <> (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        ON CONFLICT (report_id, account_id, metric, variant) DO UPDATE SET
+            units = sums.units + excluded.units,
+            conversions = sums.conversions + excluded.conversions,
+            sum_x = sums.sum_x + excluded.sum_x,
+            sum_xx = sums.sum_xx + excluded.sum_xx,
+            sum_y = sums.sum_y + excluded.sum_y,
+            sum_yy = sums.sum_yy + excluded.sum_yy,
+            sum_xy = sums.sum_xy + excluded.sum_xy,
+            sum_w = sums.sum_w + excluded.sum_w,
+            sum_ww = sums.sum_ww + excluded.sum_ww,
+            sum_v = sums.sum_v + excluded.sum_v,
+            sum_vv = sums.sum_vv + excluded.sum_vv,
+            sum_wv = sums.sum_wv + excluded.sum_wv,
+            sum_xw = sums.sum_xw + excluded.sum_xw,
+            sum_xv = sums.sum_xv + excluded.sum_xv,
+            sum_yw = sums.sum_yw + excluded.sum_yw,
+            sum_yv = sums.sum_yv + excluded.sum_yv
+        RETURNING sums.account_id
+    )
+    SELECT array_agg(DISTINCT changed.account_id) INTO v_accounts FROM changed;
+    DELETE FROM analytics.mv_experiment_totals
+    WHERE report_id = p_report AND account_id = ANY (v_accounts) AND units = 0;
+    RETURN v_accounts;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_experiment_totals(integer) IS
+    'Moves mv_experiment_totals by what is laid out and returns the accounts whose totals changed.';
+
+CREATE FUNCTION analytics._make_experiment_results(
+    p_report integer, p_plan analytics._experiment_plan, p_accounts text[]
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_sums analytics._experiment_total[];
+BEGIN
+    IF p_plan.winsorize IS NULL THEN
+        SELECT array_agg((
+            sums.account_id, sums.metric, sums.variant, sums.units, 0, sums.conversions,
+            sums.sum_x, sums.sum_xx, sums.sum_y, sums.sum_yy, sums.sum_xy, sums.sum_w,
+            sums.sum_ww, sums.sum_v, sums.sum_vv, sums.sum_wv, sums.sum_xw, sums.sum_xv,
+            sums.sum_yw, sums.sum_yv, NULL, NULL
+        )::analytics._experiment_total) INTO v_sums
+        FROM analytics.mv_experiment_totals AS sums
+        WHERE sums.report_id = p_report AND sums.account_id = ANY (p_accounts);
+    ELSE
+        v_sums := ARRAY(
+            SELECT s FROM analytics._experiment_sums(p_plan, NULL, true, p_report, p_accounts) AS s
+        );
+    END IF;
+    DELETE FROM analytics.mv_experiment_results
+    WHERE report_id = p_report AND account_id = ANY (p_accounts);
+    INSERT INTO analytics.mv_experiment_results
+    SELECT p_report, results.*
+    FROM analytics._experiment_results(p_plan, ARRAY(
+        SELECT t FROM analytics._experiment_totals(
+            p_plan, CASE WHEN '*' = ANY (p_accounts) THEN '*' END, v_sums
+        ) AS t
+    )) AS results;
+END
+$$;
+COMMENT ON FUNCTION analytics._make_experiment_results(
+    integer, analytics._experiment_plan, text[]
+) IS
+    'Makes the results of some accounts again, from the totals; for all accounts together (*) they '
+    'are there even without a unit.';
+
+CREATE FUNCTION analytics._maintain_experiment(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_state text;
+    r_plan analytics._experiment_plan;
+    v_accounts text[];
+BEGIN
+    SELECT report.state INTO v_state FROM spectrum.reports AS report
+    WHERE report.report_id = p_report;
+    r_plan := (
+        SELECT jsonb_populate_record(NULL::analytics._experiment_plan, report.definition)
+        FROM spectrum.reports AS report
+        WHERE report.report_id = p_report
+    );
+    IF EXISTS (SELECT FROM pg_temp.spectrum_news) THEN
+        PERFORM analytics._touch_experiment_units(p_report, p_built_to, r_plan);
+        IF EXISTS (SELECT FROM pg_temp.spectrum_experiment_units) THEN
+            PERFORM analytics._move_experiment_units(p_report, r_plan);
+            v_accounts := analytics._move_experiment_totals(p_report);
+        END IF;
+    ELSE
+        -- The last call for a report that is being built: results cost more than totals, so they
+        -- are made once.
+        v_accounts := ARRAY(
+            SELECT DISTINCT sums.account_id FROM analytics.mv_experiment_totals AS sums
+            WHERE sums.report_id = p_report
+            UNION
+            SELECT '*'
+        );
+        v_state := 'served';
+    END IF;
+    IF v_state = 'served' AND v_accounts IS NOT NULL THEN
+        PERFORM analytics._make_experiment_results(p_report, r_plan, v_accounts);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
+    'Moves the totals of an experiment by the news, and makes the results again of the accounts '
+    'whose totals changed. Without news: the results of all accounts.';
 -- Room 71, the answers: analytics.experiment for any question at once, mv_experiment_results for
 -- dashboards. Both show what _experiment_results says.
 
@@ -15217,12 +15813,7 @@ BEGIN
     COMMENT ON VIEW analytics.experiments IS
         'The defined experiments, for all who may ask questions.';
 
-    CREATE TABLE analytics.mv_experiment_results AS
-    SELECT 0 AS report_id, results.* FROM analytics._standing_experiment_results() AS results
-    WITH NO DATA;
-    ALTER TABLE analytics.mv_experiment_results
-    ADD CONSTRAINT mv_experiment_results_pkey
-    PRIMARY KEY (report_id, account_id, metric, variant);
+    PERFORM spectrum._create_experiment_tables();
     PERFORM spectrum._comment_experiment_results();
 
     CREATE VIEW analytics.experiment_results AS
@@ -15242,11 +15833,149 @@ BEGIN
         '(account_id *: all accounts).';
     COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
     PERFORM spectrum._add_kind('experiment', 60, '_maintain_experiment',
-        '{analytics.mv_experiment_results}', '{experiment_results}');
+        '{spectrum.rollup_experiment_units, spectrum.rollup_experiment_days, '
+        'analytics.mv_experiment_totals, analytics.mv_experiment_results}',
+        '{experiment_results}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_experiment_views() IS
-    'Room 71: makes the views of the definitions, mv_experiment_results and its plain view.';
+    'Room 71: makes the views of the definitions, and the tables and the plain view of the '
+    'standing results.';
+
+CREATE FUNCTION spectrum._create_experiment_tables()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE TABLE spectrum.rollup_experiment_units (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        variant text COLLATE "C",
+        exposed_at timestamptz NOT NULL,
+        low_variant text COLLATE "C" NOT NULL,
+        high_variant text COLLATE "C" NOT NULL,
+        CONSTRAINT rollup_experiment_units_pkey PRIMARY KEY (report_id, user_key, scope)
+    );
+    CREATE INDEX rollup_experiment_units_scope_idx
+    ON spectrum.rollup_experiment_units (report_id, scope);
+    COMMENT ON TABLE spectrum.rollup_experiment_units IS 'The users that an experiment saw.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.variant IS
+        'The one he counts for; NULL: left out.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.exposed_at IS 'First exposure.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.low_variant IS
+        'First by name of the variants that he saw; another one than high_variant: several.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.high_variant IS 'Last by name.';
+
+    CREATE TABLE spectrum.rollup_experiment_days (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        day date NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        most integer,
+        has_converted boolean NOT NULL,
+        x numeric NOT NULL,
+        y numeric NOT NULL,
+        w numeric NOT NULL,
+        v numeric NOT NULL,
+        CONSTRAINT rollup_experiment_days_pkey
+        PRIMARY KEY (report_id, user_key, scope, day, metric)
+    );
+    COMMENT ON TABLE spectrum.rollup_experiment_days IS
+        'What each counted unit of an experiment did in a day.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.day IS 'In UTC.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.most IS
+        'A unit counts no more than this for the metric; NULL: what it did.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.has_converted IS
+        'Whether an event of the metric followed the exposure.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.x IS
+        'Sum of the metric from the first exposure on.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.y IS 'Of a ratio: that of its denominator.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.w IS 'With CUPED: as x, before.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.v IS 'As y, before.';
+
+    CREATE TABLE analytics.mv_experiment_totals (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        variant text COLLATE "C" NOT NULL,
+        units bigint NOT NULL,
+        conversions bigint NOT NULL,
+        sum_x numeric NOT NULL,
+        sum_xx numeric NOT NULL,
+        sum_y numeric NOT NULL,
+        sum_yy numeric NOT NULL,
+        sum_xy numeric NOT NULL,
+        sum_w numeric NOT NULL,
+        sum_ww numeric NOT NULL,
+        sum_v numeric NOT NULL,
+        sum_vv numeric NOT NULL,
+        sum_wv numeric NOT NULL,
+        sum_xw numeric NOT NULL,
+        sum_xv numeric NOT NULL,
+        sum_yw numeric NOT NULL,
+        sum_yv numeric NOT NULL,
+        CONSTRAINT mv_experiment_totals_pkey PRIMARY KEY (report_id, account_id, metric, variant)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_experiment_totals IS
+        'Sums over the units of each experiment: all that its results are made of.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.metric IS
+        'Empty: the row that counts the units of the variant.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.variant IS 'Empty: units that are left out.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.units IS
+        'Units; of a metric, those that did anything of it.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.sum_x IS
+        'Sums over units of x, y, w and v (rollup_experiment_days) and of products of two.';
+
+    CREATE TABLE analytics.mv_experiment_results (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        experiment text NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        variant text COLLATE "C" NOT NULL,
+        is_control boolean NOT NULL,
+        units bigint NOT NULL,
+        excluded_units bigint NOT NULL,
+        conversions bigint NOT NULL,
+        value double precision,
+        ci_low double precision,
+        ci_high double precision,
+        difference double precision,
+        difference_low double precision,
+        difference_high double precision,
+        lift double precision,
+        lift_low double precision,
+        lift_high double precision,
+        p_value double precision,
+        p_adjusted double precision,
+        srm_p_value double precision,
+        is_reliable boolean NOT NULL,
+        kind text NOT NULL,
+        is_guardrail boolean NOT NULL,
+        chance_to_win double precision,
+        credible_low double precision,
+        credible_high double precision,
+        expected_loss double precision,
+        winsor_low numeric,
+        winsor_high numeric,
+        theta double precision,
+        variance_reduction double precision,
+        is_sequential boolean NOT NULL,
+        CONSTRAINT mv_experiment_results_pkey PRIMARY KEY (report_id, account_id, metric, variant)
+    ) WITH (fillfactor = 70);
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_experiment_tables() IS
+    'Room 71: makes what standing experiments are kept in.';
 
 CREATE FUNCTION spectrum._comment_experiment_results()
 RETURNS void
@@ -15354,42 +16083,27 @@ BEGIN
     RETURN QUERY
     SELECT r.*
     FROM (
-        SELECT analytics._experiment_plan(report.name) AS plan FROM spectrum.reports AS report
+        SELECT jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
+        FROM spectrum.reports AS report
         WHERE report.kind = 'experiment' AND report.state = 'served'
     ) AS e
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
         e.plan,
-        ARRAY(SELECT t FROM analytics._experiment_totals(e.plan, NULL, scopes.by_account) AS t)
+        ARRAY(
+            SELECT t FROM analytics._experiment_totals(
+                e.plan,
+                CASE WHEN NOT scopes.by_account THEN '*' END,
+                ARRAY(
+                    SELECT s FROM analytics._experiment_sums(e.plan, NULL, scopes.by_account) AS s
+                )
+            ) AS t
+        )
     ) AS r;
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_experiment_results() IS
-    'The rows of mv_experiment_results: each experiment for all accounts together and for each.';
-
-CREATE FUNCTION analytics._maintain_experiment(p_report integer, p_built_to bigint)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_plan analytics._experiment_plan := (
-        SELECT analytics._experiment_plan(report.name) FROM spectrum.reports AS report
-        WHERE report.report_id = p_report
-    );
-BEGIN
-    DELETE FROM analytics.mv_experiment_results WHERE report_id = p_report;
-    INSERT INTO analytics.mv_experiment_results
-    SELECT p_report, r.*
-    FROM (VALUES (false), (true)) AS scopes (by_account)
-    CROSS JOIN LATERAL analytics._experiment_results(
-        r_plan,
-        ARRAY(SELECT t FROM analytics._experiment_totals(r_plan, NULL, scopes.by_account) AS t)
-    ) AS r;
-END
-$$;
-COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
-    'Makes the results of an experiment again.';
+    'What analytics.experiment_results has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics.experiment(
     p_experiment text,
@@ -15463,7 +16177,14 @@ BEGIN
     RETURN QUERY
     SELECT r.*
     FROM analytics._experiment_results(
-        v_plan, ARRAY(SELECT t FROM analytics._experiment_totals(v_plan, p_account, false) AS t)
+        v_plan,
+        ARRAY(
+            SELECT t FROM analytics._experiment_totals(
+                v_plan,
+                coalesce(p_account, '*'),
+                ARRAY(SELECT s FROM analytics._experiment_sums(v_plan, p_account, false) AS s)
+            ) AS t
+        )
     ) AS r
     ORDER BY array_position(v_plan.metrics, r.metric), r.is_control DESC, r.variant;
 END
@@ -15478,6 +16199,1190 @@ COMMENT ON FUNCTION analytics.experiment(
     '[p_from, p_to) limits the exposures, and the events of metrics without a window. p_winsorize: '
     'percentile to cut amounts at; p_cuped: how long before the exposure the covariate is '
     'measured; p_sequential: units at which always-valid intervals are narrowest; 1, 0, 0: off.';
+-- Room 72, glass: from any cell of a standing view to the events behind it, and from an event to
+-- the cells it counts in. For each view there are two functions, found by their names:
+--   analytics._trace_<view>(cell)           the events that a cell counts, and the rule in words
+--   analytics._cells_<view>(user, at, event)  the cells that count an event
+-- Both ask the events as they are now. A view is behind them by what no refresh has counted yet.
+
+CREATE FUNCTION spectrum._create_glass()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.served_reports') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE VIEW analytics.served_reports WITH (security_barrier) AS
+    SELECT report.kind, report.name, report.definition, report.created_at
+    FROM spectrum.reports AS report
+    WHERE report.state = 'served';
+    COMMENT ON VIEW analytics.served_reports IS
+        'What the standing views show, by which definition.';
+    COMMENT ON COLUMN analytics.served_reports.kind IS 'The question: funnel, retention, ...';
+    COMMENT ON COLUMN analytics.served_reports.name IS
+        'Of the definition; empty where there is only one.';
+    COMMENT ON COLUMN analytics.served_reports.definition IS
+        'The definition that is shown; one that was changed since is shown once it is built.';
+    COMMENT ON COLUMN analytics.served_reports.created_at IS 'When it was defined.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.served_reports.';
+
+CREATE FUNCTION analytics._read_cell(
+    p_cell jsonb, p_keys text[], p_measures text[], p_optional text[] DEFAULT '{}'
+)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb;
+    v_form text := format('a JSON object with %s, and if wanted account_id%s and measure',
+        array_to_string(p_keys, ', '), array_to_string(ARRAY[''] || p_optional, ', '));
+    v_missing text[];
+BEGIN
+    IF p_cell IS NULL OR jsonb_typeof(p_cell) <> 'object' THEN
+        PERFORM spectrum._reject('p_cell', p_cell::text, v_form);
+    END IF;
+    v_cell := jsonb_build_object('account_id', '*', 'measure', p_measures[1])
+        || jsonb_strip_nulls(p_cell);
+    v_missing := ARRAY(SELECT k.key FROM unnest(p_keys) AS k (key) WHERE NOT v_cell ? k.key);
+    IF v_missing <> '{}' OR v_cell - p_keys - p_optional - '{account_id, measure}'::text[] <> '{}'
+    THEN
+        PERFORM spectrum._reject('p_cell', p_cell::text, v_form);
+    END IF;
+    PERFORM spectrum._check_choice('p_cell.measure', v_cell ->> 'measure', p_measures);
+    RETURN v_cell;
+END
+$$;
+COMMENT ON FUNCTION analytics._read_cell(jsonb, text[], text[], text[]) IS
+    'A cell with what it leaves out: all accounts, the first measure. Raises 22023 unless it has '
+    'the keys, and no others but optional ones.';
+
+CREATE FUNCTION analytics._cell_day(p_cell jsonb, p_key text)
+RETURNS date
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+AS $$
+DECLARE
+    v_day date;
+BEGIN
+    IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
+        v_day := p_cell ->> p_key;
+    ELSE
+        PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+    END IF;
+    RETURN v_day;
+EXCEPTION WHEN datetime_field_overflow THEN
+    PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_day(jsonb, text) IS
+    'The day that a key of a cell names; raises 22023 unless it is one.';
+
+CREATE FUNCTION analytics._cell_number(p_cell jsonb, p_key text)
+RETURNS integer
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT p_cell ->> p_key ~ '^\d{1,9}$' THEN
+        PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a number from 0 on');
+    END IF;
+    RETURN (p_cell ->> p_key)::integer;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_number(jsonb, text) IS
+    'The number that a key of a cell names; raises 22023 unless it is one.';
+
+CREATE FUNCTION analytics._cell_account(p_cell jsonb)
+RETURNS bigint
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE p_cell ->> 'account_id' WHEN '*' THEN 0 ELSE coalesce((
+        SELECT known.account_key FROM analytics.accounts AS known
+        WHERE known.account_id = p_cell ->> 'account_id'
+    ), -1) END;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_account(jsonb) IS
+    'Key of the account of a cell: 0 for all together, -1 for one never seen.';
+
+CREATE FUNCTION analytics._cell_scope(p_cell jsonb)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE p_cell ->> 'account_id' WHEN '*' THEN '' ELSE
+        format(' of account %s', p_cell ->> 'account_id')
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_scope(jsonb) IS
+    'Whose events a cell counts, for its rule: nothing, or " of account ...".';
+
+CREATE FUNCTION analytics._days_between(
+    p_first date, p_last date, OUT since timestamptz, OUT until timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT spectrum._day_start(p_first, setting.timezone),
+        spectrum._day_start(p_last + 1, setting.timezone)
+    INTO since, until
+    FROM analytics.settings AS setting;
+END
+$$;
+COMMENT ON FUNCTION analytics._days_between(date, date) IS
+    'When the days from p_first to p_last begin and end, in the time zone of reports.';
+
+CREATE FUNCTION analytics._day_of(p_at timestamptz)
+RETURNS date
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN spectrum.period_date(spectrum.period_start('day', p_at));
+END
+$$;
+COMMENT ON FUNCTION analytics._day_of(timestamptz) IS
+    'The calendar day that holds an instant, in the time zone of reports.';
+
+CREATE FUNCTION analytics._event_accounts(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (account_id text, account_key bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 2
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT '*', 0::bigint
+    UNION ALL
+    SELECT event.account_id, event.account_key
+    FROM analytics.events AS event
+    WHERE event.user_key = p_user AND event.occurred_at = p_at AND event.event_id = p_event
+        AND event.account_key <> 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._event_accounts(bigint, timestamptz, uuid) IS
+    'The scopes that an event counts in: all accounts together (*, 0), and its own.';
+
+CREATE FUNCTION analytics._sees_raw_events()
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN has_schema_privilege('warehouse', 'USAGE')
+        AND has_table_privilege('warehouse.event_ledger', 'SELECT')
+        AND has_schema_privilege('@extschema@', 'USAGE')
+        AND has_table_privilege('@extschema@.raw_events', 'SELECT');
+END
+$$;
+COMMENT ON FUNCTION analytics._sees_raw_events() IS
+    'Whether the caller may read raw_events, and the ledger that leads there.';
+
+CREATE FUNCTION analytics.trace(p_view text, p_cell jsonb, p_limit integer DEFAULT 1000)
+RETURNS TABLE (
+    rule text,
+    unit text,
+    amount numeric,
+    user_id text,
+    event_id uuid,
+    occurred_at timestamptz,
+    event_type text,
+    raw_id uuid
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+DECLARE
+    v_sees_raw boolean := analytics._sees_raw_events();
+BEGIN
+    IF p_view IS NULL
+        OR to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL
+    THEN
+        PERFORM spectrum._check_choice('p_view', p_view, ARRAY(
+            SELECT substr(routine.proname, 8) FROM pg_proc AS routine
+            WHERE routine.pronamespace = 'analytics'::regnamespace
+                AND routine.proname LIKE '\_trace\_%'
+            ORDER BY routine.proname
+        ));
+    ELSIF p_limit < 0 THEN
+        PERFORM spectrum._reject('p_limit', p_limit::text, 'a number of rows, or NULL for all');
+    END IF;
+    RETURN QUERY EXECUTE format(
+        'SELECT found.rule, coalesce(found.unit, event.user_id), found.amount, event.user_id, '
+        'found.event_id, found.occurred_at, event.event_type, %s '
+        'FROM (SELECT * FROM analytics.%I($1) ORDER BY occurred_at, event_id LIMIT $2) AS found '
+        'JOIN analytics.events AS event ON event.user_key = found.user_key '
+        'AND event.occurred_at = found.occurred_at AND event.event_id = found.event_id %s '
+        'ORDER BY found.occurred_at, found.event_id, found.unit',
+        CASE WHEN v_sees_raw THEN 'raw.id' ELSE 'NULL::uuid' END,
+        '_trace_' || p_view,
+        CASE WHEN v_sees_raw THEN
+            'LEFT JOIN warehouse.event_ledger AS ledger ON ledger.event_id = found.event_id '
+            'LEFT JOIN @extschema@.raw_events AS raw ON raw.seq = ledger.seq '
+        END)
+    USING p_cell, p_limit;
+END
+$$;
+COMMENT ON FUNCTION analytics.trace(text, jsonb, integer) IS
+    'The events that a cell of a standing view counts, in the order of time, at most p_limit '
+    '(NULL: all), and the rule that counts them. p_view: active_users; p_cell: the columns that '
+    'name the row, and measure where it has several numbers: {"account_id": "*", "day": '
+    '"2026-03-01", "measure": "wau"}. unit: what the event makes count (a user, the event itself, '
+    '...): the number of distinct units is the cell. amount: its share, where the cell is a sum. '
+    'raw_id: row of raw_events, for roles that may read that.';
+-- Room 72, glass of the counts: events, active users, money. What counts in a cell is what happened
+-- in its days.
+
+CREATE FUNCTION analytics._trace_daily_events(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{day, event_type}', '{events}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_account bigint := analytics._cell_account(v_cell);
+    v_type integer := analytics._event_key(v_cell ->> 'event_type');
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    RETURN QUERY
+    SELECT format('Every event %s%s on %s counts once, also of unknown users.',
+            v_cell ->> 'event_type', analytics._cell_scope(v_cell), v_day),
+        e.event_id::text, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    WHERE e.event_type_key = v_type AND e.occurred_at >= r_days.since
+        AND e.occurred_at < r_days.until AND (v_account = 0 OR e.account_key = v_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_daily_events(jsonb) IS
+    'See analytics.trace: events behind a cell of daily_events.';
+
+CREATE FUNCTION analytics._cells_daily_events(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'day', analytics._day_of(p_at),
+            'event_type', e.event_type, 'measure', 'events'),
+        'An event of its day and type.'
+    FROM analytics.events AS e
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_daily_events(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of daily_events that count an event.';
+
+CREATE FUNCTION analytics._trace_active_users(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{day}', '{dau, wau, mau}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_account bigint := analytics._cell_account(v_cell);
+    v_length integer := CASE v_cell ->> 'measure' WHEN 'dau' THEN 1 WHEN 'wau' THEN 7 ELSE 30 END;
+    r_days record := analytics._days_between(v_day - v_length + 1, v_day);
+BEGIN
+    RETURN QUERY
+    SELECT format('A user counts once if he has any event%s from %s to %s, both days included; '
+            'unknown users never do.',
+            analytics._cell_scope(v_cell), v_day - v_length + 1, v_day),
+        NULL, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    WHERE e.user_key <> 0 AND e.occurred_at >= r_days.since AND e.occurred_at < r_days.until
+        AND (v_account = 0 OR e.account_key = v_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_active_users(jsonb) IS
+    'See analytics.trace: events behind a cell of active_users.';
+
+CREATE FUNCTION analytics._cells_active_users(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_day date := analytics._day_of(p_at);
+    v_last date := (
+        SELECT max(shown.day) FROM analytics.daily_events AS shown WHERE shown.account_id = '*'
+    );
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'day', v_day + later.days,
+            'measure', span.measure),
+        format('Makes its user active on %s, which is one of the %s days that end with this day.',
+            v_day, span.length)
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN (VALUES ('dau', 1), ('wau', 7), ('mau', 30)) AS span (measure, length)
+    CROSS JOIN LATERAL generate_series(0, span.length - 1) AS later (days)
+    WHERE p_user <> 0 AND v_day + later.days <= v_last;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_active_users(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of active_users that count an event.';
+
+CREATE FUNCTION analytics._money_measures(
+    p_revenue numeric, p_event_type_key integer, p_user bigint
+)
+RETURNS TABLE (measure text, amount numeric, is_of_user boolean)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_is_refund boolean := p_revenue < 0 OR p_event_type_key = ANY (analytics._refund_keys());
+BEGIN
+    RETURN QUERY
+    SELECT m.measure, m.amount, m.is_of_user
+    FROM (
+        VALUES
+            ('orders', NULL::numeric, false, NOT v_is_refund),
+            ('gross', p_revenue, false, NOT v_is_refund),
+            ('refunds', abs(p_revenue), false, v_is_refund),
+            ('net', CASE WHEN v_is_refund THEN -abs(p_revenue) ELSE p_revenue END, false, true),
+            ('paying_users', NULL, true, NOT v_is_refund AND p_revenue > 0 AND p_user <> 0)
+    ) AS m (measure, amount, is_of_user, counts)
+    WHERE m.counts;
+END
+$$;
+COMMENT ON FUNCTION analytics._money_measures(numeric, integer, bigint) IS
+    'The measures of revenue_summary that an event with money counts in, and what it adds to a '
+    'sum.';
+
+CREATE FUNCTION analytics._trace_revenue_summary(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{day, currency}',
+        '{net, orders, gross, refunds, paying_users, active_users}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_account bigint := analytics._cell_account(v_cell);
+    v_measure text := v_cell ->> 'measure';
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    IF v_measure = 'active_users' THEN
+        RETURN QUERY
+        SELECT * FROM analytics._trace_active_users(
+            v_cell - 'currency' || '{"measure": "dau"}'
+        );
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT format('Events in %s%s on %s: %s.', v_cell ->> 'currency',
+            analytics._cell_scope(v_cell), v_day, CASE v_measure
+                WHEN 'orders' THEN 'each with money that is no refund counts once'
+                WHEN 'gross' THEN 'the amounts of those that are no refunds'
+                WHEN 'refunds' THEN 'the amounts, without sign, of refunds: events of a type in '
+                    'config.refund_events, and negative amounts'
+                WHEN 'net' THEN 'the amounts, refunds taken off'
+                ELSE 'a user counts once if he has one above 0 that is no refund; unknown users '
+                    'never do'
+            END),
+        CASE WHEN NOT measures.is_of_user THEN e.event_id::text END,
+        measures.amount, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL analytics._money_measures(e.revenue, e.event_type_key, e.user_key)
+        AS measures
+    WHERE e.revenue IS NOT NULL AND e.currency = v_cell ->> 'currency'
+        AND e.occurred_at >= r_days.since AND e.occurred_at < r_days.until
+        AND (v_account = 0 OR e.account_key = v_account)
+        AND measures.measure = v_measure;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_revenue_summary(jsonb) IS
+    'See analytics.trace: events behind a cell of revenue_summary.';
+
+CREATE FUNCTION analytics._cells_revenue_summary(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_day date := analytics._day_of(p_at);
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'day', v_day,
+            'currency', e.currency, 'measure', measures.measure),
+        CASE
+            WHEN measures.is_of_user THEN 'Makes its user a paying one of the day.'
+            WHEN measures.amount IS NULL THEN 'An order of the day.'
+            ELSE format('Adds %s.', measures.amount)
+        END
+    FROM analytics.events AS e
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._money_measures(e.revenue, e.event_type_key, e.user_key)
+        AS measures
+    WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event
+        AND e.revenue IS NOT NULL;
+
+    -- The users of the day stand beside the money of each currency.
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', shown.account_id, 'day', v_day,
+            'currency', shown.currency, 'measure', 'active_users'),
+        'Makes its user active on the day.'
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    JOIN analytics.revenue_summary AS shown
+        ON shown.account_id = scope.account_id AND shown.day = v_day
+    WHERE p_user <> 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_revenue_summary(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of revenue_summary that count an event.';
+-- Room 72, glass of the cohorts: which events make a user start, and which make him count as back.
+
+CREATE FUNCTION analytics._retention_evidence(
+    p_definition jsonb,
+    p_account bigint,
+    p_users bigint[]
+)
+RETURNS TABLE (
+    user_key bigint, cohort date, period integer, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_start_key integer := analytics._event_key(p_definition ->> 'start_event');
+    v_return_key integer := analytics._event_key(p_definition ->> 'return_event');
+    v_filter jsonb := nullif(p_definition -> 'properties_filter', 'null');
+    v_is_recurring boolean := p_definition ->> 'cohort_kind' = 'recurring';
+    v_is_on boolean := p_definition ->> 'mode' = 'on';
+    v_starts timestamptz[] := (
+        SELECT spectrum.period_starts(p_definition ->> 'period_kind', min(e.occurred_at),
+            max(e.occurred_at) + interval '1 us')
+        FROM analytics.event_keys AS e
+        WHERE e.user_key = ANY (p_users) AND e.user_key <> 0
+    );
+    v_days date[] := analytics._period_dates(v_starts);
+BEGIN
+    RETURN QUERY
+    WITH deeds AS MATERIALIZED (
+        SELECT e.user_key, e.event_id, e.occurred_at,
+            width_bucket(e.occurred_at, v_starts) AS number,
+            v_start_key IS NULL OR e.event_type_key = v_start_key AS is_start,
+            v_return_key IS NULL OR e.event_type_key = v_return_key AS is_return
+        FROM analytics.event_keys AS e
+        WHERE e.user_key = ANY (p_users) AND e.user_key <> 0
+            AND (p_account = 0 OR e.account_key = p_account)
+            AND (v_filter IS NULL OR e.properties @> v_filter)
+    ),
+    cohorts AS (
+        SELECT d.user_key, d.number, min(d.occurred_at) AS first_at,
+            min(d.number) OVER (PARTITION BY d.user_key) AS first_number
+        FROM deeds AS d
+        WHERE d.is_start
+        GROUP BY d.user_key, d.number
+    )
+    SELECT c.user_key, v_days[c.number], k.number, d.event_id, d.occurred_at
+    FROM cohorts AS c
+    JOIN deeds AS d ON d.user_key = c.user_key AND d.number >= c.number
+    CROSS JOIN LATERAL (
+        SELECT -1 AS number
+        WHERE d.is_start AND d.number = c.number
+            AND (v_is_recurring OR d.occurred_at = c.first_at)
+        UNION ALL
+        SELECT k.number
+        FROM generate_series(
+            CASE WHEN v_is_on THEN d.number - c.number ELSE 0 END,
+            least(d.number - c.number, (p_definition ->> 'periods')::integer)
+        ) AS k (number)
+        WHERE d.is_return AND (d.number > c.number OR d.occurred_at >= c.first_at)
+    ) AS k
+    WHERE v_is_recurring OR c.number = c.first_number;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_evidence(jsonb, bigint, bigint[]) IS
+    'The events of users by which a retention counts them, in which cohort and period; period -1: '
+    'those by which they are in the cohort. p_account: 0 all. The rule is that of '
+    'analytics._retention_cohorts.';
+
+CREATE FUNCTION analytics._retention_rule(p_definition jsonb, p_period integer)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_kind text := p_definition ->> 'period_kind';
+    v_start text := coalesce(p_definition ->> 'start_event', 'of any type');
+    v_return text := coalesce(p_definition ->> 'return_event', 'of any type');
+    v_where text := coalesce(
+        ' with properties ' || nullif(p_definition ->> 'properties_filter', 'null'), '');
+    v_is_on boolean := p_definition ->> 'mode' = 'on';
+BEGIN
+    RETURN CASE
+        WHEN p_period < 0 AND p_definition ->> 'cohort_kind' = 'first' THEN format(
+            'A user is in the cohort of the %s of his first event %s%s ever.',
+            v_kind, v_start, v_where)
+        WHEN p_period < 0 THEN format(
+            'A user is in the cohort of each %s with an event %s%s.', v_kind, v_start, v_where)
+        WHEN p_period = 0 AND v_is_on THEN format(
+            'A user of the cohort counts once if he has an event %s%s in its %s, at or after his '
+            'start.', v_return, v_where, v_kind)
+        WHEN v_is_on THEN format(
+            'A user of the cohort counts once if he has an event %s%s in the %s that is %s after '
+            'its own.', v_return, v_where, v_kind, p_period)
+        ELSE format(
+            'A user of the cohort counts once if he has an event %s%s in the %s that is %s after '
+            'its own, or later, and not before his start.', v_return, v_where, v_kind, p_period)
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_rule(jsonb, integer) IS
+    'By what a retention counts a user in a period, or, for -1, in a cohort, in words.';
+
+CREATE FUNCTION analytics._served_definition(p_kind text, p_name text)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_definition jsonb := (
+        SELECT report.definition FROM analytics.served_reports AS report
+        WHERE report.kind = p_kind AND report.name = p_name
+    );
+BEGIN
+    IF v_definition IS NULL THEN
+        PERFORM spectrum._reject(
+            'p_cell.' || p_kind, p_name, format('the name of a standing %s', p_kind)
+        );
+    END IF;
+    RETURN v_definition;
+END
+$$;
+COMMENT ON FUNCTION analytics._served_definition(text, text) IS
+    'The definition that a standing view shows; raises 22023 where there is none of the name.';
+
+CREATE FUNCTION analytics._trace_retention_cohorts(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(
+        p_cell, '{retention, cohort, period}', '{users, cohort_size}');
+    v_cohort date := analytics._cell_day(v_cell, 'cohort');
+    v_period integer := CASE v_cell ->> 'measure'
+        WHEN 'users' THEN analytics._cell_number(v_cell, 'period') ELSE -1 END;
+    v_account bigint := analytics._cell_account(v_cell);
+    v_definition jsonb := analytics._served_definition('retention', v_cell ->> 'retention');
+    v_start_key integer := analytics._event_key(v_definition ->> 'start_event');
+    r_days record := analytics._days_between(v_cohort, (
+        v_cohort + ('1 ' || (v_definition ->> 'period_kind'))::interval - interval '1 day')::date);
+BEGIN
+    RETURN QUERY
+    SELECT analytics._retention_rule(v_definition, v_period), NULL, NULL::numeric,
+        found.user_key, found.event_id, found.occurred_at
+    FROM analytics._retention_evidence(v_definition, v_account, ARRAY(
+        SELECT DISTINCT e.user_key FROM analytics.event_keys AS e
+        WHERE e.occurred_at >= r_days.since AND e.occurred_at < r_days.until
+            AND (v_start_key IS NULL OR e.event_type_key = v_start_key)
+            AND (v_account = 0 OR e.account_key = v_account)
+    )) AS found
+    WHERE found.cohort = v_cohort AND found.period = v_period;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_retention_cohorts(jsonb) IS
+    'See analytics.trace: events behind a cell of retention_cohorts.';
+
+CREATE FUNCTION analytics._cells_retention_cohorts(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- A row that is shown holds both numbers: the size of its cohort stands in each period.
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'retention', report.name,
+            'cohort', found.cohort, 'period', shown.period,
+            'measure', CASE WHEN found.period < 0 THEN 'cohort_size' ELSE 'users' END),
+        analytics._retention_rule(report.definition, found.period)
+    FROM analytics.served_reports AS report
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._retention_evidence(
+        report.definition, scope.account_key, ARRAY[p_user]
+    ) AS found
+    JOIN analytics.retention_cohorts AS shown
+        ON shown.account_id = scope.account_id AND shown.retention = report.name
+            AND shown.cohort = found.cohort
+            AND (found.period < 0 OR shown.period = found.period)
+    WHERE report.kind = 'retention' AND found.occurred_at = p_at AND found.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_retention_cohorts(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of retention_cohorts that count an event.';
+-- Room 72, glass of the funnels: which events are the steps of the entries that count.
+
+CREATE FUNCTION analytics._funnel_step_events(
+    p_definition jsonb,
+    p_account bigint,
+    p_units bigint[],
+    p_sessions timestamptz[],
+    p_numbers integer[],
+    p_times timestamptz[]
+)
+RETURNS TABLE (
+    unit bigint,
+    session_start timestamptz,
+    number integer,
+    user_key bigint,
+    user_id text,
+    account_id text,
+    event_id uuid,
+    occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_by_account boolean := p_definition ->> 'unit' = 'account';
+    v_is_any boolean := p_definition ->> 'step_order' = 'any';
+    v_first timestamptz := (SELECT min(t.at) FROM unnest(p_times) AS t (at));
+    v_last timestamptz := (SELECT max(t.at) FROM unnest(p_times) AS t (at));
+    r_masks record := analytics._funnel_masks(p_definition -> 'steps', NULL);
+BEGIN
+    RETURN QUERY
+    SELECT f.unit, f.session_start, f.number, f.user_key, f.user_id, f.account_id, f.event_id,
+        f.occurred_at
+    FROM (
+        SELECT s.unit, s.session_start, s.number, e.user_key, e.user_id, e.account_id, e.event_id,
+            e.occurred_at,
+            row_number() OVER (
+                PARTITION BY s.unit, s.session_start, s.number ORDER BY e.event_id
+            ) AS tie
+        FROM unnest(p_units, p_sessions, p_numbers, p_times)
+            AS s (unit, session_start, number, at)
+        JOIN analytics.events AS e ON e.occurred_at = s.at
+            AND CASE WHEN v_by_account THEN e.account_key ELSE e.user_key END = s.unit
+        WHERE e.occurred_at BETWEEN v_first AND v_last AND e.user_key <> 0
+            AND e.event_type_key = ANY (r_masks.keys)
+            AND (v_by_account OR e.user_key = ANY (p_units))
+            AND (p_account = 0 OR e.account_key = p_account)
+            AND EXISTS (
+                SELECT FROM unnest(r_masks.keys, r_masks.filters, r_masks.bits)
+                    AS m (key, filter, bits)
+                WHERE m.key = e.event_type_key
+                    AND (m.filter IS NULL OR e.properties @> m.filter)
+                    AND (v_is_any OR m.bits & (1 << (s.number - 1)) <> 0)
+            )
+    ) AS f
+    -- In order, of several events of one step at one time any could stand for it.
+    WHERE v_is_any OR f.tie = 1;
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_step_events(
+    jsonb, bigint, bigint[], timestamptz[], integer[], timestamptz[]
+) IS
+    'The events that are the steps of entries, given by unit, session, number and time of each '
+    'step. p_account: whose events count, 0 all.';
+
+CREATE FUNCTION analytics._funnel_rule(p_definition jsonb, p_step integer)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_step jsonb := p_definition -> 'steps' -> (p_step - 1);
+    v_unit text := CASE p_definition ->> 'unit' WHEN 'account' THEN 'An account'
+        WHEN 'session' THEN 'A session' ELSE 'A user' END;
+BEGIN
+    RETURN format('%s counts once if its %s reached step %s%s: %s, within %s of step 1%s.',
+        v_unit,
+        CASE p_definition ->> 'entry' WHEN 'first' THEN 'first entry' ELSE 'longest entry' END,
+        p_step,
+        CASE WHEN p_definition ->> 'step_order' <> 'any'
+            THEN format(' (%s)', coalesce(v_step ->> 'event', v_step #>> '{}')) ELSE '' END,
+        CASE p_definition ->> 'step_order'
+            WHEN 'any' THEN 'as many of the steps, in any order'
+            WHEN 'strict' THEN 'the steps in order and nothing between'
+            ELSE 'the steps in order'
+        END,
+        p_definition ->> 'time_window',
+        CASE WHEN coalesce(nullif(p_definition -> 'exclusions', 'null'), '[]') <> '[]'
+            THEN ', without ' || (p_definition ->> 'exclusions') || ' in between' ELSE '' END);
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_rule(jsonb, integer) IS
+    'By what a funnel counts a unit in a step, in words.';
+
+CREATE FUNCTION analytics._funnel_step_trace(
+    p_cell jsonb, p_day date, p_breakdown text, p_has_breakdown boolean
+)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_definition jsonb := analytics._served_definition('funnel', p_cell ->> 'funnel');
+    v_step integer := analytics._cell_number(p_cell, 'step');
+    r_funnel record;
+    r_days record := analytics._days_between(p_day, p_day);
+BEGIN
+    SELECT f.* INTO r_funnel
+    FROM jsonb_to_record(v_definition) AS f (
+        steps jsonb, time_window interval, step_order text, entry text, unit text,
+        breakdown text, attribution text, exclusions jsonb
+    );
+    RETURN QUERY
+    SELECT analytics._funnel_rule(v_definition, v_step),
+        CASE r_funnel.unit
+            WHEN 'account' THEN did.account_id
+            WHEN 'session' THEN did.user_id || ' from '
+                || to_char(did.session_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')
+        END,
+        NULL::numeric, did.user_key, did.event_id, did.occurred_at
+    FROM (
+        SELECT array_agg(e.unit) AS units, array_agg(e.session_start) AS sessions,
+            array_agg(s.number) AS numbers, array_agg(e.step_times[s.number]) AS times
+        FROM analytics._funnel_entries(
+            r_funnel.steps, NULL, NULL, r_funnel.time_window, r_funnel.step_order, r_funnel.entry,
+            r_funnel.unit, nullif(p_cell ->> 'account_id', '*'),
+            CASE WHEN p_has_breakdown THEN r_funnel.breakdown END, r_funnel.attribution,
+            r_funnel.exclusions, false
+        ) AS e
+        CROSS JOIN LATERAL generate_series(1, v_step) AS s (number)
+        WHERE cardinality(e.step_times) >= v_step
+            AND (p_day IS NULL
+                OR (e.step_times[1] >= r_days.since AND e.step_times[1] < r_days.until))
+            AND (NOT p_has_breakdown OR coalesce(e.breakdown, '') = coalesce(p_breakdown, ''))
+    ) AS entries
+    CROSS JOIN LATERAL analytics._funnel_step_events(
+        v_definition, analytics._cell_account(p_cell), entries.units, entries.sessions,
+        entries.numbers, entries.times
+    ) AS did;
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_step_trace(jsonb, date, text, boolean) IS
+    'The events by which units count in a step of a standing funnel: of those that entered on a '
+    'day, or of those with a value of the breakdown.';
+
+CREATE FUNCTION analytics._trace_conversion_funnels(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{funnel, step}', '{users}', '{breakdown}');
+BEGIN
+    RETURN QUERY
+    SELECT * FROM analytics._funnel_step_trace(v_cell, NULL, v_cell ->> 'breakdown', true);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_conversion_funnels(jsonb) IS
+    'See analytics.trace: events behind a cell of conversion_funnels.';
+
+CREATE FUNCTION analytics._trace_funnel_days(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{funnel, day, step}', '{users}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+BEGIN
+    RETURN QUERY
+    SELECT format('%s Its step 1 was on %s.', found.rule, v_day), found.unit, found.amount,
+        found.user_key, found.event_id, found.occurred_at
+    FROM analytics._funnel_step_trace(v_cell, v_day, NULL, false) AS found;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_funnel_days(jsonb) IS
+    'See analytics.trace: events behind a cell of funnel_days.';
+
+CREATE FUNCTION analytics._funnel_cells(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (
+    account_id text,
+    funnel text,
+    breakdown text,
+    entered_at timestamptz,
+    step integer,
+    rule text
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_account bigint := (
+        SELECT e.account_key FROM analytics.event_keys AS e
+        WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event
+    );
+BEGIN
+    -- The counted entry of a unit is kept, so that only one need be looked at.
+    RETURN QUERY
+    SELECT scope.account_id, report.name, entry.breakdown, entry.step_times[1], reached.step,
+        analytics._funnel_rule(report.definition, reached.step)
+    FROM spectrum.reports AS report
+    JOIN spectrum.rollup_funnel_entries AS entry ON entry.report_id = report.report_id
+        AND entry.unit
+            = CASE report.definition ->> 'unit' WHEN 'account' THEN v_account ELSE p_user END
+    CROSS JOIN LATERAL (
+        SELECT ARRAY[cardinality(entry.step_times)] AS steps,
+            ARRAY(SELECT generate_series(1, cardinality(entry.step_times))) AS numbers
+    ) AS walked
+    CROSS JOIN LATERAL (
+        SELECT min(did.number) AS number
+        FROM analytics._funnel_step_events(
+            report.definition, greatest(0, -entry.scope), array_fill(entry.unit, walked.steps),
+            array_fill(entry.session_start, walked.steps), walked.numbers, entry.step_times
+        ) AS did
+        WHERE did.event_id = p_event
+    ) AS filled
+    CROSS JOIN LATERAL generate_series(filled.number, cardinality(entry.step_times))
+        AS reached (step)
+    CROSS JOIN LATERAL (
+        SELECT '*' AS account_id WHERE entry.scope >= 0
+        UNION ALL
+        SELECT known.account_id FROM analytics.accounts AS known
+        WHERE known.account_key = abs(entry.scope)
+    ) AS scope
+    WHERE report.kind = 'funnel' AND report.state = 'served' AND p_user <> 0
+        AND p_at = ANY (entry.step_times);
+END
+$$;
+COMMENT ON FUNCTION analytics._funnel_cells(bigint, timestamptz, uuid) IS
+    'The steps of standing funnels in which an event makes its unit count.';
+
+CREATE FUNCTION analytics._cells_conversion_funnels(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', c.account_id, 'funnel', c.funnel, 'step', c.step,
+            'breakdown', nullif(c.breakdown, ''), 'measure', 'users'),
+        c.rule
+    FROM analytics._funnel_cells(p_user, p_at, p_event) AS c
+    GROUP BY 1, 2;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_conversion_funnels(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of conversion_funnels that count an event.';
+
+CREATE FUNCTION analytics._cells_funnel_days(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', c.account_id, 'funnel', c.funnel,
+            'day', d.day, 'step', c.step, 'measure', 'users'),
+        format('%s Its step 1 was on %s.', c.rule, d.day)
+    FROM analytics._funnel_cells(p_user, p_at, p_event) AS c
+    CROSS JOIN LATERAL (SELECT analytics._day_of(c.entered_at) AS day) AS d
+    GROUP BY 1, 2;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_funnel_days(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of funnel_days that count an event.';
+-- Room 72, glass of the experiments: which exposures make a user a unit, and what he did since.
+
+CREATE FUNCTION analytics._experiment_evidence(
+    p_plan analytics._experiment_plan,
+    p_account text,
+    p_users bigint[]
+)
+RETURNS TABLE (
+    measure text,
+    metric text,
+    variant text,
+    user_key bigint,
+    event_id uuid,
+    occurred_at timestamptz,
+    amount numeric
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH units AS MATERIALIZED (
+        SELECT * FROM analytics._experiment_units(p_plan, p_account, false, p_users)
+    ),
+    exposures AS (
+        SELECT u.user_key, u.variant, e.event_id, e.occurred_at,
+            row_number() OVER (PARTITION BY u.user_key ORDER BY e.occurred_at, e.event_id)
+                AS number
+        FROM units AS u
+        JOIN analytics.event_keys AS e ON e.user_key = u.user_key
+            AND e.occurred_at >= u.exposed_at
+            AND (u.account_key = 0 OR e.account_key = u.account_key)
+        JOIN analytics._exposure_types() AS t ON t.event_type_key = e.event_type_key
+        WHERE e.properties ->> t.flag_property = p_plan.experiment
+            AND e.properties ->> t.variant_property <> ''
+            AND (p_plan.ends_at IS NULL OR e.occurred_at < p_plan.ends_at)
+    )
+    SELECT 'units', NULL, x.variant, x.user_key, x.event_id, x.occurred_at, NULL::numeric
+    FROM exposures AS x
+    WHERE x.variant IS NOT NULL AND x.number = 1
+    UNION ALL
+    SELECT 'excluded_units', NULL, NULL, x.user_key, x.event_id, x.occurred_at, NULL
+    FROM exposures AS x
+    WHERE x.variant IS NULL
+    UNION ALL
+    SELECT m.measure, did.metric, u.variant, did.user_key, did.event_id, did.occurred_at,
+        CASE WHEN m.measure = 'value' THEN did.amount END
+    FROM (
+        SELECT array_agg(u.user_key) AS users, array_agg(u.account_key) AS accounts,
+            array_agg(u.exposed_at) AS exposed_ats, array_agg('infinity'::timestamptz) AS untils
+        FROM units AS u
+        WHERE u.variant IS NOT NULL
+    ) AS counted
+    CROSS JOIN LATERAL analytics._experiment_happenings(
+        p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.exposed_ats,
+        counted.untils
+    ) AS did
+    JOIN units AS u ON u.user_key = did.user_key
+    CROSS JOIN (VALUES ('conversions'), ('value')) AS m (measure)
+    WHERE did.is_upper;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_evidence(
+    analytics._experiment_plan, text, bigint[]
+) IS
+    'The events of users (NULL: all) by which an experiment counts them: of a unit its first '
+    'exposure, of one that is left out all of them, and what was done of each metric since.';
+
+CREATE FUNCTION analytics._experiment_rule(
+    p_plan analytics._experiment_plan, p_measure text, p_metric text
+)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_metric text := (
+        SELECT format('event %s%s, from his first exposure on%s', m.event_type,
+            coalesce(' with properties ' || m.properties_filter::text, ''),
+            CASE
+                WHEN m.time_window IS NOT NULL THEN ' for ' || m.time_window::text
+                WHEN p_plan.ends_at IS NOT NULL THEN ' until the end of the experiment'
+                ELSE ''
+            END)
+        FROM analytics._measures(p_plan.measures) AS m
+        WHERE m.metric = p_metric
+    );
+BEGIN
+    RETURN CASE p_measure
+        WHEN 'units' THEN 'A user counts once, from his first exposure on, for the one planned '
+            'variant that he saw.'
+        WHEN 'excluded_units' THEN 'A user is left out who saw several variants, or one that is '
+            'not planned.'
+        WHEN 'conversions' THEN format('A unit counts once if it has any %s.', v_metric)
+        ELSE format('The sum, by unit, of what each %s adds%s.', v_metric,
+            CASE WHEN p_plan.winsorize IS NOT NULL THEN ' (the value cuts the sums of units at '
+                'percentiles)' ELSE '' END)
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._experiment_rule(
+    analytics._experiment_plan, text, text
+) IS
+    'By what an experiment counts, in words.';
+
+CREATE FUNCTION analytics._trace_experiment_results(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{experiment, metric, variant}',
+        '{units, excluded_units, conversions, value}');
+    v_definition jsonb := analytics._served_definition('experiment', v_cell ->> 'experiment');
+    v_measure text := v_cell ->> 'measure';
+    r_plan analytics._experiment_plan;
+BEGIN
+    r_plan := jsonb_populate_record(NULL::analytics._experiment_plan, v_definition);
+    RETURN QUERY
+    SELECT analytics._experiment_rule(r_plan, v_measure, v_cell ->> 'metric'), NULL, found.amount,
+        found.user_key, found.event_id, found.occurred_at
+    FROM analytics._experiment_evidence(
+        r_plan, nullif(v_cell ->> 'account_id', '*'), NULL
+    ) AS found
+    WHERE found.measure = v_measure
+        AND (found.metric IS NULL OR found.metric = v_cell ->> 'metric')
+        AND (found.variant IS NULL OR found.variant = v_cell ->> 'variant');
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_experiment_results(jsonb) IS
+    'See analytics.trace: events behind a cell of experiment_results.';
+
+CREATE FUNCTION analytics._cells_experiment_results(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'experiment', known.name,
+            'metric', metric.name, 'variant', variant.name, 'measure', found.measure),
+        analytics._experiment_rule(known.plan, found.measure, metric.name)
+    FROM (
+        SELECT report.name,
+            jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
+        FROM analytics.served_reports AS report
+        WHERE report.kind = 'experiment'
+    ) AS known
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._experiment_evidence(
+        known.plan, nullif(scope.account_id, '*'), ARRAY[p_user]
+    ) AS found
+    -- Units stand beside each metric, those left out beside each variant too.
+    JOIN LATERAL unnest((known.plan).metrics) AS metric (name)
+        ON found.metric IS NULL OR found.metric = metric.name
+    JOIN LATERAL jsonb_object_keys((known.plan).variants) AS variant (name)
+        ON found.variant IS NULL OR found.variant = variant.name
+    WHERE p_user <> 0 AND found.occurred_at = p_at AND found.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_experiment_results(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of experiment_results that count an event.';
+-- Room 72, explain: all that is known of one event, from its raw row to each cell it counts in.
+
+CREATE FUNCTION spectrum._find_raw_event(p_event_id uuid, OUT raw_seq bigint, OUT fact_id uuid)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT ledger.seq, ledger.event_id INTO raw_seq, fact_id
+    FROM warehouse.event_ledger AS ledger
+    WHERE ledger.event_id = p_event_id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    -- Not an event that counts: perhaps a raw row, one that failed or repeats another.
+    SELECT raw.seq, ledger.event_id INTO raw_seq, fact_id
+    FROM @extschema@.raw_events AS raw
+    LEFT JOIN @extschema@.raw_events AS first_row ON first_row.id = raw.copy_of
+    LEFT JOIN spectrum.readings AS reading ON reading.seq = coalesce(first_row.seq, raw.seq)
+    LEFT JOIN warehouse.event_ledger AS ledger
+        ON ledger.event_id = reading.event_id AND ledger.seq = reading.seq
+    WHERE raw.id = p_event_id;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_event_id', p_event_id::text,
+            'the event_id of an event that counts, or the id of a row of raw_events');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._find_raw_event(uuid) IS
+    'The raw row of an event, given by its event_id or by the row''s id, and, if it or the row it '
+    'repeats counts, the event_id that it counts as; raises 22023 where there is none.';
+
+CREATE FUNCTION spectrum.explain_event(p_event_id uuid)
+RETURNS TABLE (what text, view_name text, cell jsonb, rule text, detail jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+DECLARE
+    r_found record := spectrum._find_raw_event(p_event_id);
+    r_fact record;
+    v_view text;
+BEGIN
+    RETURN QUERY
+    SELECT CASE WHEN raw.seq = r_found.raw_seq THEN 'raw event' ELSE 'copy' END,
+        NULL::text, NULL::jsonb,
+        CASE
+            WHEN raw.status = 'failed' THEN 'It cannot be read, so it counts nowhere.'
+            WHEN raw.status <> 'done' THEN 'It waits to be processed.'
+            WHEN raw.copy_of IS NOT NULL THEN 'It repeats an event_id: the first row received '
+                'counts, this one changes no number.'
+            ELSE 'It is the first row received with its event_id, so it counts.'
+        END,
+        jsonb_strip_nulls(to_jsonb(raw) - 'next_attempt_at')
+    FROM @extschema@.raw_events AS raw
+    WHERE raw.seq = r_found.raw_seq
+        OR raw.copy_of = (
+            SELECT first_row.id FROM @extschema@.raw_events AS first_row
+            WHERE first_row.seq = r_found.raw_seq
+        )
+    ORDER BY raw.seq;
+
+    SELECT event.* INTO r_fact
+    FROM warehouse.event_ledger AS ledger
+    JOIN analytics.events AS event ON event.user_key = ledger.user_key
+        AND event.occurred_at = ledger.occurred_at AND event.event_id = ledger.event_id
+    WHERE ledger.event_id = r_found.fact_id;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT 'fact', NULL::text, NULL::jsonb, 'What all questions are asked of.',
+        jsonb_strip_nulls(to_jsonb(r_fact));
+
+    RETURN QUERY
+    SELECT 'session', NULL::text, NULL::jsonb,
+        'A session ends after 30 minutes without an event of its user, or after 24 hours.',
+        jsonb_strip_nulls(to_jsonb(s) - '{scope, user_key, user_id, steps}'::text[])
+    FROM analytics._sessions(
+        NULL, NULL, ARRAY[r_fact.user_key], '{0}', '{-infinity}', '{infinity}', NULL,
+        '{pages, touches, places}'
+    ) AS s
+    WHERE r_fact.user_key <> 0 AND r_fact.occurred_at BETWEEN s.started_at AND s.ended_at;
+
+    FOR v_view IN
+        SELECT view.name
+        FROM spectrum.report_kinds AS kind
+        CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
+        WHERE to_regprocedure(format(
+            'analytics.%I(bigint, timestamptz, uuid)', '_cells_' || view.name)) IS NOT NULL
+        ORDER BY kind.position, view.number
+    LOOP
+        RETURN QUERY EXECUTE format(
+            'SELECT ''cell'', $1, counted.cell, counted.rule, NULL::jsonb '
+            'FROM analytics.%I($2, $3, $4) AS counted ORDER BY counted.cell',
+            '_cells_' || v_view)
+        USING v_view, r_fact.user_key, r_fact.occurred_at, r_fact.event_id;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum.explain_event(uuid) IS
+    'What became of an event, given by its event_id or by the id of its raw row: the raw row '
+    '(detail: status, seq, payload, ...) and its copies, the fact, its session, and each cell of '
+    'a standing view that counts it, with the rule. A cell as it stands here can be given to '
+    'analytics.trace(view_name, cell).';
 -- Room 80, refresh: brings the standing views up to the facts, in steps of bounded work: the news
 -- of some batches, or some users of a report that is being built. Its cost follows the news.
 
@@ -15629,6 +17534,9 @@ BEGIN
         WHERE report.state = 'building' AND report.built_to > v_after
     ));
     IF v_until IS NULL THEN
+        -- A last call, without news, for those that finish only what is complete.
+        PERFORM spectrum._clear_news();
+        PERFORM spectrum._tell_reports('{building}', v_after);
         PERFORM spectrum._serve_report(report.report_id)
         FROM spectrum.reports AS report
         WHERE report.state = 'building' AND report.built_to = v_after;
@@ -16509,6 +18417,7 @@ BEGIN
     PERFORM spectrum._create_operations();
     PERFORM spectrum._create_event_catalog();
     PERFORM spectrum._create_experiments();
+    PERFORM spectrum._create_glass();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();

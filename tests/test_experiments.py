@@ -7,7 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -154,6 +156,94 @@ def test_any_history(
             if any(units_of(of_account(read_events(history), account), experiment))
         ]  # fmt: skip
         assert_same(standing, expected_of(history, experiment, [None, *seen]))
+
+
+@exploring
+@given(random=st.randoms(use_true_random=True))
+def test_standing_results_follow_what_happens(db: psycopg.Connection, random: Random) -> None:
+    """Late events, events corrected, definitions changed, refreshes in between that get only some
+    of it done: in the end the view shows what all events say."""
+
+    def any_event(number: int) -> Payload:
+        user = random.randrange(9)
+        kind = random.choice(["experiment_exposure", "$feature_flag_called"] + ["purchase"] * 4)
+        variant = random.choice(["control", "treatment"] if random.random() < 0.1 else
+                                [("control", "treatment", "unplanned")[user % 3]])  # fmt: skip
+        after = timedelta(hours=random.choice([0, 1, 5, 24, 25, 26, 48, 168, 720]))
+        seen = {"experiment": "exp", "variant": variant}
+        if kind == "$feature_flag_called":
+            seen = {"$feature_flag": "exp", "$feature_flag_response": variant}
+        done = {"amount": random.choice([1, 2.5, 10, 1000, "n/a"])}
+        if random.random() < 0.5:
+            done["plan"] = "pro"
+        account = f"a{user % 2}" if random.random() < 0.9 else random.choice(["a1", None])
+        return {
+            "event_id": str(UUID(int=number + 1)), "event_type": kind,
+            "occurred_at": (START + after).isoformat(),
+            "properties": done if kind == "purchase" else seen,
+        } | ({"user_id": f"u{user}"} if user else {}) | (
+            {"account_id": account} if account else {})  # fmt: skip
+
+    def any_experiment() -> Experiment:
+        return Experiment(
+            "exp", random.choice([EVEN, {"control": 1, "treatment": 2, "unplanned": 3}]), "control",
+            random.sample(METRICS, random.randint(1, 3)),
+            *random.choice([(None, None), (START, None), (None, START + timedelta(hours=25))]),
+            winsorize=random.choice([None, None, 0.75]),
+            cuped=random.choice([None, timedelta(hours=2), timedelta(days=30)]),
+        )  # fmt: skip
+
+    with db.transaction(force_rollback=True):
+        history: list[Payload] = []
+        experiment = any_experiment()
+        define(db, experiment)
+        for _ in range(12):
+            action = random.choice(["more", "more", "correct", "some", "refresh", "define"])
+            if action == "more":
+                more = [any_event(len(history) + n) for n in range(random.choice([1, 10, 30]))]
+                history += more
+                load(db, more)
+            elif action == "correct" and history:
+                wrong = random.randrange(len(history))
+                history[wrong] = any_event(wrong)
+                db.execute(
+                    "UPDATE raw_events SET payload = %s, status = 'pending'"
+                    " WHERE payload ->> 'event_id' = %s",
+                    (Jsonb(history[wrong]), history[wrong]["event_id"]),
+                )
+                db.execute("CALL spectrum.process_batch()")
+            elif action == "some":
+                db.execute("SELECT spectrum._refresh_some(5)")
+            elif action == "refresh":
+                db.execute("CALL spectrum.refresh_analytics()")
+            elif action == "define":
+                experiment = any_experiment()
+                define(db, experiment)
+        db.execute("CALL spectrum.refresh_analytics()")
+        accounts = [
+            account for account in ("a0", "a1")
+            if any(units_of(of_account(read_events(history), account), experiment))
+        ]  # fmt: skip
+        standing = ask(db, "SELECT * FROM analytics.experiment_results")
+        assert_same(standing, expected_of(history, experiment, [None, *accounts]))
+
+
+def test_a_result_that_is_replaced_stays_as_it_was(db: psycopg.Connection) -> None:
+    """Until the new one is built, the results of an experiment follow the old definition."""
+    define(db, Experiment("e", EVEN, "control", [Metric("m", "proportion", "click")]))
+    load(db, [seen(f"u{n}", "control") for n in range(300)])
+    db.execute("CALL spectrum.refresh_analytics()")
+    define(db, Experiment("e", EVEN, "control", [Metric("m", "mean", "view")]))
+    load(db, [happening("click", "u7", timedelta()), happening("view", "u8", timedelta())] * 2)
+    query = (
+        "SELECT kind, units, conversions, value FROM analytics.experiment_results"
+        " WHERE is_control AND account_id = '*'"
+    )
+    assert db.execute(query).fetchall() == [("proportion", 300, 0, 0.0)]
+    db.execute("SELECT spectrum._refresh_some(1)")
+    assert db.execute(query).fetchall() == [("proportion", 300, 1, pytest.approx(1 / 300))]
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert db.execute(query).fetchall() == [("mean", 300, 1, pytest.approx(2 / 300))]
 
 
 def crowd(seed: int, arms: Sequence[str]) -> list[Payload]:

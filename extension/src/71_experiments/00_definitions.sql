@@ -162,8 +162,9 @@ BEGIN
         denominator_filter = excluded.denominator_filter,
         is_guardrail = excluded.is_guardrail,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._begin_report('experiment', experiment, to_jsonb(definition))
-    FROM spectrum.experiments AS definition WHERE p_name = ANY (metrics);
+    PERFORM spectrum._begin_report(
+        'experiment', experiment, to_jsonb(analytics._experiment_plan(experiment)))
+    FROM spectrum.experiments WHERE p_name = ANY (metrics);
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_metric(
@@ -345,8 +346,8 @@ BEGIN
         cuped = excluded.cuped,
         sequential = excluded.sequential,
         changed_at = excluded.changed_at;
-    PERFORM spectrum._begin_report('experiment', p_name, to_jsonb(definition))
-    FROM spectrum.experiments AS definition WHERE experiment = p_name;
+    PERFORM spectrum._begin_report(
+        'experiment', p_name, to_jsonb(analytics._experiment_plan(p_name)));
 END
 $$;
 COMMENT ON FUNCTION spectrum.define_experiment(

@@ -13,10 +13,12 @@ CREATE TYPE analytics._experiment_plan AS (
     correction text,
     winsorize double precision,
     cuped interval,
-    sequential bigint
+    sequential bigint,
+    measures jsonb
 );
 COMMENT ON TYPE analytics._experiment_plan IS
-    'An experiment as it is asked about: the columns of analytics.experiments.';
+    'An experiment as it is asked about: the columns of analytics.experiments, and its metrics as '
+    'they were when it was: rows of analytics.metrics.';
 
 CREATE TYPE analytics._experiment_total AS (
     account_id text,
@@ -69,7 +71,9 @@ BEGIN
         coalesce(p_confidence, e.confidence), coalesce(p_correction, e.correction),
         nullif(coalesce(p_winsorize, e.winsorize), 1),
         nullif(coalesce(p_cuped, e.cuped), '0'),
-        nullif(coalesce(p_sequential, e.sequential), 0)
+        nullif(coalesce(p_sequential, e.sequential), 0),
+        (SELECT jsonb_agg(to_jsonb(m) - 'changed_at' ORDER BY m.metric)
+        FROM analytics.metrics AS m WHERE m.metric = ANY (e.metrics))
     INTO v_plan
     FROM analytics.experiments AS e
     WHERE e.experiment = p_experiment;
@@ -80,3 +84,28 @@ COMMENT ON FUNCTION analytics._experiment_plan(
     text, timestamptz, timestamptz, double precision, text, double precision, interval, bigint
 ) IS
     'The plan of an experiment: what is NULL is as defined, 1 or 0 switches a method off.';
+
+CREATE FUNCTION analytics._measures(p_measures jsonb)
+RETURNS TABLE (
+    metric text,
+    kind text,
+    event_type text,
+    property text,
+    properties_filter jsonb,
+    time_window interval,
+    denominator_event_type text,
+    denominator_property text,
+    denominator_filter jsonb,
+    is_guardrail boolean
+)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT * FROM jsonb_to_recordset(p_measures) AS m (
+        metric text, kind text, event_type text, property text, properties_filter jsonb,
+        time_window interval, denominator_event_type text, denominator_property text,
+        denominator_filter jsonb, is_guardrail boolean
+    )
+$$;
+COMMENT ON FUNCTION analytics._measures(jsonb) IS
+    'The metrics of a plan, as rows of analytics.metrics.';

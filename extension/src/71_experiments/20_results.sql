@@ -200,7 +200,7 @@ RETURNS TABLE (
     theta double precision,
     variance_reduction double precision
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
@@ -222,7 +222,7 @@ BEGIN
         SELECT t, m.kind, m.is_guardrail, v.theta, s.*,
             m.kind = 'proportion' AND coalesce(v.theta, 0) = 0 AS is_rate
         FROM unnest(p_totals) AS t
-        JOIN analytics.metrics AS m ON m.metric = t.metric
+        JOIN analytics._measures(p_plan.measures) AS m ON m.metric = t.metric
         LEFT JOIN covariates AS v ON v.account_id = t.account_id AND v.metric = t.metric
         CROSS JOIN LATERAL analytics._experiment_moments(m.kind, t, v.theta, v.before) AS s
     )

@@ -22,12 +22,7 @@ BEGIN
     COMMENT ON VIEW analytics.experiments IS
         'The defined experiments, for all who may ask questions.';
 
-    CREATE TABLE analytics.mv_experiment_results AS
-    SELECT 0 AS report_id, results.* FROM analytics._standing_experiment_results() AS results
-    WITH NO DATA;
-    ALTER TABLE analytics.mv_experiment_results
-    ADD CONSTRAINT mv_experiment_results_pkey
-    PRIMARY KEY (report_id, account_id, metric, variant);
+    PERFORM spectrum._create_experiment_tables();
     PERFORM spectrum._comment_experiment_results();
 
     CREATE VIEW analytics.experiment_results AS
@@ -47,11 +42,149 @@ BEGIN
         '(account_id *: all accounts).';
     COMMENT ON COLUMN analytics.experiment_results.as_of IS 'Events up to here are counted.';
     PERFORM spectrum._add_kind('experiment', 60, '_maintain_experiment',
-        '{analytics.mv_experiment_results}', '{experiment_results}');
+        '{spectrum.rollup_experiment_units, spectrum.rollup_experiment_days, '
+        'analytics.mv_experiment_totals, analytics.mv_experiment_results}',
+        '{experiment_results}');
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_experiment_views() IS
-    'Room 71: makes the views of the definitions, mv_experiment_results and its plain view.';
+    'Room 71: makes the views of the definitions, and the tables and the plain view of the '
+    'standing results.';
+
+CREATE FUNCTION spectrum._create_experiment_tables()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE TABLE spectrum.rollup_experiment_units (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        variant text COLLATE "C",
+        exposed_at timestamptz NOT NULL,
+        low_variant text COLLATE "C" NOT NULL,
+        high_variant text COLLATE "C" NOT NULL,
+        CONSTRAINT rollup_experiment_units_pkey PRIMARY KEY (report_id, user_key, scope)
+    );
+    CREATE INDEX rollup_experiment_units_scope_idx
+    ON spectrum.rollup_experiment_units (report_id, scope);
+    COMMENT ON TABLE spectrum.rollup_experiment_units IS 'The users that an experiment saw.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.variant IS
+        'The one he counts for; NULL: left out.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.exposed_at IS 'First exposure.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.low_variant IS
+        'First by name of the variants that he saw; another one than high_variant: several.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.high_variant IS 'Last by name.';
+
+    CREATE TABLE spectrum.rollup_experiment_days (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        day date NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        most integer,
+        has_converted boolean NOT NULL,
+        x numeric NOT NULL,
+        y numeric NOT NULL,
+        w numeric NOT NULL,
+        v numeric NOT NULL,
+        CONSTRAINT rollup_experiment_days_pkey
+        PRIMARY KEY (report_id, user_key, scope, day, metric)
+    );
+    COMMENT ON TABLE spectrum.rollup_experiment_days IS
+        'What each counted unit of an experiment did in a day.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.day IS 'In UTC.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.most IS
+        'A unit counts no more than this for the metric; NULL: what it did.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.has_converted IS
+        'Whether an event of the metric followed the exposure.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.x IS
+        'Sum of the metric from the first exposure on.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.y IS 'Of a ratio: that of its denominator.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.w IS 'With CUPED: as x, before.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_days.v IS 'As y, before.';
+
+    CREATE TABLE analytics.mv_experiment_totals (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        variant text COLLATE "C" NOT NULL,
+        units bigint NOT NULL,
+        conversions bigint NOT NULL,
+        sum_x numeric NOT NULL,
+        sum_xx numeric NOT NULL,
+        sum_y numeric NOT NULL,
+        sum_yy numeric NOT NULL,
+        sum_xy numeric NOT NULL,
+        sum_w numeric NOT NULL,
+        sum_ww numeric NOT NULL,
+        sum_v numeric NOT NULL,
+        sum_vv numeric NOT NULL,
+        sum_wv numeric NOT NULL,
+        sum_xw numeric NOT NULL,
+        sum_xv numeric NOT NULL,
+        sum_yw numeric NOT NULL,
+        sum_yv numeric NOT NULL,
+        CONSTRAINT mv_experiment_totals_pkey PRIMARY KEY (report_id, account_id, metric, variant)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_experiment_totals IS
+        'Sums over the units of each experiment: all that its results are made of.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.report_id IS
+        'spectrum.reports, kind experiment.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.metric IS
+        'Empty: the row that counts the units of the variant.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.variant IS 'Empty: units that are left out.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.units IS
+        'Units; of a metric, those that did anything of it.';
+    COMMENT ON COLUMN analytics.mv_experiment_totals.sum_x IS
+        'Sums over units of x, y, w and v (rollup_experiment_days) and of products of two.';
+
+    CREATE TABLE analytics.mv_experiment_results (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        experiment text NOT NULL,
+        metric text COLLATE "C" NOT NULL,
+        variant text COLLATE "C" NOT NULL,
+        is_control boolean NOT NULL,
+        units bigint NOT NULL,
+        excluded_units bigint NOT NULL,
+        conversions bigint NOT NULL,
+        value double precision,
+        ci_low double precision,
+        ci_high double precision,
+        difference double precision,
+        difference_low double precision,
+        difference_high double precision,
+        lift double precision,
+        lift_low double precision,
+        lift_high double precision,
+        p_value double precision,
+        p_adjusted double precision,
+        srm_p_value double precision,
+        is_reliable boolean NOT NULL,
+        kind text NOT NULL,
+        is_guardrail boolean NOT NULL,
+        chance_to_win double precision,
+        credible_low double precision,
+        credible_high double precision,
+        expected_loss double precision,
+        winsor_low numeric,
+        winsor_high numeric,
+        theta double precision,
+        variance_reduction double precision,
+        is_sequential boolean NOT NULL,
+        CONSTRAINT mv_experiment_results_pkey PRIMARY KEY (report_id, account_id, metric, variant)
+    ) WITH (fillfactor = 70);
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_experiment_tables() IS
+    'Room 71: makes what standing experiments are kept in.';
 
 CREATE FUNCTION spectrum._comment_experiment_results()
 RETURNS void
@@ -159,42 +292,27 @@ BEGIN
     RETURN QUERY
     SELECT r.*
     FROM (
-        SELECT analytics._experiment_plan(report.name) AS plan FROM spectrum.reports AS report
+        SELECT jsonb_populate_record(NULL::analytics._experiment_plan, report.definition) AS plan
+        FROM spectrum.reports AS report
         WHERE report.kind = 'experiment' AND report.state = 'served'
     ) AS e
     CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
     CROSS JOIN LATERAL analytics._experiment_results(
         e.plan,
-        ARRAY(SELECT t FROM analytics._experiment_totals(e.plan, NULL, scopes.by_account) AS t)
+        ARRAY(
+            SELECT t FROM analytics._experiment_totals(
+                e.plan,
+                CASE WHEN NOT scopes.by_account THEN '*' END,
+                ARRAY(
+                    SELECT s FROM analytics._experiment_sums(e.plan, NULL, scopes.by_account) AS s
+                )
+            ) AS t
+        )
     ) AS r;
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_experiment_results() IS
-    'The rows of mv_experiment_results: each experiment for all accounts together and for each.';
-
-CREATE FUNCTION analytics._maintain_experiment(p_report integer, p_built_to bigint)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_plan analytics._experiment_plan := (
-        SELECT analytics._experiment_plan(report.name) FROM spectrum.reports AS report
-        WHERE report.report_id = p_report
-    );
-BEGIN
-    DELETE FROM analytics.mv_experiment_results WHERE report_id = p_report;
-    INSERT INTO analytics.mv_experiment_results
-    SELECT p_report, r.*
-    FROM (VALUES (false), (true)) AS scopes (by_account)
-    CROSS JOIN LATERAL analytics._experiment_results(
-        r_plan,
-        ARRAY(SELECT t FROM analytics._experiment_totals(r_plan, NULL, scopes.by_account) AS t)
-    ) AS r;
-END
-$$;
-COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
-    'Makes the results of an experiment again.';
+    'What analytics.experiment_results has to show, out of all events: for verify().';
 
 CREATE FUNCTION analytics.experiment(
     p_experiment text,
@@ -268,7 +386,14 @@ BEGIN
     RETURN QUERY
     SELECT r.*
     FROM analytics._experiment_results(
-        v_plan, ARRAY(SELECT t FROM analytics._experiment_totals(v_plan, p_account, false) AS t)
+        v_plan,
+        ARRAY(
+            SELECT t FROM analytics._experiment_totals(
+                v_plan,
+                coalesce(p_account, '*'),
+                ARRAY(SELECT s FROM analytics._experiment_sums(v_plan, p_account, false) AS s)
+            ) AS t
+        )
     ) AS r
     ORDER BY array_position(v_plan.metrics, r.metric), r.is_control DESC, r.variant;
 END

@@ -149,6 +149,9 @@ BEGIN
         WHERE report.state = 'building' AND report.built_to > v_after
     ));
     IF v_until IS NULL THEN
+        -- A last call, without news, for those that finish only what is complete.
+        PERFORM spectrum._clear_news();
+        PERFORM spectrum._tell_reports('{building}', v_after);
         PERFORM spectrum._serve_report(report.report_id)
         FROM spectrum.reports AS report
         WHERE report.state = 'building' AND report.built_to = v_after;
