@@ -10937,7 +10937,7 @@ BEGIN
     WITH went AS (
         SELECT user_key, scope, feature, number, bool_or(is_leaving) AS is_leaving
         FROM pg_temp.spectrum_feature_uses
-        WHERE sign < 0
+        WHERE sign <= 0
         GROUP BY user_key, scope, feature, number
     ), removed AS (
         DELETE FROM spectrum.rollup_feature_weeks AS known
@@ -11696,7 +11696,7 @@ BEGIN
         END AS latency
         OFFSET 0
     ) AS read
-    WHERE news.event_type_key = ANY (v_keys) AND news.user_key <= p_built_to;
+    WHERE news.sign <> 0 AND news.event_type_key = ANY (v_keys) AND news.user_key <= p_built_to;
 END
 $$;
 COMMENT ON FUNCTION analytics._lay_out_requests(bigint) IS
@@ -12438,14 +12438,14 @@ BEGIN
         max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
     FROM pg_temp.spectrum_news AS news
     CROSS JOIN LATERAL jsonb_each(news.properties) AS each
-    WHERE news.user_key <= p_built_to
+    WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2, 3, 4
     UNION ALL
     SELECT news.scope, news.event_type_key, '', '', sum(news.sign),
         min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
         max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
     FROM pg_temp.spectrum_news AS news
-    WHERE news.user_key <= p_built_to
+    WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2;
 END
 $$;
@@ -15376,7 +15376,7 @@ BEGIN
         analytics._counted_variant(p_plan.variants, seen.low_variant, seen.high_variant)
     FROM (
         SELECT news.user_key, news.scope, bool_or(news.is_leaving) AS is_leaving,
-            coalesce(bool_or(news.sign < 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
+            coalesce(bool_or(news.sign <= 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
             min(news.occurred_at) FILTER (WHERE news.sign > 0 AND seen.variant <> '')
                 AS exposed_at,
             min(seen.variant COLLATE "C") FILTER (WHERE news.sign > 0 AND seen.variant <> '')

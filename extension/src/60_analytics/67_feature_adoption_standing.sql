@@ -196,7 +196,7 @@ BEGIN
     WITH went AS (
         SELECT user_key, scope, feature, number, bool_or(is_leaving) AS is_leaving
         FROM pg_temp.spectrum_feature_uses
-        WHERE sign < 0
+        WHERE sign <= 0
         GROUP BY user_key, scope, feature, number
     ), removed AS (
         DELETE FROM spectrum.rollup_feature_weeks AS known

@@ -196,7 +196,7 @@ BEGIN
         END AS latency
         OFFSET 0
     ) AS read
-    WHERE news.event_type_key = ANY (v_keys) AND news.user_key <= p_built_to;
+    WHERE news.sign <> 0 AND news.event_type_key = ANY (v_keys) AND news.user_key <= p_built_to;
 END
 $$;
 COMMENT ON FUNCTION analytics._lay_out_requests(bigint) IS

@@ -109,14 +109,14 @@ BEGIN
         max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
     FROM pg_temp.spectrum_news AS news
     CROSS JOIN LATERAL jsonb_each(news.properties) AS each
-    WHERE news.user_key <= p_built_to
+    WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2, 3, 4
     UNION ALL
     SELECT news.scope, news.event_type_key, '', '', sum(news.sign),
         min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
         max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
     FROM pg_temp.spectrum_news AS news
-    WHERE news.user_key <= p_built_to
+    WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2;
 END
 $$;

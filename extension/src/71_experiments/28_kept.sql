@@ -35,7 +35,7 @@ BEGIN
         analytics._counted_variant(p_plan.variants, seen.low_variant, seen.high_variant)
     FROM (
         SELECT news.user_key, news.scope, bool_or(news.is_leaving) AS is_leaving,
-            coalesce(bool_or(news.sign < 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
+            coalesce(bool_or(news.sign <= 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
             min(news.occurred_at) FILTER (WHERE news.sign > 0 AND seen.variant <> '')
                 AS exposed_at,
             min(seen.variant COLLATE "C") FILTER (WHERE news.sign > 0 AND seen.variant <> '')
