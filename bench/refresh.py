@@ -179,7 +179,7 @@ def from_facts(connection: psycopg.Connection, progress: Progress) -> dict[str, 
 def view_reads(connection: psycopg.Connection) -> dict[str, float]:
     """The 99th percentile, in seconds, of reading one account's rows, by standing view."""
     views = connection.execute(
-        "SELECT substr(view_name, 4) FROM spectrum.refresh_state ORDER BY position"
+        "SELECT unnest(views) FROM spectrum.report_kinds ORDER BY position"
     ).fetchall()
     costs = {}
     for (view,) in views:

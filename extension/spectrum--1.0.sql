@@ -4976,6 +4976,43 @@ COMMENT ON FUNCTION analytics._retention_users(
     '[p_from, p_to)), returned, and returned at or after the first start of that period. A NULL '
     'key stands for any event. Users from p_first_user to p_last_user.';
 
+CREATE FUNCTION analytics._retention_users_by_day(
+    p_starts timestamptz[],
+    p_is_recurring boolean,
+    p_first_user bigint,
+    p_last_user bigint
+)
+RETURNS TABLE (
+    account_id text,
+    user_key bigint,
+    first_start timestamptz,
+    started bit varying,
+    returned bit varying,
+    returned_after bit varying
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
+BEGIN
+    RETURN QUERY
+    SELECT '*', u.user_key, u.first_at, CASE WHEN p_is_recurring THEN u.active END, u.active,
+        u.active
+    FROM (
+        SELECT d.user_key, min(d.occurred_at) AS first_at,
+            bit_or(set_bit(v_none, width_bucket(d.occurred_at, p_starts) - 1, 1))::bit varying
+                AS active
+        FROM analytics.user_days AS d
+        WHERE d.user_key BETWEEN p_first_user AND p_last_user
+        GROUP BY d.user_key
+    ) AS u;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_users_by_day(timestamptz[], boolean, bigint, bigint) IS
+    'What _retention_users gives for any event of all time, out of the days that are kept.';
+
 CREATE FUNCTION analytics._retention_patterns(
     p_start_key integer,
     p_return_key integer,
@@ -4986,6 +5023,7 @@ CREATE FUNCTION analytics._retention_patterns(
     p_account text,
     p_where jsonb,
     p_by_account boolean,
+    p_by_day boolean,
     p_first_user bigint,
     p_last_user bigint
 )
@@ -4999,15 +5037,22 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000000 ROWS 10000
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 SET jit = off
 SET work_mem = '64MB'
 AS $$
 BEGIN
     RETURN QUERY
     SELECT u.account_id, n.number, u.started, u.returned, u.returned_after, count(*)
-    FROM analytics._retention_users(
-        p_start_key, p_return_key, p_starts, p_is_recurring, p_from, p_to, p_account, p_where,
-        p_by_account, p_first_user, p_last_user
+    FROM (
+        SELECT * FROM analytics._retention_users(
+            p_start_key, p_return_key, p_starts, p_is_recurring, p_from, p_to, p_account, p_where,
+            p_by_account, p_first_user, p_last_user
+        ) WHERE NOT p_by_day
+        UNION ALL
+        SELECT * FROM analytics._retention_users_by_day(
+            p_starts, p_is_recurring, p_first_user, p_last_user
+        ) WHERE p_by_day
     ) AS u
     CROSS JOIN LATERAL (
         SELECT CASE WHEN NOT p_is_recurring
@@ -5021,7 +5066,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._retention_patterns(
     integer, integer, timestamptz[], boolean, timestamptz, timestamptz, text, jsonb, boolean,
-    bigint, bigint
+    boolean, bigint, bigint
 ) IS
     'How many users have the same bits of _retention_users, and (unless p_is_recurring) the same '
     'period of their first start, where that is in [p_from, p_to).';
@@ -5059,6 +5104,8 @@ DECLARE
     v_is_recurring boolean := p_cohort = 'recurring';
     -- The keys of all users in four parts, for the workers; not where one account's are few.
     v_is_cut boolean := p_account IS NULL AND NOT p_by_account;
+    v_is_by_day boolean := v_is_cut AND analytics._has_user_days()
+        AND num_nonnulls(p_start_event, p_return_event, p_where, p_from, p_to) = 0;
     v_cuts bigint[] := CASE WHEN v_is_cut THEN analytics._user_cuts()
         ELSE '{1, 9223372036854775807}'::bigint[] END;
     v_none bit varying := repeat('0', p_periods + 1)::bit varying;
@@ -5088,22 +5135,22 @@ BEGIN
     FROM (
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[1], v_cuts[2] - 1
+            p_by_account, v_is_by_day, v_cuts[1], v_cuts[2] - 1
         )
         UNION ALL
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[2], v_cuts[3] - 1
+            p_by_account, v_is_by_day, v_cuts[2], v_cuts[3] - 1
         ) WHERE v_is_cut
         UNION ALL
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[3], v_cuts[4] - 1
+            p_by_account, v_is_by_day, v_cuts[3], v_cuts[4] - 1
         ) WHERE v_is_cut
         UNION ALL
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[4], v_cuts[5] - 1
+            p_by_account, v_is_by_day, v_cuts[4], v_cuts[5] - 1
         ) WHERE v_is_cut
     ) AS u
     CROSS JOIN LATERAL (SELECT length(rtrim(u.returned::text, '0')) AS number) AS l
@@ -5877,6 +5924,7 @@ AS $$
 DECLARE
     v_starts timestamptz[] := spectrum.period_starts('day', p_from, p_to);
     v_days date[] := analytics._period_dates(v_starts);
+    v_is_by_day boolean := p_account IS NULL AND NOT p_by_account AND analytics._has_user_days();
 BEGIN
     RETURN QUERY
     WITH event_days AS (
@@ -5891,6 +5939,11 @@ BEGIN
             AND e.occurred_at < p_to
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
+            AND NOT v_is_by_day
+        UNION ALL
+        SELECT '*', 0, d.user_key, width_bucket(d.occurred_at, v_starts)
+        FROM analytics.user_days AS d
+        WHERE v_is_by_day AND d.occurred_at >= p_from AND d.occurred_at < p_to
     ),
     successions AS (
         SELECT
@@ -6159,6 +6212,7 @@ BEGIN
         'Daily, weekly and monthly active users per account and day (account_id *: all accounts), '
         'from the first active day of each to the last day with an event anywhere.';
     COMMENT ON COLUMN analytics.active_users.stickiness IS 'dau / mau; NULL where mau is 0.';
+    PERFORM spectrum._create_user_days();
     PERFORM spectrum._add_kind('activity', 20, '_maintain_active_users',
         '{spectrum.rollup_user_days, analytics.mv_active_users}', '{active_users}');
     PERFORM spectrum._begin_report('activity');
@@ -6166,6 +6220,63 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_active_users() IS
     'Room 60: makes rollup_user_days, mv_active_users and its plain view.';
+
+CREATE FUNCTION spectrum._create_user_days()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.user_days WITH (security_barrier) AS
+    SELECT
+        kept.user_key,
+        (kept.day + time '12:00') AT TIME ZONE (SELECT config.timezone FROM spectrum.config)
+            AS occurred_at
+    FROM spectrum.rollup_user_days AS kept
+    WHERE kept.scope >= 0 AND kept.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'activity' AND report.state = 'served'
+    )
+    UNION ALL
+    SELECT came.user_key, came.occurred_at
+    FROM spectrum.news
+    CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats) AS came (user_key, occurred_at)
+    WHERE came.user_key <> 0;
+    COMMENT ON VIEW analytics.user_days IS
+        'When each user was active, to the day: the days that are kept, at noon, and the events '
+        'that no refresh has counted yet. A tenth of the events and less, for questions that ask '
+        'on which days, not how often. Exact where user_days_state says so.';
+    COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
+    COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
+
+    CREATE VIEW analytics.user_days_state WITH (security_barrier) AS
+    SELECT NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
+        SELECT FROM spectrum.reports AS report
+        WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
+    ) AS is_exact;
+    COMMENT ON VIEW analytics.user_days_state IS
+        'Whether analytics.user_days says just what analytics.events says, one row: not while '
+        'facts that were taken back are still counted, nor after a change of the calendar until '
+        'the days are cut anew.';
+    COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_user_days() IS
+    'Room 60: makes analytics.user_days and analytics.user_days_state.';
+
+CREATE FUNCTION analytics._has_user_days()
+RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
+        AND (SELECT state.is_exact FROM analytics.user_days_state AS state);
+END
+$$;
+COMMENT ON FUNCTION analytics._has_user_days() IS
+    'Whether a question about all accounts may be asked of analytics.user_days. SET '
+    'spectrum.from_facts = on has all questions asked of the events themselves, as verify() does.';
 
 CREATE FUNCTION analytics._news_days(OUT starts timestamptz[], OUT days date[])
 LANGUAGE plpgsql STABLE
@@ -6357,6 +6468,8 @@ DECLARE
     v_event_key integer := (
         SELECT t.event_type_key FROM analytics.event_types AS t WHERE t.event_type = p_event
     );
+    v_is_by_day boolean := num_nonnulls(p_event, p_account) = 0 AND NOT p_by_account
+        AND analytics._has_user_days();
 BEGIN
     IF p_event IS NOT NULL AND v_event_key IS NULL THEN
         RETURN;
@@ -6383,6 +6496,13 @@ BEGIN
             AND (v_event_key IS NULL OR e.event_type_key = v_event_key)
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
+            AND NOT v_is_by_day
+        UNION ALL
+        SELECT 0, '*', d.user_key, d.occurred_at, width_bucket(d.occurred_at, p_starts)
+        FROM analytics.user_days AS d
+        WHERE v_is_by_day
+            AND d.occurred_at >= p_starts[1]
+            AND d.occurred_at < p_starts[cardinality(p_starts)]
     ) AS e
     GROUP BY e.user_key, e.scope_key;
 END
@@ -18315,6 +18435,7 @@ CREATE FUNCTION spectrum.verify()
 RETURNS TABLE (check_name text, expected bigint, actual bigint, ok boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET spectrum.from_facts = 'on'
 AS $$
 DECLARE
     r_view record;
@@ -18475,7 +18596,7 @@ BEGIN
         format('SELECT ON %s', view.oid::regclass), p_role, p_is_granted)
     FROM pg_class AS view
     WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
-        AND view.relname NOT IN ('events', 'event_keys', 'timelines');
+        AND view.relname NOT IN ('events', 'event_keys', 'timelines', 'user_days');
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_reader(regrole, boolean) IS 'What grant_reader covers.';
@@ -18488,8 +18609,8 @@ AS $$
 BEGIN
     PERFORM spectrum._set_reader(p_role, p_is_granted);
     PERFORM spectrum._set_privilege(
-        'SELECT ON analytics.events, analytics.event_keys, analytics.timelines',
-        p_role, p_is_granted);
+        'SELECT ON analytics.events, analytics.event_keys, analytics.timelines, '
+        'analytics.user_days', p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
     -- All questions, and what they call: mathematics, checks, the calendar. They are safe in a
     -- parallel plan; what works the pipeline or keeps the standing views is not.

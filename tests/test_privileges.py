@@ -13,7 +13,12 @@ from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 
 # What analysts read and readers do not.
-OF_EVENTS = {"analytics.events", "analytics.event_keys", "analytics.timelines"}
+OF_EVENTS = {
+    "analytics.events",
+    "analytics.event_keys",
+    "analytics.timelines",
+    "analytics.user_days",
+}
 RELATIONS = """
     SELECT oid::regclass::text, relkind::text FROM pg_class
     WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace IN (

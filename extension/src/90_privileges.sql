@@ -46,7 +46,7 @@ BEGIN
         format('SELECT ON %s', view.oid::regclass), p_role, p_is_granted)
     FROM pg_class AS view
     WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
-        AND view.relname NOT IN ('events', 'event_keys', 'timelines');
+        AND view.relname NOT IN ('events', 'event_keys', 'timelines', 'user_days');
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_reader(regrole, boolean) IS 'What grant_reader covers.';
@@ -59,8 +59,8 @@ AS $$
 BEGIN
     PERFORM spectrum._set_reader(p_role, p_is_granted);
     PERFORM spectrum._set_privilege(
-        'SELECT ON analytics.events, analytics.event_keys, analytics.timelines',
-        p_role, p_is_granted);
+        'SELECT ON analytics.events, analytics.event_keys, analytics.timelines, '
+        'analytics.user_days', p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
     -- All questions, and what they call: mathematics, checks, the calendar. They are safe in a
     -- parallel plan; what works the pipeline or keeps the standing views is not.

@@ -121,6 +121,43 @@ COMMENT ON FUNCTION analytics._retention_users(
     '[p_from, p_to)), returned, and returned at or after the first start of that period. A NULL '
     'key stands for any event. Users from p_first_user to p_last_user.';
 
+CREATE FUNCTION analytics._retention_users_by_day(
+    p_starts timestamptz[],
+    p_is_recurring boolean,
+    p_first_user bigint,
+    p_last_user bigint
+)
+RETURNS TABLE (
+    account_id text,
+    user_key bigint,
+    first_start timestamptz,
+    started bit varying,
+    returned bit varying,
+    returned_after bit varying
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
+BEGIN
+    RETURN QUERY
+    SELECT '*', u.user_key, u.first_at, CASE WHEN p_is_recurring THEN u.active END, u.active,
+        u.active
+    FROM (
+        SELECT d.user_key, min(d.occurred_at) AS first_at,
+            bit_or(set_bit(v_none, width_bucket(d.occurred_at, p_starts) - 1, 1))::bit varying
+                AS active
+        FROM analytics.user_days AS d
+        WHERE d.user_key BETWEEN p_first_user AND p_last_user
+        GROUP BY d.user_key
+    ) AS u;
+END
+$$;
+COMMENT ON FUNCTION analytics._retention_users_by_day(timestamptz[], boolean, bigint, bigint) IS
+    'What _retention_users gives for any event of all time, out of the days that are kept.';
+
 CREATE FUNCTION analytics._retention_patterns(
     p_start_key integer,
     p_return_key integer,
@@ -131,6 +168,7 @@ CREATE FUNCTION analytics._retention_patterns(
     p_account text,
     p_where jsonb,
     p_by_account boolean,
+    p_by_day boolean,
     p_first_user bigint,
     p_last_user bigint
 )
@@ -144,15 +182,22 @@ RETURNS TABLE (
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000000 ROWS 10000
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
 SET jit = off
 SET work_mem = '64MB'
 AS $$
 BEGIN
     RETURN QUERY
     SELECT u.account_id, n.number, u.started, u.returned, u.returned_after, count(*)
-    FROM analytics._retention_users(
-        p_start_key, p_return_key, p_starts, p_is_recurring, p_from, p_to, p_account, p_where,
-        p_by_account, p_first_user, p_last_user
+    FROM (
+        SELECT * FROM analytics._retention_users(
+            p_start_key, p_return_key, p_starts, p_is_recurring, p_from, p_to, p_account, p_where,
+            p_by_account, p_first_user, p_last_user
+        ) WHERE NOT p_by_day
+        UNION ALL
+        SELECT * FROM analytics._retention_users_by_day(
+            p_starts, p_is_recurring, p_first_user, p_last_user
+        ) WHERE p_by_day
     ) AS u
     CROSS JOIN LATERAL (
         SELECT CASE WHEN NOT p_is_recurring
@@ -166,7 +211,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._retention_patterns(
     integer, integer, timestamptz[], boolean, timestamptz, timestamptz, text, jsonb, boolean,
-    bigint, bigint
+    boolean, bigint, bigint
 ) IS
     'How many users have the same bits of _retention_users, and (unless p_is_recurring) the same '
     'period of their first start, where that is in [p_from, p_to).';
@@ -204,6 +249,8 @@ DECLARE
     v_is_recurring boolean := p_cohort = 'recurring';
     -- The keys of all users in four parts, for the workers; not where one account's are few.
     v_is_cut boolean := p_account IS NULL AND NOT p_by_account;
+    v_is_by_day boolean := v_is_cut AND analytics._has_user_days()
+        AND num_nonnulls(p_start_event, p_return_event, p_where, p_from, p_to) = 0;
     v_cuts bigint[] := CASE WHEN v_is_cut THEN analytics._user_cuts()
         ELSE '{1, 9223372036854775807}'::bigint[] END;
     v_none bit varying := repeat('0', p_periods + 1)::bit varying;
@@ -233,22 +280,22 @@ BEGIN
     FROM (
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[1], v_cuts[2] - 1
+            p_by_account, v_is_by_day, v_cuts[1], v_cuts[2] - 1
         )
         UNION ALL
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[2], v_cuts[3] - 1
+            p_by_account, v_is_by_day, v_cuts[2], v_cuts[3] - 1
         ) WHERE v_is_cut
         UNION ALL
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[3], v_cuts[4] - 1
+            p_by_account, v_is_by_day, v_cuts[3], v_cuts[4] - 1
         ) WHERE v_is_cut
         UNION ALL
         SELECT * FROM analytics._retention_patterns(
             v_start_key, v_return_key, v_starts, v_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, v_cuts[4], v_cuts[5] - 1
+            p_by_account, v_is_by_day, v_cuts[4], v_cuts[5] - 1
         ) WHERE v_is_cut
     ) AS u
     CROSS JOIN LATERAL (SELECT length(rtrim(u.returned::text, '0')) AS number) AS l

@@ -21,6 +21,7 @@ AS $$
 DECLARE
     v_starts timestamptz[] := spectrum.period_starts('day', p_from, p_to);
     v_days date[] := analytics._period_dates(v_starts);
+    v_is_by_day boolean := p_account IS NULL AND NOT p_by_account AND analytics._has_user_days();
 BEGIN
     RETURN QUERY
     WITH event_days AS (
@@ -35,6 +36,11 @@ BEGIN
             AND e.occurred_at < p_to
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
+            AND NOT v_is_by_day
+        UNION ALL
+        SELECT '*', 0, d.user_key, width_bucket(d.occurred_at, v_starts)
+        FROM analytics.user_days AS d
+        WHERE v_is_by_day AND d.occurred_at >= p_from AND d.occurred_at < p_to
     ),
     successions AS (
         SELECT

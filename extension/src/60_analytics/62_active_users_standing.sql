@@ -81,6 +81,7 @@ BEGIN
         'Daily, weekly and monthly active users per account and day (account_id *: all accounts), '
         'from the first active day of each to the last day with an event anywhere.';
     COMMENT ON COLUMN analytics.active_users.stickiness IS 'dau / mau; NULL where mau is 0.';
+    PERFORM spectrum._create_user_days();
     PERFORM spectrum._add_kind('activity', 20, '_maintain_active_users',
         '{spectrum.rollup_user_days, analytics.mv_active_users}', '{active_users}');
     PERFORM spectrum._begin_report('activity');
@@ -88,6 +89,63 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_active_users() IS
     'Room 60: makes rollup_user_days, mv_active_users and its plain view.';
+
+CREATE FUNCTION spectrum._create_user_days()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.user_days WITH (security_barrier) AS
+    SELECT
+        kept.user_key,
+        (kept.day + time '12:00') AT TIME ZONE (SELECT config.timezone FROM spectrum.config)
+            AS occurred_at
+    FROM spectrum.rollup_user_days AS kept
+    WHERE kept.scope >= 0 AND kept.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'activity' AND report.state = 'served'
+    )
+    UNION ALL
+    SELECT came.user_key, came.occurred_at
+    FROM spectrum.news
+    CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats) AS came (user_key, occurred_at)
+    WHERE came.user_key <> 0;
+    COMMENT ON VIEW analytics.user_days IS
+        'When each user was active, to the day: the days that are kept, at noon, and the events '
+        'that no refresh has counted yet. A tenth of the events and less, for questions that ask '
+        'on which days, not how often. Exact where user_days_state says so.';
+    COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
+    COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
+
+    CREATE VIEW analytics.user_days_state WITH (security_barrier) AS
+    SELECT NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
+        SELECT FROM spectrum.reports AS report
+        WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
+    ) AS is_exact;
+    COMMENT ON VIEW analytics.user_days_state IS
+        'Whether analytics.user_days says just what analytics.events says, one row: not while '
+        'facts that were taken back are still counted, nor after a change of the calendar until '
+        'the days are cut anew.';
+    COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_user_days() IS
+    'Room 60: makes analytics.user_days and analytics.user_days_state.';
+
+CREATE FUNCTION analytics._has_user_days()
+RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
+        AND (SELECT state.is_exact FROM analytics.user_days_state AS state);
+END
+$$;
+COMMENT ON FUNCTION analytics._has_user_days() IS
+    'Whether a question about all accounts may be asked of analytics.user_days. SET '
+    'spectrum.from_facts = on has all questions asked of the events themselves, as verify() does.';
 
 CREATE FUNCTION analytics._news_days(OUT starts timestamptz[], OUT days date[])
 LANGUAGE plpgsql STABLE

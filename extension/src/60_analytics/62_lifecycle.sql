@@ -22,6 +22,8 @@ DECLARE
     v_event_key integer := (
         SELECT t.event_type_key FROM analytics.event_types AS t WHERE t.event_type = p_event
     );
+    v_is_by_day boolean := num_nonnulls(p_event, p_account) = 0 AND NOT p_by_account
+        AND analytics._has_user_days();
 BEGIN
     IF p_event IS NOT NULL AND v_event_key IS NULL THEN
         RETURN;
@@ -48,6 +50,13 @@ BEGIN
             AND (v_event_key IS NULL OR e.event_type_key = v_event_key)
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (NOT p_by_account OR e.account_key <> 0)
+            AND NOT v_is_by_day
+        UNION ALL
+        SELECT 0, '*', d.user_key, d.occurred_at, width_bucket(d.occurred_at, p_starts)
+        FROM analytics.user_days AS d
+        WHERE v_is_by_day
+            AND d.occurred_at >= p_starts[1]
+            AND d.occurred_at < p_starts[cardinality(p_starts)]
     ) AS e
     GROUP BY e.user_key, e.scope_key;
 END

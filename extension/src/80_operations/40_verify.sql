@@ -61,6 +61,7 @@ CREATE FUNCTION spectrum.verify()
 RETURNS TABLE (check_name text, expected bigint, actual bigint, ok boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET spectrum.from_facts = 'on'
 AS $$
 DECLARE
     r_view record;
