@@ -5102,7 +5102,7 @@ DECLARE
         FROM analytics._event_months() AS m
     );
     v_is_recurring boolean := p_cohort = 'recurring';
-    -- The keys of all users in four parts, for the workers; not where one account's are few.
+    -- All users in four parts, for the workers; not where one account's are few.
     v_is_cut boolean := p_account IS NULL AND NOT p_by_account;
     v_is_by_day boolean := v_is_cut AND analytics._has_user_days()
         AND num_nonnulls(p_start_event, p_return_event, p_where, p_from, p_to) = 0;
@@ -5120,7 +5120,6 @@ BEGIN
     ELSIF p_return_event IS NOT NULL THEN
         v_return_key := coalesce(v_return_key, -1);
     END IF;
-
     RETURN QUERY
     SELECT u.account_id, v_starts[c.number],
         CASE
