@@ -10144,7 +10144,7 @@ BEGIN
         events bigint NOT NULL,
         page_views bigint NOT NULL,
         CONSTRAINT mv_sessions_daily_pkey
-        PRIMARY KEY (report_id, account_id, day, breakdown, value_key)
+        PRIMARY KEY (report_id, account_id, breakdown, day, value_key)
     ) WITH (fillfactor = 80);
     COMMENT ON TABLE analytics.mv_sessions_daily IS
         'Sessions per account and day of their start, and for all accounts together (account_id '
@@ -15400,7 +15400,7 @@ RETURNS TABLE (
     variance_reduction double precision,
     is_sequential boolean
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 -- thousands of accounts look like a few rows
 SET enable_nestloop = off
@@ -16383,7 +16383,7 @@ COMMENT ON FUNCTION analytics._read_cell(jsonb, text[], text[], text[]) IS
 
 CREATE FUNCTION analytics._cell_day(p_cell jsonb, p_key text)
 RETURNS date
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO'
 AS $$
@@ -16391,7 +16391,7 @@ DECLARE
     v_day date;
 BEGIN
     IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
-        v_day := p_cell ->> p_key;
+        v_day := (p_cell ->> p_key)::date;
     ELSE
         PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
     END IF;
@@ -16496,7 +16496,7 @@ COMMENT ON FUNCTION analytics._event_accounts(bigint, timestamptz, uuid) IS
 
 CREATE FUNCTION analytics._sees_raw_events()
 RETURNS boolean
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -16520,7 +16520,7 @@ RETURNS TABLE (
     event_type text,
     raw_id uuid
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
@@ -16569,7 +16569,7 @@ CREATE FUNCTION analytics._trace_daily_events(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -16594,7 +16594,7 @@ COMMENT ON FUNCTION analytics._trace_daily_events(jsonb) IS
 
 CREATE FUNCTION analytics._cells_daily_events(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -16614,7 +16614,7 @@ CREATE FUNCTION analytics._trace_active_users(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -16640,7 +16640,7 @@ COMMENT ON FUNCTION analytics._trace_active_users(jsonb) IS
 
 CREATE FUNCTION analytics._cells_active_users(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -16694,7 +16694,7 @@ CREATE FUNCTION analytics._trace_revenue_summary(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -16740,7 +16740,7 @@ COMMENT ON FUNCTION analytics._trace_revenue_summary(jsonb) IS
 
 CREATE FUNCTION analytics._cells_revenue_summary(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -16784,7 +16784,7 @@ CREATE FUNCTION analytics._retention_evidence(
 RETURNS TABLE (
     user_key bigint, cohort date, period integer, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -16879,7 +16879,7 @@ COMMENT ON FUNCTION analytics._retention_rule(jsonb, integer) IS
 
 CREATE FUNCTION analytics._served_definition(p_kind text, p_name text)
 RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -16903,7 +16903,7 @@ CREATE FUNCTION analytics._trace_retention_cohorts(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -16936,7 +16936,7 @@ COMMENT ON FUNCTION analytics._trace_retention_cohorts(jsonb) IS
 
 CREATE FUNCTION analytics._cells_retention_cohorts(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -16980,7 +16980,7 @@ RETURNS TABLE (
     event_id uuid,
     occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17061,7 +17061,7 @@ CREATE FUNCTION analytics._funnel_step_trace(
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -17112,7 +17112,7 @@ CREATE FUNCTION analytics._trace_conversion_funnels(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -17129,7 +17129,7 @@ CREATE FUNCTION analytics._trace_funnel_days(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -17154,7 +17154,7 @@ RETURNS TABLE (
     step integer,
     rule text
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17201,7 +17201,7 @@ COMMENT ON FUNCTION analytics._funnel_cells(bigint, timestamptz, uuid) IS
 
 CREATE FUNCTION analytics._cells_conversion_funnels(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17218,7 +17218,7 @@ COMMENT ON FUNCTION analytics._cells_conversion_funnels(bigint, timestamptz, uui
 
 CREATE FUNCTION analytics._cells_funnel_days(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17249,7 +17249,7 @@ RETURNS TABLE (
     occurred_at timestamptz,
     amount numeric
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17343,7 +17343,7 @@ CREATE FUNCTION analytics._trace_experiment_results(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -17370,7 +17370,7 @@ COMMENT ON FUNCTION analytics._trace_experiment_results(jsonb) IS
 
 CREATE FUNCTION analytics._cells_experiment_results(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -18434,11 +18434,12 @@ CREATE FUNCTION spectrum.verify()
 RETURNS TABLE (check_name text, expected bigint, actual bigint, ok boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET spectrum.from_facts = 'on'
 AS $$
 DECLARE
     r_view record;
+    v_source text := coalesce(current_setting('spectrum.from_facts', true), '');
 BEGIN
+    PERFORM set_config('spectrum.from_facts', 'on', true);
     RETURN QUERY
     SELECT facts.check_name, facts.expected, facts.actual, facts.expected = facts.actual
     FROM spectrum._verify_facts() AS facts;
@@ -18463,6 +18464,7 @@ BEGIN
             r_view.columns, '_standing_' || r_view.name, r_view.name,
             r_view.name || ': rows that differ when made again');
     END LOOP;
+    PERFORM set_config('spectrum.from_facts', v_source, true);
 END
 $$;
 COMMENT ON FUNCTION spectrum.verify() IS
@@ -18611,12 +18613,12 @@ BEGIN
         'SELECT ON analytics.events, analytics.event_keys, analytics.timelines, '
         'analytics.user_days', p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
-    -- All questions, and what they call: mathematics, checks, the calendar. They are safe in a
-    -- parallel plan; what works the pipeline or keeps the standing views is not.
+    -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a
+    -- parallel plan; what works the pipeline or keeps the standing views may not.
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
-    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel = 's'
+    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel IN ('s', 'r')
         AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
 END
 $$;

@@ -280,7 +280,13 @@ def test_analyst_asks_every_question(filled: psycopg.Connection, roles: dict[str
         "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'analytics'::regnamespace"
         " AND NOT starts_with(proname, '_')",
     )
-    assert {name for (name,) in to_ask} <= asked
+    assert {name for (name,) in to_ask} <= asked | {"trace"}
+    traced = rows(
+        db,
+        "SELECT event_id IS NOT NULL, raw_id FROM analytics.revenue_summary AS cell, "
+        "analytics.trace('revenue_summary', to_jsonb(cell) - 'as_of') WHERE account_id = '*'",
+    )
+    assert set(traced) == {(True, None)}  # The raw events are not his to see.
     assert value(db, "SELECT count(*) FROM analytics.events") == 9
     for statement in (
         "SELECT * FROM warehouse.fact_events",
@@ -331,4 +337,4 @@ def test_a_reader_cannot_grant(roles: dict[str, Role], filled: psycopg.Connectio
     )
     with pytest.raises(errors.InsufficientPrivilege):
         grant(db, "grant", "ingest", role)
-    assert statuses(filled) == {"done": 9}
+    assert statuses(filled) == {"done": 10}

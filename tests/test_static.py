@@ -66,9 +66,21 @@ def found(db: psycopg.Connection, query: str) -> str:
 @pytest.fixture
 def checked_db(cron_db: psycopg.Connection) -> psycopg.Connection:
     cron_db.execute("CREATE EXTENSION plpgsql_check")
-    cron_db.execute("""INSERT INTO raw_events (payload) VALUES ('{"event_type": "checked"}')""")
+    cron_db.execute("""
+        INSERT INTO raw_events (payload) VALUES
+            ('{"event_type": "checked", "user_id": "u", "account_id": "a"}'),
+            ('{"event_type": "experiment_exposure", "user_id": "u", "account_id": "a",
+               "properties": {"experiment": "checked", "variant": "a"}}')
+    """)
     cron_db.execute("""SELECT spectrum.define_funnel('checked', '["checked"]')""")
     cron_db.execute("SELECT spectrum.define_retention('checked', 'checked', 'checked')")
+    cron_db.execute("SELECT spectrum.define_metric('checked', 'proportion', 'checked')")
+    cron_db.execute(
+        """SELECT spectrum.define_experiment('checked', '{"a": 1, "b": 1}', 'a', '["checked"]')"""
+    )
+    cron_db.execute("CALL spectrum.process_batch()")
+    cron_db.execute("CALL spectrum.refresh_analytics()")
+    cron_db.execute("CALL spectrum.reprocess(p_status => 'done')")
     cron_db.execute("CALL spectrum.process_batch()")
     cron_db.execute("CALL spectrum.refresh_analytics()")
     return cron_db

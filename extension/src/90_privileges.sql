@@ -62,12 +62,12 @@ BEGIN
         'SELECT ON analytics.events, analytics.event_keys, analytics.timelines, '
         'analytics.user_days', p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
-    -- All questions, and what they call: mathematics, checks, the calendar. They are safe in a
-    -- parallel plan; what works the pipeline or keeps the standing views is not.
+    -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a
+    -- parallel plan; what works the pipeline or keeps the standing views may not.
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
-    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel = 's'
+    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel IN ('s', 'r')
         AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
 END
 $$;

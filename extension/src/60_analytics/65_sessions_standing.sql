@@ -59,7 +59,7 @@ BEGIN
         events bigint NOT NULL,
         page_views bigint NOT NULL,
         CONSTRAINT mv_sessions_daily_pkey
-        PRIMARY KEY (report_id, account_id, day, breakdown, value_key)
+        PRIMARY KEY (report_id, account_id, breakdown, day, value_key)
     ) WITH (fillfactor = 80);
     COMMENT ON TABLE analytics.mv_sessions_daily IS
         'Sessions per account and day of their start, and for all accounts together (account_id '

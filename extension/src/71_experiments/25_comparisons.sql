@@ -118,7 +118,7 @@ RETURNS TABLE (
     variance_reduction double precision,
     is_sequential boolean
 )
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 -- thousands of accounts look like a few rows
 SET enable_nestloop = off

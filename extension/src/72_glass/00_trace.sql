@@ -63,7 +63,7 @@ COMMENT ON FUNCTION analytics._read_cell(jsonb, text[], text[], text[]) IS
 
 CREATE FUNCTION analytics._cell_day(p_cell jsonb, p_key text)
 RETURNS date
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO'
 AS $$
@@ -71,7 +71,7 @@ DECLARE
     v_day date;
 BEGIN
     IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
-        v_day := p_cell ->> p_key;
+        v_day := (p_cell ->> p_key)::date;
     ELSE
         PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
     END IF;
@@ -176,7 +176,7 @@ COMMENT ON FUNCTION analytics._event_accounts(bigint, timestamptz, uuid) IS
 
 CREATE FUNCTION analytics._sees_raw_events()
 RETURNS boolean
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -200,7 +200,7 @@ RETURNS TABLE (
     event_type text,
     raw_id uuid
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$

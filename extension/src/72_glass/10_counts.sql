@@ -5,7 +5,7 @@ CREATE FUNCTION analytics._trace_daily_events(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -30,7 +30,7 @@ COMMENT ON FUNCTION analytics._trace_daily_events(jsonb) IS
 
 CREATE FUNCTION analytics._cells_daily_events(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -50,7 +50,7 @@ CREATE FUNCTION analytics._trace_active_users(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -76,7 +76,7 @@ COMMENT ON FUNCTION analytics._trace_active_users(jsonb) IS
 
 CREATE FUNCTION analytics._cells_active_users(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -130,7 +130,7 @@ CREATE FUNCTION analytics._trace_revenue_summary(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -176,7 +176,7 @@ COMMENT ON FUNCTION analytics._trace_revenue_summary(jsonb) IS
 
 CREATE FUNCTION analytics._cells_revenue_summary(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

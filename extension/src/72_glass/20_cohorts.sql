@@ -8,7 +8,7 @@ CREATE FUNCTION analytics._retention_evidence(
 RETURNS TABLE (
     user_key bigint, cohort date, period integer, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -103,7 +103,7 @@ COMMENT ON FUNCTION analytics._retention_rule(jsonb, integer) IS
 
 CREATE FUNCTION analytics._served_definition(p_kind text, p_name text)
 RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -127,7 +127,7 @@ CREATE FUNCTION analytics._trace_retention_cohorts(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -160,7 +160,7 @@ COMMENT ON FUNCTION analytics._trace_retention_cohorts(jsonb) IS
 
 CREATE FUNCTION analytics._cells_retention_cohorts(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -18,7 +18,7 @@ RETURNS TABLE (
     event_id uuid,
     occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -99,7 +99,7 @@ CREATE FUNCTION analytics._funnel_step_trace(
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -150,7 +150,7 @@ CREATE FUNCTION analytics._trace_conversion_funnels(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -167,7 +167,7 @@ CREATE FUNCTION analytics._trace_funnel_days(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -192,7 +192,7 @@ RETURNS TABLE (
     step integer,
     rule text
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -239,7 +239,7 @@ COMMENT ON FUNCTION analytics._funnel_cells(bigint, timestamptz, uuid) IS
 
 CREATE FUNCTION analytics._cells_conversion_funnels(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -256,7 +256,7 @@ COMMENT ON FUNCTION analytics._cells_conversion_funnels(bigint, timestamptz, uui
 
 CREATE FUNCTION analytics._cells_funnel_days(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

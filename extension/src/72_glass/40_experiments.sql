@@ -14,7 +14,7 @@ RETURNS TABLE (
     occurred_at timestamptz,
     amount numeric
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -108,7 +108,7 @@ CREATE FUNCTION analytics._trace_experiment_results(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -135,7 +135,7 @@ COMMENT ON FUNCTION analytics._trace_experiment_results(jsonb) IS
 
 CREATE FUNCTION analytics._cells_experiment_results(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

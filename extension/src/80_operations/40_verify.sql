@@ -61,11 +61,12 @@ CREATE FUNCTION spectrum.verify()
 RETURNS TABLE (check_name text, expected bigint, actual bigint, ok boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
-SET spectrum.from_facts = 'on'
 AS $$
 DECLARE
     r_view record;
+    v_source text := coalesce(current_setting('spectrum.from_facts', true), '');
 BEGIN
+    PERFORM set_config('spectrum.from_facts', 'on', true);
     RETURN QUERY
     SELECT facts.check_name, facts.expected, facts.actual, facts.expected = facts.actual
     FROM spectrum._verify_facts() AS facts;
@@ -90,6 +91,7 @@ BEGIN
             r_view.columns, '_standing_' || r_view.name, r_view.name,
             r_view.name || ': rows that differ when made again');
     END LOOP;
+    PERFORM set_config('spectrum.from_facts', v_source, true);
 END
 $$;
 COMMENT ON FUNCTION spectrum.verify() IS
