@@ -71,6 +71,11 @@ SOURCES = $(addprefix extension/src/, \
 	72_glass/20_cohorts.sql \
 	72_glass/30_funnels.sql \
 	72_glass/40_experiments.sql \
+	72_glass/50_sessions.sql \
+	72_glass/52_mrr.sql \
+	72_glass/54_operations.sql \
+	72_glass/56_activity.sql \
+	72_glass/58_features.sql \
 	72_glass/90_explain.sql \
 	80_operations/00_refresh.sql \
 	80_operations/10_run.sql \

@@ -17398,6 +17398,1127 @@ END
 $$;
 COMMENT ON FUNCTION analytics._cells_experiment_results(bigint, timestamptz, uuid) IS
     'See spectrum.explain_event: the cells of experiment_results that count an event.';
+-- Room 72, glass of the sessions: which events a session is made of, and what it counts under.
+
+CREATE FUNCTION analytics._session_values(
+    p_breakdowns text[],
+    p_account text,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_user bigint
+)
+RETURNS TABLE (
+    user_key bigint, started_at timestamptz, ended_at timestamptz, is_bounce boolean,
+    breakdown text, value text
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    -- What touched a session may lie 30 days before it.
+    v_from timestamptz := CASE
+        WHEN p_breakdowns && '{first_touch, last_touch}' THEN p_from - interval '720 hours'
+        ELSE p_from
+    END;
+    v_parts text[] := '{pages, touches, places}';
+BEGIN
+    RETURN QUERY
+    WITH visits AS (
+        SELECT s.*, array_agg(analytics._channel(s.touch)) FILTER (WHERE s.touch IS NOT NULL) OVER (
+                PARTITION BY s.user_key ORDER BY s.started_at
+                RANGE BETWEEN interval '720 hours' PRECEDING AND CURRENT ROW
+            ) AS channels
+        FROM (
+            SELECT cut.*
+            FROM analytics._sessions_between(v_from, p_to, p_account, v_parts) AS cut
+            WHERE p_user IS NULL
+            UNION ALL
+            SELECT cut.*
+            FROM analytics._sessions(
+                NULL, NULL, ARRAY[p_user], NULL, '{-infinity}', '{infinity}', p_account, v_parts
+            ) AS cut
+            WHERE p_user IS NOT NULL
+        ) AS s
+    )
+    SELECT v.user_key, v.started_at, v.ended_at, v.is_bounce, label.breakdown,
+        CASE label.breakdown
+            WHEN 'first_touch' THEN coalesce(v.channels[1], 'direct')
+            WHEN 'last_touch' THEN coalesce(v.channels[cardinality(v.channels)], 'direct')
+            ELSE analytics._session_label(
+                label.breakdown, v.touch, v.place, v.entry_page, v.exit_page
+            )
+        END
+    FROM visits AS v
+    CROSS JOIN unnest(p_breakdowns) AS label (breakdown)
+    WHERE v.started_at >= p_from AND v.started_at < p_to;
+END
+$$;
+COMMENT ON FUNCTION analytics._session_values(text[], text, timestamptz, timestamptz, bigint) IS
+    'The sessions that begin in [p_from, p_to), of one user or (NULL) of all, cut from the events '
+    'of one account or (NULL) of all, with what they count under in some breakdowns. The rule is '
+    'that of sessions_daily.';
+
+CREATE FUNCTION analytics._session_breakdowns()
+RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT '{all, country, region, city, entry_page, exit_page, utm_source, utm_medium, '
+        'utm_campaign, channel, first_touch, last_touch}'::text[]
+$$;
+COMMENT ON FUNCTION analytics._session_breakdowns() IS 'The breakdowns of sessions_daily.';
+
+CREATE FUNCTION analytics._session_measures(
+    p_event text, p_event_type text, p_user_id text, p_started_at timestamptz, p_is_bounce boolean
+)
+RETURNS TABLE (measure text, unit text, rule text)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 4
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_session text := format('%s %s', p_user_id, p_started_at);
+BEGIN
+    RETURN QUERY
+    SELECT m.measure, m.unit, m.rule
+    FROM (
+        VALUES
+            ('sessions', v_session, 'a session counts once', true),
+            ('users', p_user_id, 'a user counts once who has such a session', true),
+            ('bounces', v_session, 'a session counts once that has one page view or, where it has '
+                'none, one event', p_is_bounce),
+            ('events', p_event, 'each event of a session counts', true),
+            ('page_views', p_event, 'each page_view or $pageview of a session counts',
+                p_event_type IN ('page_view', '$pageview'))
+    ) AS m (measure, unit, rule, counts)
+    WHERE m.counts;
+END
+$$;
+COMMENT ON FUNCTION analytics._session_measures(text, text, text, timestamptz, boolean) IS
+    'The measures of sessions_daily that an event of a session counts in, what it makes count, and '
+    'how.';
+
+CREATE FUNCTION analytics._session_rule(p_breakdown text, p_value text, p_day date, p_rule text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('Sessions that begin on %s%s: %s. A session ends after 30 minutes without an '
+        'event of its user, or after 24 hours; unknown users have none.', p_day,
+        CASE WHEN p_breakdown <> 'all' THEN
+            format(', whose %s is %s', p_breakdown, coalesce(p_value, 'unknown'))
+        ELSE '' END,
+        p_rule);
+END
+$$;
+COMMENT ON FUNCTION analytics._session_rule(text, text, date, text) IS
+    'By what sessions_daily counts, in words.';
+
+CREATE FUNCTION analytics._trace_sessions_daily(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{day, breakdown}',
+        '{sessions, users, bounces, events, page_views}', '{value}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_account text := nullif(v_cell ->> 'account_id', '*');
+    v_breakdown text := v_cell ->> 'breakdown';
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    PERFORM spectrum._check_choice(
+        'p_cell.breakdown', v_breakdown, analytics._session_breakdowns()
+    );
+    RETURN QUERY
+    SELECT analytics._session_rule(v_breakdown, v_cell ->> 'value', v_day, measures.rule),
+        measures.unit, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics._session_values(
+        ARRAY[v_breakdown], v_account, r_days.since, r_days.until, NULL
+    ) AS s
+    JOIN analytics.events AS e ON e.user_key = s.user_key
+        AND e.occurred_at >= s.started_at AND e.occurred_at <= s.ended_at
+    CROSS JOIN LATERAL analytics._session_measures(
+        e.event_id::text, e.event_type, e.user_id, s.started_at, s.is_bounce
+    ) AS measures
+    WHERE s.value IS NOT DISTINCT FROM v_cell ->> 'value'
+        -- A session begun on the day is over a day after it.
+        AND e.occurred_at >= r_days.since
+        AND e.occurred_at < r_days.until + interval '25 hours'
+        AND (v_account IS NULL OR e.account_id = v_account)
+        AND measures.measure = v_cell ->> 'measure';
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_sessions_daily(jsonb) IS
+    'See analytics.trace: events behind a cell of sessions_daily.';
+
+CREATE FUNCTION analytics._cells_sessions_daily(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_strip_nulls(jsonb_build_object('account_id', scope.account_id, 'day', d.day,
+            'breakdown', s.breakdown, 'value', s.value, 'measure', measures.measure)),
+        analytics._session_rule(s.breakdown, s.value, d.day, measures.rule)
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._session_values(
+        analytics._session_breakdowns(), nullif(scope.account_id, '*'), '-infinity', 'infinity',
+        p_user
+    ) AS s
+    JOIN analytics.events AS e
+        ON e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event
+    CROSS JOIN LATERAL (SELECT analytics._day_of(s.started_at) AS day OFFSET 0) AS d
+    CROSS JOIN LATERAL analytics._session_measures(
+        p_event::text, e.event_type, e.user_id, s.started_at, s.is_bounce
+    ) AS measures
+    WHERE p_user <> 0 AND p_at >= s.started_at AND p_at <= s.ended_at;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_sessions_daily(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of sessions_daily that count an event.';
+-- Room 72, glass of recurring revenue: which events moved the MRR of an account, and how. Before it
+-- the periods of cells, which other views have too.
+
+CREATE FUNCTION analytics._cell_period(
+    p_cell jsonb, p_key text, p_kind text, OUT since timestamptz, OUT until timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_day date := analytics._cell_day(p_cell, p_key);
+    v_starts timestamptz[];
+BEGIN
+    since := (analytics._days_between(v_day, v_day)).since;
+    v_starts := spectrum.period_starts(p_kind, since, since + interval '1 us');
+    IF spectrum.period_date(v_starts[1]) <> v_day THEN
+        PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key,
+            format('the first day of a %s', p_kind));
+    END IF;
+    until := v_starts[2];
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_period(jsonb, text, text) IS
+    'When the day, week or month begins and ends that a key of a cell names; raises 22023 unless '
+    'it is the first day of one.';
+
+CREATE FUNCTION analytics._cell_period_kind(p_cell jsonb, p_kinds text[])
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_cell.period_kind', p_cell ->> 'period_kind', p_kinds);
+    RETURN p_cell ->> 'period_kind';
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_period_kind(jsonb, text[]) IS
+    'The kind of period that a cell names; raises 22023 unless it is one of these.';
+
+CREATE FUNCTION analytics._mrr_evidence(p_account bigint)
+RETURNS TABLE (
+    account_key bigint, currency text, moved_at timestamptz, movement text, change numeric,
+    user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_currency text := (SELECT s.currency FROM analytics.settings AS s);
+    v_keys integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN (
+            'subscription_started', 'subscription_changed', 'subscription_cancelled'
+        )
+    );
+BEGIN
+    RETURN QUERY
+    WITH told AS MATERIALIZED (
+        SELECT e.account_key, e.user_key, e.event_id, e.occurred_at, r.place, r.subscription,
+            r.mrr, r.currency
+        FROM analytics.events AS e
+        CROSS JOIN LATERAL analytics._read_subscription(
+            e.event_type, e.properties, v_currency
+        ) AS r
+        WHERE e.event_type_key = ANY (v_keys) AND e.account_key <> 0 AND r.problem IS NULL
+            AND (p_account = 0 OR e.account_key = p_account)
+    ),
+    movements AS (
+        SELECT m.*
+        FROM (
+            SELECT array_agg(t.account_key) AS account_keys, array_agg(t.occurred_at) AS times,
+                array_agg(t.place) AS places, array_agg(t.event_id) AS event_ids,
+                array_agg(t.subscription) AS subscriptions, array_agg(t.mrr) AS mrr,
+                array_agg(t.currency) AS currencies
+            FROM told AS t
+        ) AS h
+        CROSS JOIN LATERAL analytics._mrr_movements(
+            h.account_keys, h.times, h.places, h.event_ids, h.subscriptions, h.mrr, h.currencies
+        ) AS m
+    ),
+    changes AS (
+        SELECT s.account_key, c.currency, s.user_key, s.event_id, s.occurred_at,
+            sum(c.change) AS change
+        FROM (
+            SELECT t.*, lag(t.mrr) OVER subscriptions AS mrr_before,
+                lag(t.currency) OVER subscriptions AS currency_before
+            FROM told AS t
+            WINDOW subscriptions AS (
+                PARTITION BY t.account_key, t.subscription
+                ORDER BY t.occurred_at, t.place, t.event_id
+            )
+        ) AS s
+        CROSS JOIN LATERAL (
+            VALUES (s.currency, s.mrr), (s.currency_before, -s.mrr_before)
+        ) AS c (currency, change)
+        WHERE c.change <> 0
+        GROUP BY s.account_key, c.currency, s.user_key, s.event_id, s.occurred_at
+        HAVING sum(c.change) <> 0
+    )
+    SELECT m.account_key, m.currency, m.moved_at, m.movement, c.change, c.user_key, c.event_id,
+        c.occurred_at
+    FROM movements AS m
+    JOIN changes AS c ON c.account_key = m.account_key AND c.currency = m.currency
+        AND c.occurred_at >= m.moved_at
+        AND c.occurred_at < m.moved_at + interval '60 minutes';
+END
+$$;
+COMMENT ON FUNCTION analytics._mrr_evidence(bigint) IS
+    'The events of an account (0: of all) that moved its MRR, by how much each, and the movement '
+    'that they are part of. The rule is that of analytics._mrr_movements.';
+
+CREATE FUNCTION analytics._mrr_measures(
+    p_movement text, p_change numeric, p_account_id text, p_moved_at timestamptz
+)
+RETURNS TABLE (measure text, unit text, amount numeric, rule text)
+LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 2
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_what text := CASE p_movement
+        WHEN 'new' THEN 'the first MRR that an account ever has'
+        WHEN 'expansion' THEN 'by what the MRR of an account grows'
+        WHEN 'contraction' THEN 'by what the MRR of an account shrinks, but not to nothing'
+        WHEN 'churn' THEN 'the MRR that an account has no more, when it comes to nothing'
+        ELSE 'the MRR of an account that had none any more'
+    END;
+BEGIN
+    RETURN QUERY
+    SELECT p_movement, p_account_id,
+        CASE WHEN p_movement IN ('contraction', 'churn') THEN -p_change ELSE p_change END,
+        format('%s; the amounts of its events add up', v_what)
+    UNION ALL
+    SELECT m.measure, format('%s %s', p_account_id, p_moved_at), NULL,
+        format('each time counts: %s', v_what)
+    FROM (
+        VALUES ('new', 'new_accounts'), ('churn', 'churned_accounts'),
+            ('reactivation', 'reactivated_accounts')
+    ) AS m (movement, measure)
+    WHERE m.movement = p_movement;
+END
+$$;
+COMMENT ON FUNCTION analytics._mrr_measures(text, numeric, text, timestamptz) IS
+    'The measures of mrr_movements that an event of a movement counts in, what it makes count, '
+    'what it adds, and how.';
+
+CREATE FUNCTION analytics._mrr_rule(
+    p_rule text, p_kind text, p_period date, p_currency text
+)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('Movements in %s that begin in the %s of %s: %s. What changes within 60 minutes '
+        'of the first change is one movement.', p_currency, p_kind, p_period, p_rule);
+END
+$$;
+COMMENT ON FUNCTION analytics._mrr_rule(text, text, date, text) IS
+    'By what mrr_movements counts, in words.';
+
+CREATE FUNCTION analytics._trace_mrr_movements(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{period_kind, period, currency}',
+        '{new, expansion, contraction, churn, reactivation, new_accounts, churned_accounts, '
+        'reactivated_accounts}');
+    v_kind text := analytics._cell_period_kind(v_cell, '{week, month}');
+    r_period record := analytics._cell_period(v_cell, 'period', v_kind);
+BEGIN
+    RETURN QUERY
+    SELECT analytics._mrr_rule(
+            measures.rule, v_kind, (v_cell ->> 'period')::date, found.currency
+        ),
+        measures.unit, measures.amount, found.user_key, found.event_id, found.occurred_at
+    FROM analytics._mrr_evidence(analytics._cell_account(v_cell)) AS found
+    JOIN analytics.accounts AS known ON known.account_key = found.account_key
+    CROSS JOIN LATERAL analytics._mrr_measures(
+        found.movement, found.change, known.account_id, found.moved_at
+    ) AS measures
+    WHERE found.currency = v_cell ->> 'currency' AND found.moved_at >= r_period.since
+        AND found.moved_at < r_period.until AND measures.measure = v_cell ->> 'measure';
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_mrr_movements(jsonb) IS
+    'See analytics.trace: events behind a cell of mrr_movements.';
+
+CREATE FUNCTION analytics._cells_mrr_movements(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'period_kind', kind.name,
+            'period', p.period, 'currency', found.currency, 'measure', measures.measure),
+        analytics._mrr_rule(measures.rule, kind.name, p.period, found.currency)
+        || CASE WHEN measures.amount IS NOT NULL THEN format(' This adds %s.', measures.amount)
+            ELSE '' END
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL analytics._mrr_evidence(e.account_key) AS found
+    CROSS JOIN LATERAL analytics._mrr_measures(
+        found.movement, found.change, e.account_id, found.moved_at
+    ) AS measures
+    CROSS JOIN (VALUES ('week'), ('month')) AS kind (name)
+    CROSS JOIN LATERAL (
+        SELECT spectrum.period_date(spectrum.period_start(kind.name, found.moved_at)) AS period
+        OFFSET 0
+    ) AS p
+    CROSS JOIN LATERAL (VALUES ('*'), (e.account_id)) AS scope (account_id)
+    WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event
+        AND e.account_key <> 0 AND e.event_type LIKE 'subscription\_%'
+        AND found.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_mrr_movements(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of mrr_movements that count an event.';
+-- Room 72, glass of operations: requests, errors, and what came in.
+
+CREATE FUNCTION analytics._request_measures(p_event_type text, p_properties jsonb)
+RETURNS TABLE (
+    view_name text, measure text, endpoint text, service text, version text, rule text
+)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE ROWS 5
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_is_request boolean := p_event_type IN ('request', 'api_request');
+    v_is_error boolean := CASE jsonb_typeof(p_properties -> 'status')
+        WHEN 'number' THEN (p_properties -> 'status')::numeric >= 500
+        WHEN 'string' THEN analytics._text_number(p_properties ->> 'status') >= 500
+    END IS TRUE OR p_properties -> 'error' = 'true';
+    v_latency numeric := CASE jsonb_typeof(p_properties -> 'latency_ms')
+        WHEN 'number' THEN (p_properties -> 'latency_ms')::numeric
+        WHEN 'string' THEN analytics._text_number(p_properties ->> 'latency_ms')
+    END;
+    v_requests text := 'Each request or api_request counts';
+    v_errors text := 'Each request or api_request counts whose status is 500 or more, or whose '
+        'error is true';
+BEGIN
+    RETURN QUERY
+    SELECT m.view_name, m.measure,
+        CASE WHEN m.view_name = 'operations' THEN
+            nullif(left(p_properties ->> 'endpoint', 200), '') END,
+        CASE WHEN m.view_name <> 'operations' THEN
+            nullif(left(p_properties ->> 'service', 200), '') END,
+        CASE WHEN m.view_name <> 'operations' THEN
+            nullif(left(p_properties ->> 'version', 200), '') END,
+        m.rule
+    FROM (
+        VALUES
+            ('operations', 'requests', v_requests, v_is_request),
+            ('operations', 'errors', v_errors, v_is_request AND v_is_error),
+            ('operations', 'measured', v_requests || ' whose latency_ms is a number from 0 to '
+                'below 10^15', v_is_request AND v_latency >= 0 AND v_latency < 1e15),
+            ('error_rates_daily', 'requests', v_requests, v_is_request),
+            ('error_rates_daily', 'errors', v_errors, v_is_request AND v_is_error),
+            ('error_rates_daily', 'error_events', 'Each event of type error counts',
+                p_event_type = 'error')
+    ) AS m (view_name, measure, rule, counts)
+    WHERE m.counts;
+END
+$$;
+COMMENT ON FUNCTION analytics._request_measures(text, jsonb) IS
+    'The measures of operations and error_rates_daily that an event counts in, under which '
+    'endpoint, or service and version, and how. Read as in analytics._request_counts.';
+
+CREATE FUNCTION analytics._trace_requests(p_view text, p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_day date := analytics._cell_day(p_cell, 'day');
+    v_account bigint := analytics._cell_account(p_cell);
+    v_keys integer[] := ARRAY(
+        SELECT t.event_type_key FROM analytics.event_types AS t
+        WHERE t.event_type IN ('request', 'api_request', 'error')
+    );
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    RETURN QUERY
+    SELECT format('%s, on %s%s.', m.rule, v_day, analytics._cell_scope(p_cell)),
+        e.event_id::text, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL analytics._request_measures(e.event_type, e.properties) AS m
+    WHERE e.event_type_key = ANY (v_keys) AND e.occurred_at >= r_days.since
+        AND e.occurred_at < r_days.until AND (v_account = 0 OR e.account_key = v_account)
+        AND m.view_name = p_view AND m.measure = p_cell ->> 'measure'
+        AND m.endpoint IS NOT DISTINCT FROM p_cell ->> 'endpoint'
+        AND m.service IS NOT DISTINCT FROM p_cell ->> 'service'
+        AND m.version IS NOT DISTINCT FROM p_cell ->> 'version';
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_requests(text, jsonb) IS
+    'The events behind a cell of operations or error_rates_daily, which has been read.';
+
+CREATE FUNCTION analytics._cells_requests(
+    p_view text, p_user bigint, p_at timestamptz, p_event uuid
+)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_strip_nulls(jsonb_build_object('account_id', scope.account_id,
+            'day', analytics._day_of(p_at), 'endpoint', m.endpoint, 'service', m.service,
+            'version', m.version, 'measure', m.measure)),
+        m.rule || '.'
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL analytics._request_measures(e.event_type, e.properties) AS m
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event
+        AND m.view_name = p_view;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_requests(text, bigint, timestamptz, uuid) IS
+    'The cells of operations or error_rates_daily that count an event.';
+
+CREATE FUNCTION analytics._trace_operations(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT found.* FROM analytics._trace_requests('operations', analytics._read_cell(
+        p_cell, '{day}', '{requests, errors, measured}', '{endpoint}'
+    )) AS found;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_operations(jsonb) IS
+    'See analytics.trace: events behind a cell of operations.';
+
+CREATE FUNCTION analytics._cells_operations(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT c.cell, c.rule FROM analytics._cells_requests('operations', p_user, p_at, p_event) AS c;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_operations(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of operations that count an event.';
+
+CREATE FUNCTION analytics._trace_error_rates_daily(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT found.* FROM analytics._trace_requests('error_rates_daily', analytics._read_cell(
+        p_cell, '{day}', '{errors, requests, error_events}', '{service, version}'
+    )) AS found;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_error_rates_daily(jsonb) IS
+    'See analytics.trace: events behind a cell of error_rates_daily.';
+
+CREATE FUNCTION analytics._cells_error_rates_daily(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT c.cell, c.rule
+    FROM analytics._cells_requests('error_rates_daily', p_user, p_at, p_event) AS c;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_error_rates_daily(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of error_rates_daily that count an event.';
+
+CREATE FUNCTION analytics._cell_minute(p_cell jsonb)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+AS $$
+DECLARE
+    v_minute timestamptz;
+BEGIN
+    IF p_cell ->> 'minute' ~ '^\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:00)?(Z|[+-]\d\d(:?\d\d)?)?$' THEN
+        v_minute := p_cell ->> 'minute';
+    ELSE
+        PERFORM spectrum._reject('p_cell.minute', p_cell ->> 'minute',
+            'the time at which a minute begins, such as 2026-03-01T10:00:00Z');
+    END IF;
+    RETURN v_minute;
+EXCEPTION WHEN datetime_field_overflow OR invalid_time_zone_displacement_value THEN
+    PERFORM spectrum._reject('p_cell.minute', p_cell ->> 'minute',
+        'the time at which a minute begins, such as 2026-03-01T10:00:00Z');
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._cell_minute(jsonb) IS
+    'The start of the minute that a cell names; raises 22023 unless it is one.';
+
+CREATE FUNCTION analytics._trace_throughput_minutes(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{minute}', '{events}');
+    v_minute timestamptz := analytics._cell_minute(v_cell);
+    v_account bigint := analytics._cell_account(v_cell);
+BEGIN
+    RETURN QUERY
+    SELECT format('Every event%s in the minute from %s counts once, also of unknown users.',
+            analytics._cell_scope(v_cell), v_minute),
+        e.event_id::text, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics.events AS e
+    WHERE e.occurred_at >= v_minute AND e.occurred_at < v_minute + interval '1 minute'
+        AND (v_account = 0 OR e.account_key = v_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_throughput_minutes(jsonb) IS
+    'See analytics.trace: events behind a cell of throughput_minutes.';
+
+CREATE FUNCTION analytics._cells_throughput_minutes(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_minute timestamptz := date_bin('1 minute', p_at, '2000-01-01 00:00+00');
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'minute', v_minute,
+            'measure', 'events'),
+        'An event of its minute, which is one of the last seven days.'
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    WHERE v_minute >= now() - interval '7 days';
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_throughput_minutes(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of throughput_minutes that count an event.';
+-- Room 72, glass of activity by periods: what makes a user new, returning, resurrecting or dormant,
+-- and on how many days he came.
+
+CREATE FUNCTION analytics._trace_lifecycle_periods(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(
+        p_cell, '{period_kind, period}', '{new, returning, resurrecting, dormant}');
+    v_kind text := analytics._cell_period_kind(v_cell, '{day, week, month}');
+    v_measure text := v_cell ->> 'measure';
+    v_account bigint := analytics._cell_account(v_cell);
+    r_period record := analytics._cell_period(v_cell, 'period', v_kind);
+    v_before timestamptz := spectrum.period_start(v_kind, r_period.since - interval '1 us');
+BEGIN
+    RETURN QUERY
+    WITH active AS (
+        SELECT e.user_key, bool_or(e.occurred_at >= r_period.since) AS is_here,
+            bool_or(e.occurred_at < r_period.since) AS was_before
+        FROM analytics.event_keys AS e
+        WHERE e.user_key <> 0 AND e.occurred_at >= v_before AND e.occurred_at < r_period.until
+            AND (v_account = 0 OR e.account_key = v_account)
+        GROUP BY e.user_key
+    )
+    SELECT analytics._lifecycle_words(v_measure, v_kind, (v_cell ->> 'period')::date), NULL,
+        NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM active AS a
+    JOIN analytics.event_keys AS e ON e.user_key = a.user_key
+    WHERE v_measure = CASE
+            WHEN NOT a.is_here THEN 'dormant'
+            WHEN a.was_before THEN 'returning'
+            WHEN EXISTS (
+                SELECT FROM analytics.event_keys AS earlier
+                WHERE earlier.user_key = a.user_key AND earlier.occurred_at < v_before
+                    AND (v_account = 0 OR earlier.account_key = v_account)
+            ) THEN 'resurrecting'
+            ELSE 'new'
+        END
+        AND (v_account = 0 OR e.account_key = v_account)
+        AND e.occurred_at >= v_before AND e.occurred_at < r_period.until;
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_lifecycle_periods(jsonb) IS
+    'See analytics.trace: events behind a cell of lifecycle_periods.';
+
+CREATE FUNCTION analytics._lifecycle_words(p_measure text, p_kind text, p_period date)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('A user counts once, for the %s of %s, if ', p_kind, p_period)
+    || CASE p_measure
+        WHEN 'new' THEN 'his first event ever is in it.'
+        WHEN 'returning' THEN format('he has events in it and in the %s before.', p_kind)
+        WHEN 'resurrecting' THEN format(
+            'he has events in it, earlier ones too, but none in the %s before.', p_kind)
+        ELSE format('he has events in the %s before and none in it; the view shows the number '
+            'below zero.', p_kind)
+    END;
+END
+$$;
+COMMENT ON FUNCTION analytics._lifecycle_words(text, text, date) IS
+    'By what lifecycle_periods counts a user, in words.';
+
+CREATE FUNCTION analytics._cells_lifecycle_periods(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_last date := (
+        SELECT max(shown.day) FROM analytics.daily_events AS shown WHERE shown.account_id = '*'
+    );
+BEGIN
+    -- An event counts in its own period and in the next one. s.starts: of the period before, its
+    -- own, the next, and the end of that.
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', f.account_id, 'period_kind', f.kind,
+            'period', f.period, 'measure', f.measure),
+        analytics._lifecycle_words(f.measure, f.kind, f.period)
+    FROM (
+        SELECT scope.account_id, kind.name AS kind, spectrum.period_date(s.starts[n.number])
+                AS period,
+            CASE
+                WHEN NOT near.active[n.number] THEN 'dormant'
+                WHEN near.active[n.number - 1] THEN 'returning'
+                -- That of its own period tells also of what came before that.
+                WHEN n.number = 2 AND EXISTS (
+                    SELECT FROM analytics.event_keys AS earlier
+                    WHERE earlier.user_key = p_user AND earlier.occurred_at < s.starts[1]
+                        AND (scope.account_key = 0 OR earlier.account_key = scope.account_key)
+                ) THEN 'resurrecting'
+                ELSE 'new'
+            END AS measure
+        FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+        CROSS JOIN unnest('{day, week, month}'::text[]) AS kind (name)
+        CROSS JOIN LATERAL (
+            SELECT spectrum.period_starts(kind.name, p_at, p_at + interval '1 us') AS starts
+            OFFSET 0
+        ) AS own
+        CROSS JOIN LATERAL (
+            SELECT spectrum.period_starts(
+                kind.name, own.starts[1] - interval '1 us', own.starts[2] + interval '1 us'
+            ) AS starts
+            OFFSET 0
+        ) AS s
+        CROSS JOIN LATERAL (
+            SELECT array_agg(EXISTS (
+                SELECT FROM analytics.event_keys AS e
+                WHERE e.user_key = p_user AND e.occurred_at >= s.starts[p.number]
+                    AND e.occurred_at < s.starts[p.number + 1]
+                    AND (scope.account_key = 0 OR e.account_key = scope.account_key)
+            ) ORDER BY p.number) AS active
+            FROM generate_series(1, 3) AS p (number)
+        ) AS near
+        CROSS JOIN (VALUES (2), (3)) AS n (number)
+    ) AS f
+    WHERE p_user <> 0 AND f.period <= v_last;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_lifecycle_periods(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of lifecycle_periods that count an event.';
+
+CREATE FUNCTION analytics._stickiness_rule(
+    p_measure text, p_kind text, p_period date, p_days integer
+)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('A user counts once if he has events on %s %s of the days of the %s of %s.',
+        CASE p_measure WHEN 'users_exactly' THEN 'exactly' ELSE 'at least' END, p_days, p_kind,
+        p_period);
+END
+$$;
+COMMENT ON FUNCTION analytics._stickiness_rule(text, text, date, integer) IS
+    'By what stickiness_periods counts a user, in words.';
+
+CREATE FUNCTION analytics._stickiness_days(
+    p_account bigint, p_users bigint[], p_since timestamptz, p_until timestamptz
+)
+RETURNS TABLE (user_key bigint, days integer)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[] := spectrum.period_starts('day', p_since, p_until);
+BEGIN
+    RETURN QUERY
+    SELECT e.user_key, count(DISTINCT width_bucket(e.occurred_at, v_starts))::integer
+    FROM analytics.event_keys AS e
+    WHERE e.user_key <> 0 AND (p_users IS NULL OR e.user_key = ANY (p_users))
+        AND e.occurred_at >= p_since AND e.occurred_at < p_until
+        AND (p_account = 0 OR e.account_key = p_account)
+    GROUP BY e.user_key;
+END
+$$;
+COMMENT ON FUNCTION analytics._stickiness_days(bigint, bigint[], timestamptz, timestamptz) IS
+    'On how many days users (NULL: all) were active in [p_since, p_until), in one account or (0) '
+    'in any.';
+
+CREATE FUNCTION analytics._trace_stickiness_periods(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(
+        p_cell, '{period_kind, period, days}', '{users_exactly, users_at_least}');
+    v_kind text := analytics._cell_period_kind(v_cell, '{week, month}');
+    v_measure text := v_cell ->> 'measure';
+    v_days integer := analytics._cell_number(v_cell, 'days');
+    v_account bigint := analytics._cell_account(v_cell);
+    r_period record := analytics._cell_period(v_cell, 'period', v_kind);
+BEGIN
+    RETURN QUERY
+    SELECT analytics._stickiness_rule(
+            v_measure, v_kind, (v_cell ->> 'period')::date, v_days
+        ),
+        NULL, NULL::numeric, e.user_key, e.event_id, e.occurred_at
+    FROM analytics._stickiness_days(v_account, NULL, r_period.since, r_period.until) AS known
+    JOIN analytics.event_keys AS e ON e.user_key = known.user_key
+    WHERE (known.days = v_days OR v_measure = 'users_at_least' AND known.days > v_days)
+        AND e.occurred_at >= r_period.since AND e.occurred_at < r_period.until
+        AND (v_account = 0 OR e.account_key = v_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_stickiness_periods(jsonb) IS
+    'See analytics.trace: events behind a cell of stickiness_periods.';
+
+CREATE FUNCTION analytics._cells_stickiness_periods(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'period_kind', kind.name,
+            'period', d.period, 'days', m.days, 'measure', m.measure),
+        analytics._stickiness_rule(m.measure, kind.name, d.period, m.days)
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN (VALUES ('week'), ('month')) AS kind (name)
+    CROSS JOIN LATERAL (
+        SELECT spectrum.period_starts(kind.name, p_at, p_at + interval '1 us') AS starts
+        OFFSET 0
+    ) AS own
+    CROSS JOIN LATERAL (SELECT spectrum.period_date(own.starts[1]) AS period OFFSET 0) AS d
+    CROSS JOIN LATERAL analytics._stickiness_days(
+        scope.account_key, ARRAY[p_user], own.starts[1], own.starts[2]
+    ) AS known
+    CROSS JOIN LATERAL (
+        SELECT 'users_exactly' AS measure, known.days
+        UNION ALL
+        SELECT 'users_at_least', k.days FROM generate_series(1, known.days) AS k (days)
+    ) AS m;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_stickiness_periods(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of stickiness_periods that count an event.';
+-- Room 72, glass of features and of the catalog: who used a feature and since when he is with us;
+-- which events have a property.
+
+CREATE FUNCTION analytics._served_feature(p_feature text)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce((
+        SELECT report.definition FROM analytics.served_reports AS report
+        WHERE report.kind = 'feature' AND report.name = p_feature AND report.name <> ''
+    ), jsonb_build_object('event_type', 'feature_used', 'named', p_feature));
+END
+$$;
+COMMENT ON FUNCTION analytics._served_feature(text) IS
+    'What is a use of a feature in feature_adoption: its definition or, where it has none, events '
+    'feature_used that name it.';
+
+CREATE FUNCTION analytics._feature_evidence(
+    p_feature text, p_account bigint, p_users bigint[], p_since timestamptz, p_until timestamptz
+)
+RETURNS TABLE (
+    measure text, user_key bigint, first_at timestamptz, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_definition jsonb := analytics._served_feature(p_feature);
+    v_key integer := analytics._event_key(v_definition ->> 'event_type');
+    v_filter jsonb := nullif(v_definition -> 'properties_filter', 'null');
+    v_named text := v_definition ->> 'named';
+BEGIN
+    RETURN QUERY
+    SELECT m.measure, u.user_key, started.first_at, e.event_id, e.occurred_at
+    FROM unnest(p_users) AS u (user_key)
+    CROSS JOIN LATERAL (
+        SELECT min(own.occurred_at) AS first_at
+        FROM analytics.event_keys AS own
+        WHERE own.user_key = u.user_key AND (p_account = 0 OR own.account_key = p_account)
+    ) AS started
+    CROSS JOIN LATERAL (
+        SELECT EXISTS (
+            SELECT FROM analytics.event_keys AS earlier
+            WHERE earlier.user_key = u.user_key AND earlier.occurred_at < p_since
+                AND (p_account = 0 OR earlier.account_key = p_account)
+                AND (v_key IS NULL OR earlier.event_type_key = v_key)
+                AND (v_filter IS NULL OR earlier.properties @> v_filter)
+                AND (v_named IS NULL OR earlier.properties ->> 'feature' = v_named)
+        ) AS has_used
+    ) AS past
+    JOIN analytics.event_keys AS e ON e.user_key = u.user_key
+        AND e.occurred_at >= p_since AND e.occurred_at < p_until
+        AND (p_account = 0 OR e.account_key = p_account)
+    CROSS JOIN LATERAL (
+        SELECT (v_key IS NULL OR e.event_type_key = v_key)
+            AND (v_filter IS NULL OR e.properties @> v_filter)
+            AND (v_named IS NULL OR e.properties ->> 'feature' = v_named) IS TRUE AS is_use
+    ) AS did
+    JOIN (
+        VALUES ('active_users'), ('users'), ('first_users'), ('repeat_users')
+    ) AS m (measure) ON CASE m.measure
+        WHEN 'active_users' THEN true
+        WHEN 'users' THEN did.is_use
+        WHEN 'first_users' THEN did.is_use AND NOT past.has_used
+        ELSE did.is_use AND past.has_used
+    END
+    WHERE u.user_key <> 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_evidence(
+    text, bigint, bigint[], timestamptz, timestamptz
+) IS
+    'The events of users in one week by which feature_adoption counts them, with the time of each '
+    'one''s first event. p_account: 0 all.';
+
+CREATE FUNCTION analytics._feature_rule(
+    p_feature text, p_measure text, p_cohort date, p_period date
+)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_definition jsonb := analytics._served_feature(p_feature);
+    v_use text := format('an event %s%s%s',
+        coalesce(v_definition ->> 'event_type', 'of any type'),
+        ' that names the feature ' || (v_definition ->> 'named'),
+        ' with properties ' || nullif(v_definition -> 'properties_filter', 'null')::text);
+BEGIN
+    RETURN format('A user whose first event is in the week of %s counts once if he has %s in the '
+        'week of %s%s.', p_cohort,
+        CASE p_measure WHEN 'active_users' THEN 'any event' ELSE v_use END, p_period,
+        CASE p_measure
+            WHEN 'first_users' THEN ', and had none in a week before'
+            WHEN 'repeat_users' THEN ', and had one in a week before'
+            ELSE ''
+        END);
+END
+$$;
+COMMENT ON FUNCTION analytics._feature_rule(text, text, date, date) IS
+    'By what feature_adoption counts a user, in words.';
+
+CREATE FUNCTION analytics._trace_feature_adoption(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{feature, cohort_week, period}',
+        '{users, active_users, first_users, repeat_users}');
+    v_feature text := v_cell ->> 'feature';
+    v_account bigint := analytics._cell_account(v_cell);
+    r_cohort record := analytics._cell_period(v_cell, 'cohort_week', 'week');
+    r_period record := analytics._cell_period(v_cell, 'period', 'week');
+    v_rule text := analytics._feature_rule(v_feature, v_cell ->> 'measure',
+        analytics._cell_day(v_cell, 'cohort_week'), analytics._cell_day(v_cell, 'period'));
+BEGIN
+    RETURN QUERY
+    SELECT v_rule, NULL, NULL::numeric, found.user_key, found.event_id, found.occurred_at
+    FROM analytics._feature_evidence(v_feature, v_account, ARRAY(
+        SELECT DISTINCT e.user_key FROM analytics.event_keys AS e
+        WHERE e.occurred_at >= r_cohort.since AND e.occurred_at < r_cohort.until
+            AND (v_account = 0 OR e.account_key = v_account)
+    ), r_period.since, r_period.until) AS found
+    WHERE found.first_at >= r_cohort.since AND found.measure = v_cell ->> 'measure';
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_feature_adoption(jsonb) IS
+    'See analytics.trace: events behind a cell of feature_adoption.';
+
+CREATE FUNCTION analytics._cells_feature_adoption(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[] := spectrum.period_starts('week', p_at, p_at + interval '1 us');
+    v_week date := spectrum.period_date(v_starts[1]);
+BEGIN
+    -- The active users of a week stand beside each feature that is shown.
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'feature', shown.feature,
+            'cohort_week', shown.cohort_week, 'period', v_week, 'measure', found.measure),
+        analytics._feature_rule(shown.feature, found.measure, shown.cohort_week, v_week)
+    FROM analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL (
+        SELECT spectrum.period_date(spectrum.period_start('week', min(own.occurred_at))) AS week
+        FROM analytics.event_keys AS own
+        WHERE own.user_key = p_user
+            AND (scope.account_key = 0 OR own.account_key = scope.account_key)
+    ) AS cohort
+    JOIN analytics.feature_adoption AS shown ON shown.account_id = scope.account_id
+        AND shown.cohort_week = cohort.week AND shown.period = v_week
+    CROSS JOIN LATERAL analytics._feature_evidence(
+        shown.feature, scope.account_key, ARRAY[p_user], v_starts[1], v_starts[2]
+    ) AS found
+    WHERE p_user <> 0 AND found.occurred_at = p_at AND found.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_feature_adoption(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of feature_adoption that count an event.';
+
+CREATE FUNCTION analytics._catalog_rule(p_event_type text, p_property text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('Every event %s%s counts once%s.', p_event_type,
+        ' that has the property ' || CASE p_property
+            WHEN '(other properties)' THEN 'past the 200 names kept' ELSE p_property END,
+        CASE p_property WHEN '(other properties)' THEN ' for each of these' ELSE '' END);
+END
+$$;
+COMMENT ON FUNCTION analytics._catalog_rule(text, text) IS
+    'By what event_catalog counts an event, in words.';
+
+CREATE FUNCTION analytics._trace_event_catalog(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{event_type}', '{events}', '{property}');
+    v_type text := v_cell ->> 'event_type';
+    v_type_key integer := analytics._event_key(v_type);
+    v_property text := v_cell ->> 'property';
+    v_account bigint := analytics._cell_account(v_cell);
+    v_rule text := analytics._catalog_rule(v_type, v_property);
+    -- Names of the others are known only by not being shown; other than that one key is all.
+    v_shown text[] := ARRAY(
+        SELECT known.property FROM analytics.event_catalog AS known
+        WHERE known.account_id = '*' AND known.event_type = v_type AND known.property IS NOT NULL
+    );
+BEGIN
+    RETURN QUERY
+    SELECT v_rule, concat_ws(' ', e.event_id, each.key), NULL::numeric, e.user_key, e.event_id,
+        e.occurred_at
+    FROM analytics.event_keys AS e
+    CROSS JOIN LATERAL (
+        SELECT NULL AS key WHERE v_property IS NULL
+        UNION ALL
+        SELECT names.key FROM jsonb_object_keys(e.properties) AS names (key)
+        WHERE names.key = v_property
+            OR v_property = '(other properties)' AND names.key <> ALL (v_shown)
+    ) AS each
+    WHERE e.event_type_key = v_type_key AND (v_account = 0 OR e.account_key = v_account);
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_event_catalog(jsonb) IS
+    'See analytics.trace: events behind a cell of event_catalog.';
+
+CREATE FUNCTION analytics._cells_event_catalog(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_strip_nulls(jsonb_build_object('account_id', scope.account_id,
+            'event_type', e.event_type, 'property', found.property, 'measure', 'events')),
+        analytics._catalog_rule(e.event_type, found.property)
+    FROM analytics.events AS e
+    CROSS JOIN LATERAL (
+        SELECT NULL AS property
+        UNION
+        SELECT coalesce(shown.property, '(other properties)')
+        FROM jsonb_object_keys(e.properties) AS names (key)
+        LEFT JOIN analytics.event_catalog AS shown ON shown.account_id = '*'
+            AND shown.event_type = e.event_type AND shown.property = names.key
+    ) AS found
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    WHERE e.user_key = p_user AND e.occurred_at = p_at AND e.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_event_catalog(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of event_catalog that count an event.';
 -- Room 72, explain: all that is known of one event, from its raw row to each cell it counts in.
 
 CREATE FUNCTION spectrum._find_raw_event(p_event_id uuid, OUT raw_seq bigint, OUT fact_id uuid)
