@@ -260,7 +260,8 @@ def test_an_event_from_raw_to_cells(db: psycopg.Connection) -> None:
     rows = db.execute(query, (UUID(int=1),)).fetchall()
     assert [row[0] for row in rows[:4]] == ["raw event", "copy", "fact", "session"]
     assert {row[1] for row in rows[4:]} == {
-        "daily_events", "active_users", "revenue_summary", "retention_cohorts",
+        "daily_events", "active_users", "revenue_summary", "retention_cohorts", "sessions_daily",
+        "lifecycle_periods", "stickiness_periods", "event_catalog",
     }  # fmt: skip
     raw, copy, fact, session = (row[3] for row in rows[:4])
     assert (raw["status"], raw["payload"], raw["seq"] < copy["seq"]) == ("done", event, True)
@@ -300,6 +301,14 @@ ERRORS = {
     "trace('active_users', '{\"day\": \"yesterday\"}')": "p_cell.day",
     "trace('active_users', '{\"day\": \"2024-03-25\", \"measure\": \"x\"}')": "p_cell.measure",
     "trace('active_users', '{\"day\": \"2024-03-25\"}', -1)": "p_limit",
+    "trace('sessions_daily', '{\"day\": \"2024-03-25\", \"breakdown\": \"x\"}')":
+        "p_cell.breakdown",
+    "trace('throughput_minutes', '{\"minute\": \"2024-03-25T10:00:07Z\"}')": "p_cell.minute",
+    "trace('throughput_minutes', '{\"minute\": \"2024-02-30T10:00Z\"}')": "p_cell.minute",
+    "trace('lifecycle_periods', '{\"period_kind\": \"year\", \"period\": \"2024-01-01\"}')":
+        "p_cell.period_kind",
+    "trace('lifecycle_periods', '{\"period_kind\": \"month\", \"period\": \"2024-01-02\"}')":
+        "p_cell.period",
     "trace('conversion_funnels', '{\"funnel\": \"x\", \"step\": 1}')": "p_cell.funnel",
     "trace('retention_cohorts', '{\"retention\": \"x\", \"cohort\": \"2024-03-25\","
     " \"period\": 0}')": "p_cell.retention",
