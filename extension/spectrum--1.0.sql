@@ -17411,7 +17411,7 @@ RETURNS TABLE (
     user_key bigint, started_at timestamptz, ended_at timestamptz, is_bounce boolean,
     breakdown text, value text
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17519,7 +17519,7 @@ CREATE FUNCTION analytics._trace_sessions_daily(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17558,7 +17558,7 @@ COMMENT ON FUNCTION analytics._trace_sessions_daily(jsonb) IS
 
 CREATE FUNCTION analytics._cells_sessions_daily(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17589,7 +17589,7 @@ COMMENT ON FUNCTION analytics._cells_sessions_daily(bigint, timestamptz, uuid) I
 CREATE FUNCTION analytics._cell_period(
     p_cell jsonb, p_key text, p_kind text, OUT since timestamptz, OUT until timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -17627,7 +17627,7 @@ RETURNS TABLE (
     account_key bigint, currency text, moved_at timestamptz, movement text, change numeric,
     user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17748,7 +17748,7 @@ CREATE FUNCTION analytics._trace_mrr_movements(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17778,7 +17778,7 @@ COMMENT ON FUNCTION analytics._trace_mrr_movements(jsonb) IS
 
 CREATE FUNCTION analytics._cells_mrr_movements(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17860,7 +17860,7 @@ CREATE FUNCTION analytics._trace_requests(p_view text, p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -17893,7 +17893,7 @@ CREATE FUNCTION analytics._cells_requests(
     p_view text, p_user bigint, p_at timestamptz, p_event uuid
 )
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17916,7 +17916,7 @@ CREATE FUNCTION analytics._trace_operations(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17931,7 +17931,7 @@ COMMENT ON FUNCTION analytics._trace_operations(jsonb) IS
 
 CREATE FUNCTION analytics._cells_operations(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17946,7 +17946,7 @@ CREATE FUNCTION analytics._trace_error_rates_daily(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17961,7 +17961,7 @@ COMMENT ON FUNCTION analytics._trace_error_rates_daily(jsonb) IS
 
 CREATE FUNCTION analytics._cells_error_rates_daily(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -17975,7 +17975,7 @@ COMMENT ON FUNCTION analytics._cells_error_rates_daily(bigint, timestamptz, uuid
 
 CREATE FUNCTION analytics._cell_minute(p_cell jsonb)
 RETURNS timestamptz
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO'
 AS $$
@@ -17983,7 +17983,7 @@ DECLARE
     v_minute timestamptz;
 BEGIN
     IF p_cell ->> 'minute' ~ '^\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:00)?(Z|[+-]\d\d(:?\d\d)?)?$' THEN
-        v_minute := p_cell ->> 'minute';
+        v_minute := (p_cell ->> 'minute')::timestamptz;
     ELSE
         PERFORM spectrum._reject('p_cell.minute', p_cell ->> 'minute',
             'the time at which a minute begins, such as 2026-03-01T10:00:00Z');
@@ -18002,7 +18002,7 @@ CREATE FUNCTION analytics._trace_throughput_minutes(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18025,7 +18025,7 @@ COMMENT ON FUNCTION analytics._trace_throughput_minutes(jsonb) IS
 
 CREATE FUNCTION analytics._cells_throughput_minutes(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -18048,7 +18048,7 @@ CREATE FUNCTION analytics._trace_lifecycle_periods(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18113,7 +18113,7 @@ COMMENT ON FUNCTION analytics._lifecycle_words(text, text, date) IS
 
 CREATE FUNCTION analytics._cells_lifecycle_periods(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18191,7 +18191,7 @@ CREATE FUNCTION analytics._stickiness_days(
     p_account bigint, p_users bigint[], p_since timestamptz, p_until timestamptz
 )
 RETURNS TABLE (user_key bigint, days integer)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18215,7 +18215,7 @@ CREATE FUNCTION analytics._trace_stickiness_periods(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18245,7 +18245,7 @@ COMMENT ON FUNCTION analytics._trace_stickiness_periods(jsonb) IS
 
 CREATE FUNCTION analytics._cells_stickiness_periods(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -18277,7 +18277,7 @@ COMMENT ON FUNCTION analytics._cells_stickiness_periods(bigint, timestamptz, uui
 
 CREATE FUNCTION analytics._served_feature(p_feature text)
 RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -18297,7 +18297,7 @@ CREATE FUNCTION analytics._feature_evidence(
 RETURNS TABLE (
     measure text, user_key bigint, first_at timestamptz, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18354,7 +18354,7 @@ CREATE FUNCTION analytics._feature_rule(
     p_feature text, p_measure text, p_cohort date, p_period date
 )
 RETURNS text
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -18381,7 +18381,7 @@ CREATE FUNCTION analytics._trace_feature_adoption(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18410,7 +18410,7 @@ COMMENT ON FUNCTION analytics._trace_feature_adoption(jsonb) IS
 
 CREATE FUNCTION analytics._cells_feature_adoption(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18460,7 +18460,7 @@ CREATE FUNCTION analytics._trace_event_catalog(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -18496,7 +18496,7 @@ COMMENT ON FUNCTION analytics._trace_event_catalog(jsonb) IS
 
 CREATE FUNCTION analytics._cells_event_catalog(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

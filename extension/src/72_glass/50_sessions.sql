@@ -11,7 +11,7 @@ RETURNS TABLE (
     user_key bigint, started_at timestamptz, ended_at timestamptz, is_bounce boolean,
     breakdown text, value text
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -119,7 +119,7 @@ CREATE FUNCTION analytics._trace_sessions_daily(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -158,7 +158,7 @@ COMMENT ON FUNCTION analytics._trace_sessions_daily(jsonb) IS
 
 CREATE FUNCTION analytics._cells_sessions_daily(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$

@@ -4,7 +4,7 @@
 CREATE FUNCTION analytics._cell_period(
     p_cell jsonb, p_key text, p_kind text, OUT since timestamptz, OUT until timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -42,7 +42,7 @@ RETURNS TABLE (
     account_key bigint, currency text, moved_at timestamptz, movement text, change numeric,
     user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -163,7 +163,7 @@ CREATE FUNCTION analytics._trace_mrr_movements(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -193,7 +193,7 @@ COMMENT ON FUNCTION analytics._trace_mrr_movements(jsonb) IS
 
 CREATE FUNCTION analytics._cells_mrr_movements(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

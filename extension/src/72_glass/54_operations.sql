@@ -52,7 +52,7 @@ CREATE FUNCTION analytics._trace_requests(p_view text, p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -85,7 +85,7 @@ CREATE FUNCTION analytics._cells_requests(
     p_view text, p_user bigint, p_at timestamptz, p_event uuid
 )
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -108,7 +108,7 @@ CREATE FUNCTION analytics._trace_operations(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -123,7 +123,7 @@ COMMENT ON FUNCTION analytics._trace_operations(jsonb) IS
 
 CREATE FUNCTION analytics._cells_operations(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -138,7 +138,7 @@ CREATE FUNCTION analytics._trace_error_rates_daily(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -153,7 +153,7 @@ COMMENT ON FUNCTION analytics._trace_error_rates_daily(jsonb) IS
 
 CREATE FUNCTION analytics._cells_error_rates_daily(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -167,7 +167,7 @@ COMMENT ON FUNCTION analytics._cells_error_rates_daily(bigint, timestamptz, uuid
 
 CREATE FUNCTION analytics._cell_minute(p_cell jsonb)
 RETURNS timestamptz
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET datestyle = 'ISO'
 AS $$
@@ -175,7 +175,7 @@ DECLARE
     v_minute timestamptz;
 BEGIN
     IF p_cell ->> 'minute' ~ '^\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:00)?(Z|[+-]\d\d(:?\d\d)?)?$' THEN
-        v_minute := p_cell ->> 'minute';
+        v_minute := (p_cell ->> 'minute')::timestamptz;
     ELSE
         PERFORM spectrum._reject('p_cell.minute', p_cell ->> 'minute',
             'the time at which a minute begins, such as 2026-03-01T10:00:00Z');
@@ -194,7 +194,7 @@ CREATE FUNCTION analytics._trace_throughput_minutes(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -217,7 +217,7 @@ COMMENT ON FUNCTION analytics._trace_throughput_minutes(jsonb) IS
 
 CREATE FUNCTION analytics._cells_throughput_minutes(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE

@@ -5,7 +5,7 @@ CREATE FUNCTION analytics._trace_lifecycle_periods(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -70,7 +70,7 @@ COMMENT ON FUNCTION analytics._lifecycle_words(text, text, date) IS
 
 CREATE FUNCTION analytics._cells_lifecycle_periods(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -148,7 +148,7 @@ CREATE FUNCTION analytics._stickiness_days(
     p_account bigint, p_users bigint[], p_since timestamptz, p_until timestamptz
 )
 RETURNS TABLE (user_key bigint, days integer)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -172,7 +172,7 @@ CREATE FUNCTION analytics._trace_stickiness_periods(p_cell jsonb)
 RETURNS TABLE (
     rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
 )
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
@@ -202,7 +202,7 @@ COMMENT ON FUNCTION analytics._trace_stickiness_periods(jsonb) IS
 
 CREATE FUNCTION analytics._cells_stickiness_periods(p_user bigint, p_at timestamptz, p_event uuid)
 RETURNS TABLE (cell jsonb, rule text)
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
