@@ -26,7 +26,7 @@ COMMENT ON FUNCTION analytics._cell_period(jsonb, text, text) IS
 
 CREATE FUNCTION analytics._cell_period_kind(p_cell jsonb, p_kinds text[])
 RETURNS text
-LANGUAGE plpgsql STABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
