@@ -21,7 +21,7 @@ DECLARE
         WHEN p_breakdowns && '{first_touch, last_touch}' THEN p_from - interval '720 hours'
         ELSE p_from
     END;
-    v_parts text[] := '{pages, touches, places}';
+    v_parts text[] := '{pages, touches, places}'::text[];
 BEGIN
     RETURN QUERY
     WITH visits AS (
