@@ -249,6 +249,26 @@ def test_more_cells_and_events_tell_the_same(db: psycopg.Connection, seed: int) 
         assert set(explained(db, MORE_NUMBERS)) == set(behind)
 
 
+def test_rare_cells_and_events_tell_the_same(db: psycopg.Connection) -> None:
+    """A movement of several events, one that shrinks, a user who comes back, too many names."""
+    paid = [("started", 0, 10), ("changed", 45, 30), ("changed", 3000, 20), ("cancelled", 9000, 0),
+            ("started", 99000, 5)]  # fmt: skip
+    events = [
+        {"event_type": f"subscription_{kind}", "user_id": "u", "account_id": "x",
+         "occurred_at": (START + timedelta(minutes=at)).isoformat(), "properties": {"mrr": mrr}}
+        for kind, at, mrr in paid
+    ]  # fmt: skip
+    many = {f"p{number}": number for number in range(202)}
+    load(db, [*events, events[0] | {"event_type": "many", "properties": many}])
+    db.execute("CALL spectrum.refresh_analytics()")
+    views = ("mrr_movements", "lifecycle_periods", "event_catalog")
+    behind = set(traced(db, views))
+    assert set(explained(db, views)) == behind
+    measures = {dict(cell)["measure"] for _, cell, _ in behind}
+    assert measures >= {"contraction", "churn", "reactivation", "resurrecting"}
+    assert "(other properties)" in {dict(cell).get("property") for _, cell, _ in behind}
+
+
 def test_an_event_from_raw_to_cells(db: psycopg.Connection) -> None:
     event = {
         "event_id": str(UUID(int=1)), "event_type": "buy", "user_id": "u", "account_id": "x",
