@@ -243,7 +243,11 @@ def process(connection: psycopg.Connection, console: Console, with_cron: bool) -
 def is_behind(state: dict[str, Any]) -> bool:
     """Events wait, or the views wait for what is processed."""
     batch, refresh = state["last_batch_at"], state["last_refresh_at"]
-    return state["pending"] > 0 or refresh is None or (batch is not None and refresh < batch)
+    return (
+        state["pending"] + state["uncounted"] > 0
+        or refresh is None
+        or (batch is not None and refresh < batch)
+    )
 
 
 def watch_pg_cron(connection: psycopg.Connection, console: Console, before: dict[str, Any]) -> None:
