@@ -4,38 +4,6 @@
 -- news are walked again: users with long histories stay cheap. Where events were taken back, or
 -- any event can end a chain (strict order, exclusions, sessions), the whole history is.
 
-CREATE FUNCTION analytics._funnel_masks(
-    p_steps jsonb,
-    p_exclude jsonb,
-    OUT keys integer[],
-    OUT filters jsonb[],
-    OUT bits integer[]
-)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    SELECT coalesce(array_agg(m.event_type_key), '{}'), coalesce(array_agg(m.filter), '{}'),
-        coalesce(array_agg(m.bits), '{}')
-    INTO keys, filters, bits
-    FROM (
-        SELECT t.event_type_key, n.filter, bit_or(n.bit) AS bits
-        FROM (
-            SELECT s.event_type, s.filter, 1 << (s.step - 1) AS bit
-            FROM analytics._read_steps('p_steps', p_steps) AS s
-            UNION ALL
-            SELECT x.event_type, x.filter, 1 << 30
-            FROM analytics._read_steps('p_exclude', p_exclude) AS x
-        ) AS n
-        JOIN analytics.event_types AS t USING (event_type)
-        GROUP BY t.event_type_key, n.filter
-    ) AS m;
-END
-$$;
-COMMENT ON FUNCTION analytics._funnel_masks(jsonb, jsonb) IS
-    'What an event can be in a funnel: bit k - 1 for step k, bit 30 for an exclusion, by the key '
-    'of its type and the filter that its properties match.';
-
 CREATE FUNCTION analytics._touch_funnel_units(
     p_report integer,
     p_built_to bigint,
@@ -177,33 +145,6 @@ COMMENT ON FUNCTION analytics._touched_histories(
 ) IS
     'By unit laid out: the events that have to be walked again, cf. analytics._unit_histories.';
 
-CREATE FUNCTION analytics._split_sessions(
-    p_times timestamptz[], p_masks integer[], p_labels text[], p_keeps_all boolean
-)
-RETURNS TABLE (
-    session_start timestamptz, times timestamptz[], masks integer[], labels text[]
-)
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_starts timestamptz[] := analytics._session_starts(p_times);
-BEGIN
-    RETURN QUERY
-    SELECT
-        v_starts[width_bucket(e.occurred_at, v_starts)],
-        array_agg(e.occurred_at ORDER BY e.position),
-        array_agg(e.mask ORDER BY e.position),
-        array_agg(e.label ORDER BY e.position)
-    FROM unnest(p_times, p_masks, p_labels) WITH ORDINALITY
-        AS e (occurred_at, mask, label, position)
-    WHERE e.mask <> 0 OR p_keeps_all
-    GROUP BY 1;
-END
-$$;
-COMMENT ON FUNCTION analytics._split_sessions(timestamptz[], integer[], text[], boolean) IS
-    'Cuts one user''s history into those of his sessions.';
-
 CREATE FUNCTION analytics._find_funnel_entries(
     p_report integer,
     p_steps integer,
@@ -239,8 +180,10 @@ BEGIN
             p_keys, p_filters, p_bits, p_order = 'strict' OR p_unit = 'session', p_unit, p_breakdown
         ) AS h
         LEFT JOIN LATERAL analytics._split_sessions(
-            h.times, h.masks, h.labels, p_order = 'strict'
+            h.times, h.masks, h.labels,
+            CASE WHEN p_order = 'any' THEN (1 << p_steps) - 1 ELSE 1 END, p_order = 'strict'
         ) AS s ON p_unit = 'session'
+        WHERE p_unit <> 'session' OR s.session_start IS NOT NULL
     ),
     walks AS (
         SELECT h.*, CASE WHEN p_order = 'any' THEN
