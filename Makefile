@@ -78,10 +78,12 @@ SOURCES = $(addprefix extension/src/, \
 	72_glass/58_features.sql \
 	72_glass/90_explain.sql \
 	80_operations/00_refresh.sql \
+	80_operations/05_tasks.sql \
 	80_operations/10_run.sql \
 	80_operations/20_schedule.sql \
 	80_operations/30_status.sql \
 	80_operations/40_verify.sql \
+	80_operations/52_reprocess.sql \
 	80_operations/90_setup.sql \
 	90_privileges.sql \
 	99_epilogue.sql \
