@@ -80,14 +80,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_rows tid[] := spectrum._claim_requeued(p_limit);
-    v_requeued integer := cardinality(v_rows);
-    v_fair integer := 0;
+    v_may_repeat boolean := cardinality(v_rows) > 0;
+    v_claimed tid[];
+    v_is_fair boolean := false;
     r_intake record;
     r_claim record;
 BEGIN
     IF cardinality(v_rows) < p_limit THEN
-        v_rows := v_rows || spectrum._claim_fairly(p_limit - cardinality(v_rows));
-        v_fair := cardinality(v_rows) - v_requeued;
+        v_claimed := spectrum._claim_fairly(p_limit - cardinality(v_rows));
+        v_is_fair := v_claimed <> '{}';
+        v_rows := v_rows || v_claimed;
     END IF;
     SELECT intake.head_seq, intake.safe_seq INTO r_intake FROM spectrum.intake;
 
@@ -101,15 +103,18 @@ BEGIN
 
     IF cardinality(v_rows) < p_limit AND EXISTS (SELECT FROM spectrum.floods) THEN
         v_rows := v_rows || spectrum._claim_left_behind(p_limit - cardinality(v_rows), false);
+        v_may_repeat := true;
     ELSIF cardinality(v_rows) < p_limit THEN
+        v_may_repeat := v_may_repeat OR v_is_fair;
         r_claim := spectrum._claim_between(
             r_intake.safe_seq, r_intake.head_seq, p_limit - cardinality(v_rows)
         );
         v_rows := v_rows || r_claim.row_ids;
         PERFORM spectrum._advance_safe();
     END IF;
-    IF v_requeued + v_fair > 0 THEN
-        -- One's own locks are not skipped: a row that was due again is met a second time.
+    IF v_may_repeat THEN
+        -- One's own locks are not skipped: a row that was due again, or was taken in front of a
+        -- flood, is met a second time.
         v_rows := ARRAY(SELECT DISTINCT row_id FROM unnest(v_rows) AS row_id ORDER BY row_id);
     END IF;
     RETURN v_rows;

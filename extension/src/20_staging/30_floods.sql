@@ -116,6 +116,7 @@ SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_sort = off
 AS $$
 DECLARE
     v_share numeric := (SELECT config.account_share FROM spectrum.config);
@@ -136,13 +137,14 @@ BEGIN
         THEN greatest(r_intake.late_seq, r_intake.head_seq - p_look / 2)
         ELSE r_intake.head_seq - p_limit END);
 
-    WITH waiting AS MATERIALIZED (
+    WITH waiting AS (
         SELECT waiting.seq, waiting.account_id FROM spectrum.waiting
         WHERE waiting.seq >= v_from
         ORDER BY waiting.seq
         LIMIT p_look
     ), owners AS MATERIALIZED (
-        SELECT waiting.account_id, array_agg(waiting.seq) AS seqs, max(waiting.seq) AS last_seq,
+        SELECT waiting.account_id, array_agg(waiting.seq) AS seqs,
+            min(waiting.seq) AS first_seq, max(waiting.seq) AS last_seq,
             count(*) > p_limit * v_share OR EXISTS (
                 SELECT FROM spectrum.floods WHERE floods.account_id = waiting.account_id
             ) AS is_flood
@@ -160,11 +162,15 @@ BEGIN
         FROM in_front
     ), left_behind AS (
         INSERT INTO spectrum.floods (account_id, next_seq, end_seq, waiting)
-        SELECT owners.account_id, min(event.seq), max(event.seq) + 1,
-            count(*) FILTER (WHERE event.seq >= r_intake.head_seq)
-        FROM owners CROSS JOIN LATERAL unnest(owners.seqs) AS event (seq)
-        WHERE owners.is_flood AND event.seq <= (SELECT looked.last_seq FROM looked)
-        GROUP BY owners.account_id
+        SELECT owners.account_id, owners.first_seq, least(owners.last_seq, looked.last_seq) + 1,
+            CASE
+                WHEN owners.first_seq >= r_intake.head_seq AND owners.last_seq <= looked.last_seq
+                    THEN cardinality(owners.seqs)
+                ELSE (SELECT count(*) FROM unnest(owners.seqs) AS event (seq)
+                    WHERE event.seq BETWEEN r_intake.head_seq AND looked.last_seq)
+            END
+        FROM owners CROSS JOIN looked
+        WHERE owners.is_flood AND owners.first_seq <= looked.last_seq
         ON CONFLICT (account_id) DO UPDATE SET
             end_seq = greatest(floods.end_seq, excluded.end_seq),
             waiting = floods.waiting + excluded.waiting
