@@ -75,7 +75,7 @@ def test_a_payload_that_is_too_large(db: psycopg.Connection, text: str) -> None:
 
 
 def test_the_usual_caps_let_pass_what_is_usual(db: psycopg.Connection) -> None:
-    insert(db, [event(properties={"text": letters(1_000_000)}), event(properties={"t": "x" * 10**6})])
+    insert(db, [event(properties={"text": text}) for text in (letters(1_000_000), "x" * 10**6)])
     insert(db, [event(properties={f"p{n}": n for n in range(1_000)})])
     assert drain(db) == (3, 3, 0, 0)
     insert(db, [event(properties={"text": "x" * 1_100_000})])
@@ -121,7 +121,8 @@ def test_new_event_types_of_one_account(db: psycopg.Connection) -> None:
         for name in ("a3", "a4", "a4")
     ]
     assert refusals(db) == {("a", "max_new_event_types"): 3}
-    assert value(db, "SELECT count(*) FROM warehouse.dim_event_types WHERE event_type ~ 'a[34]'") == 0
+    refused = "SELECT count(*) FROM warehouse.dim_event_types WHERE event_type IN ('a3', 'a4')"
+    assert value(db, refused) == 0
     prove(db)
 
     # Today again it is refused again; tomorrow there is room for both.
@@ -133,8 +134,8 @@ def test_new_event_types_of_one_account(db: psycopg.Connection) -> None:
     assert drain(db) == (3, 3, 0, 0)
     db.execute("CALL spectrum.run()")
     assert refusals(db) == {("a", "max_new_event_types"): 6}
-    assert rows(db, "SELECT account_id, members, refused FROM spectrum.cap_notes"
-        " WHERE cap = 'max_new_event_types' ORDER BY day") == [("a", 4, 6), ("a", 2, 0)]  # fmt: skip
+    notes = "SELECT members, refused FROM spectrum.cap_notes WHERE cap = %s AND account_id = 'a'"
+    assert rows(db, notes + " ORDER BY day", "max_new_event_types") == [(4, 6), (2, 0)]
     prove(db, views=True)
 
 
@@ -218,7 +219,9 @@ def test_two_workers_exceed_a_cap_by_a_batch_at_most(
 CAPS = {"account": "max_new_accounts", "type": "max_new_event_types", "place": "max_new_places"}
 
 
-def expected(batches: list[list[dict[str, Any]]], caps: dict[str, int]) -> tuple[list[bool], Counter]:
+def expected(
+    batches: list[list[dict[str, Any]]], caps: dict[str, int]
+) -> tuple[list[bool], Counter]:
     """Whether each event becomes a fact, and the refusals by owner and cap."""
     known: dict[str, set] = {"account": {""}, "type": set(), "place": {("", "", "")}}
     used: Counter = Counter()
@@ -284,10 +287,8 @@ def test_any_newcomers(db: psycopg.Connection, randoms: random.Random) -> None:
     configure(db, account_share=1, **caps)
     payloads = []
     for _ in range(randoms.randrange(1, 60)):
-        payload = event(
-            f"{mark}{randoms.randrange(12)}",
-            account_id=randoms.choice(["", mark + "a", mark + "b", mark + str(randoms.randrange(9))]),
-        )
+        account = randoms.choice(["", mark + "a", mark + "b", mark + str(randoms.randrange(9))])
+        payload = event(f"{mark}{randoms.randrange(12)}", account_id=account)
         if randoms.random() < 0.7:
             payload["geo"] = {"country": mark, "city": str(randoms.randrange(8))}
         payloads.append(payload)

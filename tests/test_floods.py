@@ -131,7 +131,7 @@ def test_a_second_worker_goes_on_beside(db: psycopg.Connection, connect: Connect
 
 
 def test_the_first_received_counts_though_it_was_passed_over(db: psycopg.Connection) -> None:
-    insert(db, of("a", 500) + [event("first", event_id="x", account_id="a")] + of("a", 500))
+    insert(db, [*of("a", 500), event("first", event_id="x", account_id="a"), *of("a", 500)])
     insert(db, [event("second", event_id="x", account_id="b")])
     assert batches_until_done(db, "b", 50) <= 4
     named = "SELECT event_type FROM analytics.events WHERE event_type <> 'seen'"

@@ -99,8 +99,8 @@ BEGIN
         'Everything below was claimed once, was left behind (spectrum.floods), or was not visible '
         'yet. Claims begin here.';
     COMMENT ON COLUMN spectrum.intake.safe_seq IS
-        'Nothing below is pending. Between here and head_seq lie late commits, rows of workers that '
-        'were rolled back, and what floods left behind: swept when the head is drained.';
+        'Nothing below is pending. Between here and head_seq lie late commits, rows of workers '
+        'that were rolled back, and what floods left behind: swept when the head is drained.';
     COMMENT ON COLUMN spectrum.intake.seen_seq IS 'head_seq when seen_writers was noted.';
     COMMENT ON COLUMN spectrum.intake.seen_writers IS
         'Transactions that were writing to raw_events then, as in pg_locks: once none of them '

@@ -160,8 +160,8 @@ BEGIN
             body.payload -> 'properties' -> config.revenue_property AS revenue,
             coalesce(nullif(body.payload -> 'occurred_at', 'null'), body.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN body.payload -> 'occurred_at' <> 'null' THEN 'occurred_at' ELSE 'timestamp' END
-                AS time_field
+            CASE WHEN body.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
+                ELSE 'timestamp' END AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (

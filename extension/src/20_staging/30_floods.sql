@@ -109,6 +109,28 @@ COMMENT ON FUNCTION spectrum._sense_flood(integer) IS
     'Whether claims have to pass over rows of an account, by a sample of the next p_limit rows '
     'where more than these wait; and how many rows to look at for others.';
 
+CREATE FUNCTION spectrum._claim_named(p_seqs bigint[])
+RETURNS tid[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    v_rows tid[];
+BEGIN
+    SELECT array_agg(claimed.row_id) INTO v_rows
+    FROM (
+        SELECT raw.ctid AS row_id FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = ANY (p_seqs) AND raw.status = 'pending'
+        FOR UPDATE SKIP LOCKED
+    ) AS claimed;
+    RETURN coalesce(v_rows, '{}'::tid[]);
+END
+$$;
+COMMENT ON FUNCTION spectrum._claim_named(bigint[]) IS 'Locks rows of raw_events that are pending.';
+
 CREATE FUNCTION spectrum._claim_in_front(p_limit integer, p_look integer)
 RETURNS tid[]
 LANGUAGE plpgsql VOLATILE
@@ -125,7 +147,6 @@ DECLARE
     v_from bigint;
     v_stop bigint;
     v_seqs bigint[];
-    v_rows tid[];
     r_intake record;
 BEGIN
     SELECT intake.head_seq, intake.safe_seq, intake.seen_seq, intake.late_seq,
@@ -179,14 +200,8 @@ BEGIN
     FROM looked;
 
     IF v_stop IS NULL THEN
-        RETURN '{}';
+        RETURN '{}'::tid[];
     END IF;
-    SELECT array_agg(claimed.row_id) INTO v_rows
-    FROM (
-        SELECT raw.ctid AS row_id FROM @extschema@.raw_events AS raw
-        WHERE raw.seq = ANY (v_seqs) AND raw.status = 'pending'
-        FOR UPDATE SKIP LOCKED
-    ) AS claimed;
     -- What lay below seen_seq is visible since all who were writing then have ended, and was
     -- looked at now.
     UPDATE spectrum.intake
@@ -199,7 +214,7 @@ BEGIN
     IF r_intake.is_clear OR NOT r_intake.is_noted OR r_intake.seen_seq < v_from THEN
         UPDATE spectrum.intake SET seen_seq = intake.head_seq, seen_writers = spectrum._writers();
     END IF;
-    RETURN coalesce(v_rows, '{}');
+    RETURN spectrum._claim_named(v_seqs);
 END
 $$;
 COMMENT ON FUNCTION spectrum._claim_in_front(integer, integer) IS
@@ -244,7 +259,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_rows tid[] := '{}';
+    v_rows tid[] := '{}'::tid[];
     v_wanted integer;
     r_flood record;
     r_claim record;
@@ -292,16 +307,16 @@ DECLARE
 BEGIN
     -- Under a snapshot that is older than the statement, the marks cannot be moved safely.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RETURN '{}';
+        RETURN '{}'::tid[];
     END IF;
     r_sense := spectrum._sense_flood(p_limit);
     IF NOT r_sense.is_flooded THEN
-        RETURN '{}';
+        RETURN '{}'::tid[];
     END IF;
     -- One worker at a time keeps the marks; others take what comes, and never wait for him.
     PERFORM FROM spectrum.intake FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        RETURN '{}';
+        RETURN '{}'::tid[];
     END IF;
     v_rows := spectrum._claim_in_front(p_limit, r_sense.rows_to_look);
     LOOP
