@@ -9,7 +9,9 @@ SOURCES = $(addprefix extension/src/, \
 	20_staging/00_raw_events.sql \
 	20_staging/10_reading.sql \
 	20_staging/20_claiming.sql \
+	20_staging/30_floods.sql \
 	30_dimensions.sql \
+	30_caps.sql \
 	40_facts/00_facts.sql \
 	40_facts/05_news.sql \
 	40_facts/10_batch.sql \

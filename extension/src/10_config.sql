@@ -52,7 +52,20 @@ BEGIN
         cron_log_keep interval NOT NULL DEFAULT '7 days'
             CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour'),
         raw_keep interval
-            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0')
+            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0'),
+        max_payload_bytes integer NOT NULL DEFAULT 1048576
+            CONSTRAINT config_max_payload_bytes_range
+            CHECK (max_payload_bytes BETWEEN 2000 AND 1000000000),
+        max_properties integer NOT NULL DEFAULT 1000
+            CONSTRAINT config_max_properties_range CHECK (max_properties BETWEEN 1 AND 10000000),
+        max_new_event_types integer NOT NULL DEFAULT 1000
+            CONSTRAINT config_max_new_event_types_range CHECK (max_new_event_types >= 0),
+        max_new_places integer NOT NULL DEFAULT 10000
+            CONSTRAINT config_max_new_places_range CHECK (max_new_places >= 0),
+        max_new_accounts integer NOT NULL DEFAULT 1000000
+            CONSTRAINT config_max_new_accounts_range CHECK (max_new_accounts >= 0),
+        account_share numeric NOT NULL DEFAULT 0.5
+            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1)
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -89,6 +102,19 @@ BEGIN
         'Age at which rows of pg_cron''s own log about Spectrum''s jobs are deleted.';
     COMMENT ON COLUMN spectrum.config.raw_keep IS
         'Age at which raw events that are done are deleted; NULL: never.';
+    COMMENT ON COLUMN spectrum.config.max_payload_bytes IS
+        'Events whose payload takes more bytes, before compression, fail.';
+    COMMENT ON COLUMN spectrum.config.max_properties IS
+        'Events with more properties (keys of properties itself) fail.';
+    COMMENT ON COLUMN spectrum.config.max_new_event_types IS
+        'Event types that an account may bring new per day; events of further ones fail.';
+    COMMENT ON COLUMN spectrum.config.max_new_places IS
+        'Places that an account may bring new per day; events of further ones fail.';
+    COMMENT ON COLUMN spectrum.config.max_new_accounts IS
+        'Accounts that may come new per day, all together; events of further ones fail.';
+    COMMENT ON COLUMN spectrum.config.account_share IS
+        'Part of a batch beyond which an account waits behind the others while events of theirs '
+        'wait; 1 to take all events strictly in the order of receipt.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END

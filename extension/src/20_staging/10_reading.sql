@@ -61,6 +61,14 @@ BEGIN
             THEN coalesce(upper(part.properties ->> 'currency'), config.currency)
         END AS currency,
         CASE
+            WHEN typed.refused_by = 'max_payload_bytes'
+                THEN spectrum._complaint('payload', 'at most ' || config.max_payload_bytes
+                    || ' bytes (config.max_payload_bytes)',
+                    to_jsonb(pg_column_size(raw.payload #> '{}')))
+            WHEN typed.refused_by = 'max_properties'
+                THEN spectrum._complaint('properties', 'at most ' || config.max_properties
+                    || ' of them (config.max_properties)',
+                    to_jsonb((SELECT count(*) FROM jsonb_object_keys(part.properties))))
             WHEN jsonb_typeof(raw.payload) <> 'object'
                 THEN spectrum._complaint('payload', 'a JSON object', raw.payload)
             WHEN jsonb_typeof(part.event_type) IS DISTINCT FROM 'string'
@@ -117,33 +125,51 @@ BEGIN
                     OR part.properties ->> 'currency' !~ '^[A-Za-z]{3}$')
                 THEN spectrum._complaint('properties.currency', 'three letters',
                     part.properties -> 'currency')
-        END AS error_msg
+        END AS error_msg,
+        typed.refused_by
     FROM @extschema@.raw_events AS raw
     CROSS JOIN spectrum.config
     CROSS JOIN LATERAL (
+        -- What the server has compressed is unpacked here, once. Of an event that is too large
+        -- nothing is read but which and whose it is.
         SELECT
-            raw.payload -> 'event_id' AS event_id,
-            raw.payload -> 'event_type' AS event_type,
-            raw.payload -> 'account_id' AS account_id,
-            raw.payload -> 'user_id' AS user_id,
-            raw.payload -> 'geo' AS geo,
-            raw.payload -> 'geo' -> 'country' AS country,
-            raw.payload -> 'geo' -> 'region' AS region,
-            raw.payload -> 'geo' -> 'city' AS city,
-            raw.payload -> 'properties' AS properties,
-            raw.payload -> 'properties' -> config.revenue_property AS revenue,
-            coalesce(nullif(raw.payload -> 'occurred_at', 'null'), raw.payload -> 'timestamp')
+            CASE
+                WHEN stored.is_plain THEN raw.payload
+                WHEN pg_column_size(raw.payload #> '{}') <= config.max_payload_bytes
+                    THEN raw.payload #> '{}'
+                ELSE jsonb_build_object('event_id', raw.payload -> 'event_id',
+                    'account_id', raw.payload -> 'account_id')
+            END AS payload,
+            NOT stored.is_plain
+                AND pg_column_size(raw.payload #> '{}') > config.max_payload_bytes AS is_too_large
+        FROM (SELECT pg_column_size(raw.payload) < 2000
+                AND pg_column_compression(raw.payload) IS NULL AS is_plain) AS stored
+        OFFSET 0
+    ) AS body
+    CROSS JOIN LATERAL (
+        SELECT
+            body.payload -> 'event_id' AS event_id,
+            body.payload -> 'event_type' AS event_type,
+            body.payload -> 'account_id' AS account_id,
+            body.payload -> 'user_id' AS user_id,
+            body.payload -> 'geo' AS geo,
+            body.payload -> 'geo' -> 'country' AS country,
+            body.payload -> 'geo' -> 'region' AS region,
+            body.payload -> 'geo' -> 'city' AS city,
+            body.payload -> 'properties' AS properties,
+            body.payload -> 'properties' -> config.revenue_property AS revenue,
+            coalesce(nullif(body.payload -> 'occurred_at', 'null'), body.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN raw.payload -> 'occurred_at' <> 'null' THEN 'occurred_at' ELSE 'timestamp' END
-                AS time_field
+            CASE WHEN body.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
+                ELSE 'timestamp' END AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (
         SELECT
-            raw.payload ->> 'event_id' AS event_id,
-            raw.payload ->> 'event_type' AS event_type,
-            raw.payload ->> 'account_id' AS account_id,
-            raw.payload ->> 'user_id' AS user_id,
+            body.payload ->> 'event_id' AS event_id,
+            body.payload ->> 'event_type' AS event_type,
+            body.payload ->> 'account_id' AS account_id,
+            body.payload ->> 'user_id' AS user_id,
             part.geo ->> 'country' AS country,
             part.geo ->> 'region' AS region,
             part.geo ->> 'city' AS city,
@@ -210,7 +236,18 @@ BEGIN
                     THEN CASE
                         WHEN abs(txt.revenue::numeric) < 1e15 THEN txt.revenue::numeric
                     END
-            END AS revenue
+            END AS revenue,
+            CASE
+                WHEN body.is_too_large THEN 'max_payload_bytes'
+                -- A property takes more than 8 bytes: most events are too short to be counted.
+                WHEN pg_column_size(body.payload) > 8 * config.max_properties
+                    AND jsonb_typeof(part.properties) = 'object'
+                    THEN CASE
+                        WHEN (SELECT count(*) FROM jsonb_object_keys(part.properties))
+                            > config.max_properties
+                            THEN 'max_properties'
+                    END
+            END AS refused_by
         OFFSET 0
     ) AS typed;
     COMMENT ON VIEW spectrum.readings IS
@@ -229,6 +266,8 @@ BEGIN
         'Three capital letters, from the property currency or config.currency.';
     COMMENT ON COLUMN spectrum.readings.error_msg IS
         'The first field that cannot be read, what was expected there and its value.';
+    COMMENT ON COLUMN spectrum.readings.refused_by IS
+        'The cap that the event is over: max_payload_bytes or max_properties of spectrum.config.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_reading() IS 'Room 20: makes the view spectrum.readings.';

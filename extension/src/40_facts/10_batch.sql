@@ -32,7 +32,8 @@ BEGIN
             was_read boolean,
             can_pass boolean NOT NULL DEFAULT false,
             error_msg text,
-            copy_of uuid
+            copy_of uuid,
+            refused_by text
         ) ON COMMIT DELETE ROWS;
     END IF;
     DELETE FROM pg_temp.spectrum_batch;
@@ -53,7 +54,7 @@ BEGIN
     INSERT INTO pg_temp.spectrum_batch (
         row_id, seq, id, event_id, occurred_at, event_type, account_id, user_id,
         country, region, city, account_key, user_key, geo_key, event_type_key,
-        properties, revenue, currency, is_readable, was_read, error_msg
+        properties, revenue, currency, is_readable, was_read, error_msg, refused_by
     )
     SELECT
         reading.row_id, reading.seq, reading.id, reading.event_id, reading.occurred_at,
@@ -61,7 +62,7 @@ BEGIN
         reading.country, reading.region, reading.city,
         accounts.account_key, users.user_key, geography.geo_key, event_types.event_type_key,
         reading.properties, reading.revenue, reading.currency,
-        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg
+        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg, reading.refused_by
     FROM spectrum.readings AS reading
     LEFT JOIN warehouse.dim_accounts AS accounts USING (account_id)
     LEFT JOIN warehouse.dim_users AS users USING (user_id)

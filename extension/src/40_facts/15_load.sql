@@ -54,19 +54,36 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     r_batch record;
+    v_is_refused boolean;
 BEGIN
     PERFORM spectrum._read_batch(p_rows);
     SELECT
         p_is_retry OR bool_or(batch.was_read) AS has_reread,
-        bool_or(batch.is_readable AND (batch.account_key IS NULL OR batch.user_key IS NULL
-            OR batch.geo_key IS NULL OR batch.event_type_key IS NULL)) AS has_newcomers,
+        bool_or(batch.is_readable AND batch.account_key IS NULL) AS has_accounts,
+        bool_or(batch.is_readable AND batch.user_key IS NULL) AS has_users,
+        bool_or(batch.is_readable AND batch.geo_key IS NULL) AS has_places,
+        bool_or(batch.is_readable AND batch.event_type_key IS NULL) AS has_types,
+        bool_or(batch.refused_by IS NOT NULL) AS has_refused,
         min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
         max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
     INTO r_batch FROM pg_temp.spectrum_batch AS batch;
 
     PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
-    IF r_batch.has_newcomers THEN
+    v_is_refused := r_batch.has_refused;
+    IF r_batch.has_accounts THEN
+        v_is_refused := spectrum._refuse_newcomers('max_new_accounts') OR v_is_refused;
+    END IF;
+    IF r_batch.has_types THEN
+        v_is_refused := spectrum._refuse_newcomers('max_new_event_types') OR v_is_refused;
+    END IF;
+    IF r_batch.has_places THEN
+        v_is_refused := spectrum._refuse_newcomers('max_new_places') OR v_is_refused;
+    END IF;
+    IF r_batch.has_accounts OR r_batch.has_users OR r_batch.has_places OR r_batch.has_types THEN
         PERFORM spectrum._add_members();
+    END IF;
+    IF v_is_refused THEN
+        PERFORM spectrum._note_refusals();
     END IF;
     PERFORM spectrum._find_firsts();
     IF r_batch.has_reread THEN

@@ -23,7 +23,13 @@ BEGIN
         extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds,
         (SELECT coalesce(sum(news.events), 0) FROM spectrum.news)::bigint AS uncounted,
         (SELECT count(*) FROM spectrum.reports AS report WHERE report.state = 'building')
-            AS reports_building
+            AS reports_building,
+        (SELECT string_agg(format('account %s has about %s of %s waiting events',
+                to_json(flood.account_id), flood.waiting, rows_by_status.pending),
+                '; ' ORDER BY flood.waiting DESC)
+            FROM (SELECT floods.account_id, floods.waiting FROM spectrum.floods
+                ORDER BY floods.waiting DESC
+                LIMIT 3) AS flood) AS flooded_by
     FROM (
         SELECT
             count(*) FILTER (WHERE raw.status = 'pending') AS pending,
@@ -77,6 +83,8 @@ BEGIN
         'Facts that the standing views do not count yet.';
     COMMENT ON COLUMN spectrum.pipeline.reports_building IS
         'Reports that are being built: see spectrum.progress.';
+    COMMENT ON COLUMN spectrum.pipeline.flooded_by IS
+        'Accounts of which batches pass over events, the largest three; NULL where there is none.';
 
     CREATE VIEW spectrum.progress AS
     SELECT
@@ -185,7 +193,8 @@ CREATE FUNCTION spectrum.status(
     OUT cron_last_status text,
     OUT cron_last_end timestamptz,
     OUT uncounted bigint,
-    OUT reports_building bigint
+    OUT reports_building bigint,
+    OUT flooded_by text
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -196,13 +205,13 @@ BEGIN
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
         state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
-        state.uncounted, state.reports_building
+        state.uncounted, state.reports_building, state.flooded_by
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
         lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
-        uncounted, reports_building
+        uncounted, reports_building, flooded_by
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END
@@ -248,6 +257,27 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._check_ownership() IS
     'Check of health(): one owner, or the statements that mend it.';
+
+CREATE FUNCTION spectrum._check_caps(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT format('%s events refused since yesterday, most by %s: %s of account %s',
+        sum(recent.events) OVER (), recent.cap, recent.events, to_json(recent.account_id))
+    INTO message
+    FROM spectrum.refusals AS recent
+    WHERE recent.day >= spectrum.period_date(now()) - 1
+    ORDER BY recent.events DESC, recent.cap, recent.account_id
+    LIMIT 1;
+    ok := message IS NULL;
+    message := coalesce(message, 'no event was over a cap since yesterday');
+    what_to_do := 'SELECT * FROM spectrum.refusals; where they are wanted, raise the cap with '
+        'spectrum.configure(), then CALL spectrum.reprocess();';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_caps() IS
+    'Check of health(): whether caps refused events, whose and which most.';
 
 CREATE FUNCTION spectrum.health()
 RETURNS TABLE (check_name text, ok boolean, message text, what_to_do text)
@@ -303,6 +333,14 @@ BEGIN
     FROM spectrum.tasks AS task
     WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
         OR task.state = 'running');
+
+    RETURN QUERY SELECT 'floods', r_state.flooded_by IS NULL,
+        coalesce(r_state.flooded_by, 'no account holds up the others'),
+        'The events of others go before. Ask the sender; for more workers at once call '
+        'spectrum.process_batch() from further sessions.';
+
+    RETURN QUERY SELECT 'caps', refused.ok, refused.message, refused.what_to_do
+    FROM spectrum._check_caps() AS refused;
 
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
     FROM spectrum._check_ownership() AS owner;

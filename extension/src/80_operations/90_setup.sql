@@ -45,7 +45,9 @@ BEGIN
     PERFORM spectrum._create_raw_events();
     PERFORM spectrum._create_intake();
     PERFORM spectrum._create_reading();
+    PERFORM spectrum._create_floods();
     PERFORM spectrum._create_dimensions();
+    PERFORM spectrum._create_caps();
     PERFORM spectrum._create_facts();
     PERFORM spectrum._create_news();
     PERFORM spectrum._create_reports();
