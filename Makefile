@@ -120,7 +120,8 @@ SCRIPT = extension/spectrum--1.1.sql
 # Former releases are frozen: no build touches them. UPDATE brings the last one to SCRIPT.
 FROZEN = extension/spectrum--1.0.sql
 UPDATE = extension/spectrum--1.0--1.1.sql
-UPDATE_PARTS = extension/updates/begin.sql extension/updates/1.0--1.1.sql extension/updates/end.sql \
+BEFORE_UPDATE = $(UPDATE:extension/spectrum--%=extension/updates/%)
+UPDATE_PARTS = extension/updates/begin.sql $(BEFORE_UPDATE) extension/updates/end.sql \
 	scripts/build-update
 BUILD_DIR = build
 
@@ -151,7 +152,7 @@ $(SCRIPT): $(SOURCES) Makefile
 	mv $@.new $@
 
 $(UPDATE): $(FROZEN) $(SCRIPT) $(UPDATE_PARTS)
-	scripts/build-update $(FROZEN) $(SCRIPT) extension/updates/1.0--1.1.sql > $@.new
+	scripts/build-update $(FROZEN) $(SCRIPT) $(BEFORE_UPDATE) > $@.new
 	mv $@.new $@
 
 $(BUILD_DIR)/regress $(BUILD_DIR)/isolation:
@@ -159,7 +160,7 @@ $(BUILD_DIR)/regress $(BUILD_DIR)/isolation:
 
 check-built:  ## prove that the committed scripts are the built ones
 	@cat $(SOURCES) | cmp - $(SCRIPT) || { echo "$(SCRIPT) is not what its sources build: run make" >&2; exit 1; }
-	@scripts/build-update $(FROZEN) $(SCRIPT) extension/updates/1.0--1.1.sql | cmp - $(UPDATE) || \
+	@scripts/build-update $(FROZEN) $(SCRIPT) $(BEFORE_UPDATE) | cmp - $(UPDATE) || \
 		{ echo "$(UPDATE) is not what its sources build: run make" >&2; exit 1; }
 
 demo:  ## set up, load a month of events, let pg_cron work, show the views

@@ -19715,7 +19715,13 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_for_analysts name[] := '{events, event_keys, timelines, user_days}';
+    v_waiting text[] := '{}';
 BEGIN
+    -- An update over several releases: what the one before renews at the end of the transaction.
+    IF to_regclass('spectrum.releases') IS NOT NULL THEN
+        v_waiting := ARRAY(
+            SELECT unnest(made.grants) FROM spectrum.releases AS made WHERE made.since >= now());
+    END IF;
     -- Who holds all that a grant covered; a part of it was granted by hand and is left alone.
     RETURN ARRAY(
         WITH held AS (
@@ -19745,8 +19751,10 @@ BEGIN
                 AND payload.attname = 'payload' AND acl.privilege_type = 'INSERT'
                 AND acl.grantee <> 0
         )
-        SELECT DISTINCT format('spectrum.grant_%s(%L)', grants.kind, grants.grantee::regrole)
+        SELECT format('spectrum.grant_%s(%L)', grants.kind, grants.grantee::regrole)
         FROM grants
+        UNION
+        SELECT unnest(v_waiting)
         ORDER BY 1
     );
 END
@@ -19831,7 +19839,10 @@ BEGIN
         v_view := to_regclass(r_statement.view);
         -- In an update's script only what belongs to the extension may be replaced; setup()
         -- releases it again.
-        IF v_view IS NOT NULL AND EXISTS (SELECT FROM pg_extension WHERE extname = 'spectrum') THEN
+        IF v_view IS NOT NULL AND EXISTS (SELECT FROM pg_extension WHERE extname = 'spectrum')
+            AND NOT EXISTS (SELECT FROM pg_depend
+                WHERE classid = 'pg_class'::regclass AND objid = v_view AND deptype = 'e')
+        THEN
             EXECUTE format('ALTER EXTENSION spectrum ADD VIEW %s', v_view);
         END IF;
         EXECUTE regexp_replace(r_statement.text, '^CREATE VIEW', 'CREATE OR REPLACE VIEW');

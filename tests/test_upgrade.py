@@ -1,0 +1,159 @@
+"""From one release to the next: whoever comes from 1.0 has what a new install has, and goes on.
+
+1.0 is frozen. What 1.1 changes is tested as it is; what an update may have to do beyond that, by a
+pretended next release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+from catalogue import differences, snapshot
+from conftest import OWNER, Connect, MakeDb, MakeRole, run_sql
+from pipeline import drain, event, insert, prove, rows, value
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
+from test_dump_restore import fill, tool, views
+
+ROOT = Path(__file__).resolve().parents[1]
+FROZEN = {"1.0": "ff7aa78cd725e5bcc63c2cfb5e58cf7d5b45d4a20e7291fef1d2f4f137f745e4"}
+KINDS = ("analyst", "ingest", "reader")
+CONTROL = (ROOT / "extension" / "spectrum.control").read_text()
+NEW = re.findall(r"default_version = '([\d.]+)'", CONTROL)[0]
+
+
+def grant(db: psycopg.Connection, roles: dict[str, str]) -> None:
+    for kind in KINDS:
+        if kind in roles:
+            db.execute(f"SELECT spectrum.grant_{kind}('{roles[kind]}')")
+
+
+def half_done(db: psycopg.Connection) -> None:
+    """A history that stands in the middle of everything: facts counted and not, events that wait,
+    failed, are set back; a report half built."""
+    fill(db)
+    db.execute("SELECT spectrum.define_retention('again', 'visit', 'visit')")
+    value(db, "SELECT has_more FROM spectrum._refresh_some(1)")
+    insert(db, [event("visit", user_id="late", event_id=f"l{number}") for number in range(3)])
+    db.execute("CALL spectrum.process_batch(2)")
+    db.execute("UPDATE raw_events SET status = 'pending' WHERE seq = 5")
+    insert(db, [event("visit", user_id="waits", event_id="w"), {"event_type": 1}])
+
+
+def assert_finishes(db: psycopg.Connection) -> None:
+    """What half_done left is done, once; further events come in; and every proof holds."""
+    db.execute("CALL spectrum.run()")
+    assert value(db, "SELECT last_run_error FROM spectrum.status()") is None
+    assert rows(db, "SELECT status, count(*) FROM raw_events GROUP BY status ORDER BY status") == [
+        ("done", value(db, "SELECT count(*) - 2 FROM raw_events")), ("failed", 2),
+    ]  # fmt: skip
+    late = "SELECT count(*) FROM analytics.events WHERE user_id IN ('late', 'waits')"
+    assert value(db, late) == 4
+    insert(db, [event("visit", user_id="late", event_id="l1"), event("visit", user_id="late")])
+    assert drain(db)[1:3] == (1, 1)
+    db.execute("CALL spectrum.run()")
+    assert value(db, late) == 5
+    prove(db, views=True)
+    assert value(db, "SELECT count(*) FROM spectrum.reports WHERE state <> 'served'") == 0
+
+
+@pytest.mark.parametrize("version", FROZEN)
+def test_a_release_that_is_out_does_not_change(version: str) -> None:
+    script = (ROOT / "extension" / f"spectrum--{version}.sql").read_bytes()
+    assert hashlib.sha256(script).hexdigest() == FROZEN[version]
+
+
+def test_the_release_is_the_same_everywhere(db: psycopg.Connection) -> None:
+    assert value(db, "SELECT spectrum._release()") == NEW
+    assert value(db, "SELECT extversion FROM pg_extension WHERE extname = 'spectrum'") == NEW
+    assert rows(db, "SELECT release, migrated_from FROM spectrum.releases") == [(NEW, None)]
+    assert f'"version": "{NEW}.0"' in (ROOT / "META.json").read_text()
+    assert f"## {NEW}.0" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("owner", ["superuser", "owner"])
+def test_updated_is_as_new(
+    owner: str, make_db: MakeDb, make_role: MakeRole, connect: Connect, tmp_path: Path
+) -> None:
+    roles = {kind: make_role(kind) for kind in (*KINDS, "part")}
+    old, new = make_db("old", template=""), make_db("new", template="")
+    copy = make_db("copy", template="")
+    if owner == "owner":
+        for dsn in (old, new, copy):
+            run_sql(dsn, f'ALTER DATABASE "{conninfo_to_dict(dsn)["dbname"]}" OWNER TO {OWNER}')
+        old, new, copy = (f"{dsn} user={OWNER}" for dsn in (old, new, copy))
+    with connect(old) as db:
+        db.execute("CREATE EXTENSION spectrum VERSION '1.0'")
+        grant(db, roles)
+        # A part of what a grant covers, given by hand, stays what it is.
+        db.execute(f"GRANT SELECT ON analytics.active_users TO {roles['part']}")
+        db.execute("ALTER EXTENSION spectrum UPDATE")
+        updated = snapshot(db)
+        assert rows(db, "SELECT spectrum.setup()") and snapshot(db) == updated
+    with connect(new) as db:
+        db.execute("CREATE EXTENSION spectrum")
+        grant(db, roles)
+        db.execute(f"GRANT SELECT ON analytics.active_users TO {roles['part']}")
+        assert differences(snapshot(db), updated) == ""
+    # Its dump is one of the new release, and the rights are in it.
+    dump = tmp_path / "dump"
+    tool("pg_dump", old, "-Fc", "-f", str(dump))
+    tool("pg_restore", copy, "-1", "-e", str(dump))
+    with connect(copy) as db:
+        assert differences(updated, snapshot(db)) == ""
+
+
+def test_a_history_of_1_0_goes_on(make_db: MakeDb, make_role: MakeRole, connect: Connect) -> None:
+    dsn, analyst = make_db("old", template=""), make_role("analyst")
+    with connect(dsn) as db:
+        db.execute("CREATE EXTENSION spectrum VERSION '1.0'")
+        grant(db, {"analyst": analyst})
+        half_done(db)
+        shown = views(db)
+        db.execute("ALTER EXTENSION spectrum UPDATE")
+        assert views(db) == shown
+        assert_finishes(db)
+    with connect(f"{dsn} user={analyst}") as db:
+        assert value(db, "SELECT count(*) FROM analytics.events") > 0
+        assert value(db, "SELECT count(*) FROM analytics.funnel('[\"visit\", \"buy\"]')") == 2
+
+
+def test_a_restored_dump_of_1_0_is_brought_here_by_setup(
+    make_db: MakeDb, make_role: MakeRole, connect: Connect, tmp_path: Path
+) -> None:
+    roles = {kind: make_role(kind) for kind in KINDS}
+    old, copy, new = (make_db(name, template="") for name in ("old", "copy", "new"))
+    with connect(old) as db:
+        db.execute("CREATE EXTENSION spectrum VERSION '1.0'")
+        grant(db, roles)
+        half_done(db)
+    dump = tmp_path / "dump"
+    tool("pg_dump", old, "-Fc", "-f", str(dump))
+    tool("pg_restore", copy, "-1", "-e", str(dump))
+    with connect(copy) as db:
+        ((ok, cure),) = rows(db, "SELECT ok, what_to_do FROM spectrum.health()")
+        assert not ok
+        with pytest.raises(errors.ObjectNotInPrerequisiteState) as refused:
+            db.execute("CALL spectrum.run()")
+        assert refused.value.diag.message_primary == (
+            f"the tables are of release 1.0, the functions of {NEW}"
+        )
+        assert refused.value.diag.message_hint == "As their owner: SELECT spectrum.setup();"
+        db.execute(cure.removeprefix("As the owner of the tables: "))
+        assert value(db, "SELECT ok FROM spectrum.health() WHERE check_name = 'release'")
+        restored = snapshot(db)
+        assert_finishes(db)
+    with connect(new) as db:
+        db.execute("CREATE EXTENSION spectrum")
+        grant(db, roles)
+        fresh = [line for line in snapshot(db)]
+    # The months, the user's own index and what was defined are the history's.
+    own = re.compile(r"fact_events_\d{4}_\d\d|users_own|^member: ")
+    assert differences(
+        [line for line in fresh if not own.search(line)],
+        [line for line in restored if not own.search(line)],
+    ) == ""  # fmt: skip
