@@ -19425,10 +19425,12 @@ BEGIN
         what_to_do := '';
         RETURN;
     END IF;
+    -- It streams; or it takes the archive's files, and did lately.
     ok := pg_get_wal_replay_pause_state() = 'not paused'
-        AND coalesce(v_replayed > now() - interval '15 minutes', false);
+        AND (EXISTS (SELECT FROM pg_stat_wal_receiver)
+            OR coalesce(v_replayed > now() - interval '15 minutes', false));
     message := format('this server is a standby: to be read, not written; it replayed up to %s%s',
-        coalesce(v_replayed::text, 'nothing yet'),
+        coalesce(v_replayed::text, 'its start'),
         CASE pg_get_wal_replay_pause_state() WHEN 'not paused' THEN '' ELSE ' and is paused' END);
     what_to_do := 'Insert, process and refresh on the primary. To go on here instead: '
         'SELECT pg_promote();';

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from backups import assert_finishes, half_done, tool, views
 from catalogue import differences, snapshot
 from conftest import OWNER, Connect, MakeDb, MakeRole, run_sql
-from pipeline import drain, event, insert, prove, rows, value
+from pipeline import rows, value
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
-from test_dump_restore import fill, tool, views
 
 ROOT = Path(__file__).resolve().parents[1]
 FROZEN = {"1.0": "ff7aa78cd725e5bcc63c2cfb5e58cf7d5b45d4a20e7291fef1d2f4f137f745e4"}
@@ -30,35 +30,6 @@ def grant(db: psycopg.Connection, roles: dict[str, str]) -> None:
     for kind in KINDS:
         if kind in roles:
             db.execute(f"SELECT spectrum.grant_{kind}('{roles[kind]}')")
-
-
-def half_done(db: psycopg.Connection) -> None:
-    """A history that stands in the middle of everything: facts counted and not, events that wait,
-    failed, are set back; a report half built."""
-    fill(db)
-    db.execute("SELECT spectrum.define_retention('again', 'visit', 'visit')")
-    value(db, "SELECT has_more FROM spectrum._refresh_some(1)")
-    insert(db, [event("visit", user_id="late", event_id=f"l{number}") for number in range(3)])
-    db.execute("CALL spectrum.process_batch(2)")
-    db.execute("UPDATE raw_events SET status = 'pending' WHERE seq = 5")
-    insert(db, [event("visit", user_id="waits", event_id="w"), {"event_type": 1}])
-
-
-def assert_finishes(db: psycopg.Connection) -> None:
-    """What half_done left is done, once; further events come in; and every proof holds."""
-    db.execute("CALL spectrum.run()")
-    assert value(db, "SELECT last_run_error FROM spectrum.status()") is None
-    assert rows(db, "SELECT status, count(*) FROM raw_events GROUP BY status ORDER BY status") == [
-        ("done", value(db, "SELECT count(*) - 2 FROM raw_events")), ("failed", 2),
-    ]  # fmt: skip
-    late = "SELECT count(*) FROM analytics.events WHERE user_id IN ('late', 'waits')"
-    assert value(db, late) == 4
-    insert(db, [event("visit", user_id="late", event_id="l1"), event("visit", user_id="late")])
-    assert drain(db)[1:3] == (1, 1)
-    db.execute("CALL spectrum.run()")
-    assert value(db, late) == 5
-    prove(db, views=True)
-    assert value(db, "SELECT count(*) FROM spectrum.reports WHERE state <> 'served'") == 0
 
 
 @pytest.mark.parametrize("version", FROZEN)
