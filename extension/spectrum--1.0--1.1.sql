@@ -19685,8 +19685,8 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_for_analysts name[] := '{events, event_keys, timelines, user_days}';
-    v_waiting text[] := '{}';
+    v_for_analysts text[] := ARRAY['events', 'event_keys', 'timelines', 'user_days'];
+    v_waiting text[];
 BEGIN
     -- An update over several releases: what the one before renews at the end of the transaction.
     IF to_regclass('spectrum.releases') IS NOT NULL THEN
@@ -19696,7 +19696,7 @@ BEGIN
     -- Who holds all that a grant covered; a part of it was granted by hand and is left alone.
     RETURN ARRAY(
         WITH held AS (
-            SELECT acl.grantee, relation.relname
+            SELECT acl.grantee, relation.relname::text AS relname
             FROM pg_class AS relation
             CROSS JOIN LATERAL aclexplode(relation.relacl) AS acl
             WHERE relation.relnamespace = 'analytics'::regnamespace AND relation.relkind = 'v'
@@ -19709,7 +19709,7 @@ BEGIN
             HAVING count(*) FILTER (WHERE held.relname <> ALL (v_for_analysts)) = (
                 SELECT count(*) FROM pg_class AS relation
                 WHERE relation.relnamespace = 'analytics'::regnamespace
-                    AND relation.relkind = 'v' AND relation.relname <> ALL (v_for_analysts)
+                    AND relation.relkind = 'v' AND relation.relname::text <> ALL (v_for_analysts)
             )
         ), grants AS (
             SELECT CASE WHEN is_analyst THEN 'analyst' ELSE 'reader' END AS kind, grantee
@@ -19771,7 +19771,7 @@ $$;
 COMMENT ON FUNCTION spectrum._require_release() IS
     'Raises 55000 where the tables wait for their migration, as after the restore of an old dump.';
 
-CREATE OR REPLACE FUNCTION spectrum._migrate_tables(p_from text)
+CREATE OR REPLACE FUNCTION spectrum._migrate_tables()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -19781,10 +19781,11 @@ BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('run'));
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
 
-    -- 1.0 to 1.1: nothing yet. Each step looks whether it was taken, or asks for p_from.
+    -- 1.0 to 1.1: nothing yet. Each step looks whether it was taken already,
+    -- or asks spectrum._tables_release().
 END
 $$;
-COMMENT ON FUNCTION spectrum._migrate_tables(text) IS
+COMMENT ON FUNCTION spectrum._migrate_tables() IS
     'Brings tables of an earlier release to this one, before what is new is made: columns, '
     'constraints, indexes, triggers, storage.';
 
@@ -19867,12 +19868,12 @@ AS $$
 DECLARE
     v_from text := spectrum._tables_release();
     v_migrates boolean := v_from IS NOT NULL AND v_from <> spectrum._release();
-    v_grants text[] := '{}';
+    v_grants text[] := ARRAY[]::text[];
     v_room text;
 BEGIN
     IF v_migrates THEN
         v_grants := spectrum._granted_roles();
-        PERFORM spectrum._migrate_tables(v_from);
+        PERFORM spectrum._migrate_tables();
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[

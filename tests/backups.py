@@ -31,7 +31,12 @@ def tool(name: str, dsn: str, *arguments: str) -> str:
     settings = conninfo_to_dict(dsn)
     env = os.environ | {"PGPASSWORD": str(settings.pop("password", ""))}
     done = subprocess.run(
-        [str(pg_config("--bindir") / name), "-d", " ".join(f"{k}={v}" for k, v in settings.items()), *arguments],
+        [
+            str(pg_config("--bindir") / name),
+            "-d",
+            " ".join(f"{k}={v}" for k, v in settings.items()),
+            *arguments,
+        ],
         env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,

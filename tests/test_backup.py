@@ -215,7 +215,9 @@ def test_facts_follow_to_another_server(primary: Server, promoted: Server) -> No
     with connect(primary) as db, connect(promoted, "reports") as other:
         db.execute(statements["primary"])
         connection = primary.dsn("shop")
-        subscribe = statements["other"].replace("host=primary dbname=shop user=replicator", connection)
+        subscribe = statements["other"].replace(
+            "host=primary dbname=shop user=replicator", connection
+        )
         assert connection in subscribe
         *tables, subscription = subscribe.split(";\n")[:-1]
         for statement in [*tables, subscription]:
@@ -228,7 +230,7 @@ def test_facts_follow_to_another_server(primary: Server, promoted: Server) -> No
         ])  # fmt: skip
         drain(db)
         db.execute(
-            "UPDATE raw_events SET payload = payload || '{\"event_type\": \"buy\"}', "
+            'UPDATE raw_events SET payload = payload || \'{"event_type": "buy"}\', '
             "status = 'pending' WHERE payload ->> 'event_id' = 'corrected'"
         )
         drain(db)

@@ -53,14 +53,14 @@ MIGRATION = """    ALTER TABLE spectrum.run_log ADD COLUMN IF NOT EXISTS
     ALTER TABLE @extschema@.raw_events SET (autovacuum_vacuum_cost_delay = 1);
 END
 $$;
-COMMENT ON FUNCTION spectrum._migrate_tables(text)"""
+COMMENT ON FUNCTION spectrum._migrate_tables()"""
 # file: pattern, what comes instead; each has to be found
 CHANGES = [
     ("Makefile", r"(\t80_operations/90_setup.sql)", r"\t81_next.sql \\\n\1"),
     ("extension/spectrum.control", re.escape(NEW), NEXT),
     ("80_operations/85_migrations.sql", rf"SELECT '{re.escape(NEW)}'", f"SELECT '{NEXT}'"),
     ("80_operations/85_migrations.sql",
-     r"END\n\$\$;\nCOMMENT ON FUNCTION spectrum._migrate_tables\(text\)", MIGRATION),
+     r"END\n\$\$;\nCOMMENT ON FUNCTION spectrum._migrate_tables\(\)", MIGRATION),
     ("80_operations/90_setup.sql", r"\n    \] LOOP", ", 'next'\n    ] LOOP"),
     # A column more, of a table and of a view.
     ("12_run_log.sql", r"(CREATE TABLE spectrum.run_log.*?)\n    \);",
@@ -72,10 +72,11 @@ CHANGES = [
     ("20_staging/00_raw_events.sql", r"WITH \(fillfactor = 50",
      "WITH (fillfactor = 50, autovacuum_vacuum_cost_delay = 1"),
     # Another result, another name of an argument, another default.
-    ("80_operations/20_schedule.sql",
-     r"(FUNCTION spectrum._job_name\(\)\nRETURNS) text(.*?)SELECT ('spectrum ' .. current_database\(\))",
-     r"\1 name\2SELECT (\3)::name"),
-    ("80_operations/10_run.sql", r"_take_turn\(p_name text\)(.*?)p_name\)", r"_take_turn(p_turn text)\1p_turn)"),
+    ("80_operations/20_schedule.sql", r"(_job_name\(\)\nRETURNS) text", r"\1 name"),
+    ("80_operations/20_schedule.sql", r"SELECT ('spectrum ' .. current_database\(\))",
+     r"SELECT (\1)::name"),
+    ("80_operations/10_run.sql", r"_take_turn\(p_name text\)(.*?)p_name\)",
+     r"_take_turn(p_turn text)\1p_turn)"),
     ("80_operations/20_schedule.sql", r"DEFAULT '\*/5 \* \* \* \*'\)", "DEFAULT '* * * * *')"),
 ]  # fmt: skip
 # A view of the user's stands on it, so it cannot go first.

@@ -42,12 +42,12 @@ AS $$
 DECLARE
     v_from text := spectrum._tables_release();
     v_migrates boolean := v_from IS NOT NULL AND v_from <> spectrum._release();
-    v_grants text[] := '{}';
+    v_grants text[] := ARRAY[]::text[];
     v_room text;
 BEGIN
     IF v_migrates THEN
         v_grants := spectrum._granted_roles();
-        PERFORM spectrum._migrate_tables(v_from);
+        PERFORM spectrum._migrate_tables();
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
