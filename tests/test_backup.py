@@ -58,6 +58,8 @@ def primary(place: Place) -> Server:
         if HAS_CRON:
             db.execute("CREATE EXTENSION pg_cron")
             db.execute("SELECT spectrum.schedule('0 0 1 1 *')")
+        db.execute("CREATE ROLE ana")
+        db.execute("SELECT spectrum.grant_analyst('ana')")
         half_done(db)
     return server
 
