@@ -24,6 +24,7 @@ SETTINGS = {
     "full_page_writes": "off",
     "shared_buffers": "32MB",
     "listen_addresses": "",
+    "min_wal_size": "4MB",
     "max_worker_processes": "20",
     "timezone": "UTC",
 }
@@ -83,7 +84,7 @@ class Server:
         running = self.data / "postmaster.pid"
         if running.exists():
             os.kill(int(running.read_text().split()[0]), how)
-            wait_until(lambda: not running.exists())
+            wait_until(lambda: not running.exists(), timeout=60)
 
     def base_backup(self, name: str, *arguments: str) -> Server:
         """A copy of the running server, under another name: not started."""
@@ -103,7 +104,8 @@ class Place:
     def initdb(self, name: str, *arguments: str, bindir: Path | None = None) -> Server:
         server = Server(self.base, name, bindir)
         run(pg_config("--bindir") / "initdb", "-D", server.data, "-U", "postgres", "-E", "UTF8",
-            "--locale=C.UTF-8", "--no-sync", "--no-instructions", *arguments)  # fmt: skip
+            "--locale=C.UTF-8", "--no-sync", "--no-instructions",
+            "--wal-segsize=1", *arguments)  # fmt: skip
         return self.keep(server)
 
     def keep(self, server: Server) -> Server:

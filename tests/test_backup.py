@@ -30,6 +30,9 @@ CRON = {
     "cron__use_background_workers": "on",
 }
 CRON_WORKS = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'pg_cron launcher'"
+pytestmark = pytest.mark.skipif(
+    not (pg_config("--bindir") / "pg_basebackup").exists(), reason="a server without its clients"
+)
 HEALTH = "SELECT ok, message FROM spectrum.health() WHERE check_name = %s"
 
 
@@ -192,7 +195,7 @@ def upgraded(place: Place, restored: Server) -> Server:
     bindir, work = pg_config("--bindir"), place.base / "work"
     run("mkdir", work)
     run(bindir / "pg_upgrade", "-b", bindir, "-B", bindir, "-d", restored.data, "-D", new.data,
-        "-U", "postgres", "-s", work, cwd=work)  # fmt: skip
+        "-U", "postgres", "-N", "-s", work, cwd=work)  # fmt: skip
     restored.start()
     return new.start()
 

@@ -93,19 +93,22 @@ def test_a_history_of_1_0_goes_on(make_db: MakeDb, make_role: MakeRole, connect:
         assert value(db, 'SELECT count(*) FROM analytics.funnel(\'["visit", "buy"]\')') == 2
 
 
-def test_a_restored_dump_of_1_0_is_brought_here_by_setup(
+def test_a_restored_dump_of_1_0_is_brought_here(
     make_db: MakeDb, make_role: MakeRole, connect: Connect, tmp_path: Path
 ) -> None:
+    """By setup(); or, restored beside the functions of 1.0, by the update."""
     roles = {kind: make_role(kind) for kind in KINDS}
-    old, copy, new = (make_db(name, template="") for name in ("old", "copy", "new"))
+    old, new, by_setup, by_update = (
+        make_db(name, template="") for name in ("old", "new", "by_setup", "by_update")
+    )
     with connect(old) as db:
         db.execute("CREATE EXTENSION spectrum VERSION '1.0'")
         grant(db, roles)
         half_done(db)
     dump = tmp_path / "dump"
     tool("pg_dump", old, "-Fc", "-f", str(dump))
-    tool("pg_restore", copy, "-1", "-e", str(dump))
-    with connect(copy) as db:
+    tool("pg_restore", by_setup, "-1", "-e", str(dump))
+    with connect(by_setup) as db:
         ((ok, cure),) = rows(db, "SELECT ok, what_to_do FROM spectrum.health()")
         assert not ok
         with pytest.raises(errors.ObjectNotInPrerequisiteState) as refused:
@@ -116,15 +119,37 @@ def test_a_restored_dump_of_1_0_is_brought_here_by_setup(
         assert refused.value.diag.message_hint == "As their owner: SELECT spectrum.setup();"
         db.execute(cure.removeprefix("As the owner of the tables: "))
         assert value(db, "SELECT ok FROM spectrum.health() WHERE check_name = 'release'")
-        restored = snapshot(db)
+        after_setup = snapshot(db)
         assert_finishes(db)
+    run_sql(by_update, "SET row_security = off", "CREATE EXTENSION spectrum VERSION '1.0'")
+    tool("pg_restore", by_update, "-1", "-e", str(dump))
+    with connect(by_update) as db:
+        db.execute("ALTER EXTENSION spectrum UPDATE")
+        assert differences(after_setup, snapshot(db)) == ""
     with connect(new) as db:
         db.execute("CREATE EXTENSION spectrum")
         grant(db, roles)
         fresh = snapshot(db)
-    # The months, the user's own index and what was defined are the history's.
-    own = re.compile(r"fact_events_\d{4}_\d\d|users_own|^member: ")
+    # The months and the user's own index are the history's.
+    own = re.compile(r"fact_events_\d{4}_\d\d|users_own")
     assert differences(
         [line for line in fresh if not own.search(line)],
-        [line for line in restored if not own.search(line)],
+        [line for line in after_setup if not own.search(line)],
     ) == ""  # fmt: skip
+
+
+def test_after_an_update_by_a_superuser_health_names_what_mends_it(
+    make_db: MakeDb, connect: Connect
+) -> None:
+    dsn = make_db("old", template="")
+    run_sql(dsn, f'ALTER DATABASE "{conninfo_to_dict(dsn)["dbname"]}" OWNER TO {OWNER}')
+    run_sql(f"{dsn} user={OWNER}", "CREATE EXTENSION spectrum VERSION '1.0'")
+    with connect(dsn) as superuser:
+        superuser.execute("ALTER EXTENSION spectrum UPDATE")
+        query = "SELECT ok, what_to_do FROM spectrum.health() WHERE check_name = 'ownership'"
+        ((ok, cure),) = rows(superuser, query)
+        assert not ok
+        superuser.execute(cure.removeprefix("As a superuser: "))
+    with connect(f"{dsn} user={OWNER}") as db:
+        db.execute("CALL spectrum.run()")
+        assert rows(db, query)[0][0]
