@@ -24,7 +24,8 @@ PARTS = {
     """,
     "relation": f"""
         SELECT relation.oid::regclass, relation.relkind, relation.relowner::regrole,
-            relation.relpersistence, relation.reloptions, toast.reloptions, relation.relreplident,
+            relation.relpersistence, ARRAY(SELECT unnest(relation.reloptions) ORDER BY 1),
+            ARRAY(SELECT unnest(toast.reloptions) ORDER BY 1), relation.relreplident,
             relation.relrowsecurity, relation.relforcerowsecurity,
             {ACL.format(acl="relation.relacl")}, obj_description(relation.oid, 'pg_class'),
             pg_get_expr(relation.relpartbound, relation.oid),

@@ -69,8 +69,8 @@ CHANGES = [
     ("80_operations/30_status.sql", r"(CREATE VIEW spectrum.pipeline AS.*?)\n    FROM \(",
      r"\1,\n        12 AS next_one\n    FROM ("),
     ("80_operations/30_status.sql", r"'The state of the pipeline, one row\.", "'Another comment."),
-    ("20_staging/00_raw_events.sql", r"WITH \(fillfactor = 50",
-     "WITH (fillfactor = 50, autovacuum_vacuum_cost_delay = 1"),
+    ("20_staging/00_raw_events.sql", r"fillfactor = 50",
+     "fillfactor = 50, autovacuum_vacuum_cost_delay = 1"),
     # Another result, another name of an argument, another default.
     ("80_operations/20_schedule.sql", r"(_job_name\(\)\nRETURNS) text", r"\1 name"),
     ("80_operations/20_schedule.sql", r"SELECT ('spectrum ' .. current_database\(\))",

@@ -174,8 +174,15 @@ BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('run'));
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
 
-    -- 1.0 to 1.1: nothing yet. Each step looks whether it was taken already,
-    -- or asks spectrum._tables_release().
+    -- 1.0 to 1.1. Each step can be taken again; one that cannot asks spectrum._tables_release().
+    ALTER TABLE spectrum.config ADD COLUMN IF NOT EXISTS raw_keep interval
+        CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0');
+    ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
+    ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
+        CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep'));
+    ALTER TABLE @extschema@.raw_events SET (
+        autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
+    );
 END
 $$;
 COMMENT ON FUNCTION spectrum._migrate_tables() IS

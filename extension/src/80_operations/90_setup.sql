@@ -55,7 +55,7 @@ BEGIN
         'facts', 'news', 'reports', 'events', 'daily_events', 'active_users', 'lifecycle',
         'stickiness', 'revenue', 'funnels', 'retention', 'sessions', 'features', 'cohorts',
         'feature_adoption', 'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments',
-        'glass', 'status'
+        'glass', 'tasks', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
