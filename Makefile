@@ -87,6 +87,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/40_verify.sql \
 	80_operations/52_reprocess.sql \
 	80_operations/54_purge_raw.sql \
+	80_operations/85_migrations.sql \
 	80_operations/90_setup.sql \
 	90_privileges.sql \
 	99_epilogue.sql \
@@ -120,7 +121,13 @@ REGRESS = \
 	90_privileges
 ISOLATION = same_event newcomers months set_back refresh
 
-SCRIPT = extension/spectrum--1.0.sql
+SCRIPT = extension/spectrum--1.1.sql
+# Former releases are frozen: no build touches them. UPDATE brings the last one to SCRIPT.
+FROZEN = extension/spectrum--1.0.sql
+UPDATE = extension/spectrum--1.0--1.1.sql
+BEFORE_UPDATE = $(UPDATE:extension/spectrum--%=extension/updates/%)
+UPDATE_PARTS = extension/updates/begin.sql $(BEFORE_UPDATE) extension/updates/end.sql \
+	scripts/build-update
 BUILD_DIR = build
 
 # PostgreSQL 15 where Debian puts it, else whatever the PATH holds.
@@ -128,13 +135,13 @@ PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_con
 
 # PGXS: all, install, uninstall, installcheck, clean
 EXTENSION = extension/spectrum
-DATA = $(SCRIPT)
+DATA = $(FROZEN) $(UPDATE) $(SCRIPT)
 REGRESS_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/regress
 ISOLATION_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/isolation
 REGRESS_PREP = $(BUILD_DIR)/regress $(BUILD_DIR)/isolation
 EXTRA_CLEAN = $(BUILD_DIR)
 
-all: $(SCRIPT)
+all: $(SCRIPT) $(UPDATE)
 
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
@@ -149,11 +156,17 @@ $(SCRIPT): $(SOURCES) Makefile
 	cat $(SOURCES) > $@.new
 	mv $@.new $@
 
+$(UPDATE): $(FROZEN) $(SCRIPT) $(UPDATE_PARTS)
+	scripts/build-update $(FROZEN) $(SCRIPT) $(BEFORE_UPDATE) > $@.new
+	mv $@.new $@
+
 $(BUILD_DIR)/regress $(BUILD_DIR)/isolation:
 	mkdir -p $@
 
-check-built:  ## prove that the committed script is the built one
+check-built:  ## prove that the committed scripts are the built ones
 	@cat $(SOURCES) | cmp - $(SCRIPT) || { echo "$(SCRIPT) is not what its sources build: run make" >&2; exit 1; }
+	@scripts/build-update $(FROZEN) $(SCRIPT) $(BEFORE_UPDATE) | cmp - $(UPDATE) || \
+		{ echo "$(UPDATE) is not what its sources build: run make" >&2; exit 1; }
 
 demo:  ## set up, load a month of events, let pg_cron work, show the views
 	@scripts/demo
@@ -184,7 +197,7 @@ soak:  ## load, process, refresh, purge for ten minutes (SOAK_SECONDS): what gro
 	@scripts/bench soak
 
 help:  ## this list
-	@printf '%-18s  %s\n' make 'build $(SCRIPT)' \
+	@printf '%-18s  %s\n' make 'build $(SCRIPT) and the update to it' \
 		'make install' 'install it into the server of $(PG_CONFIG)' \
 		'make installcheck' 'pg_regress against the server of PGHOST, PGPORT, PGUSER'
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \

@@ -78,22 +78,7 @@ BEGIN
         run_log_keep interval NOT NULL DEFAULT '30 days'
             CONSTRAINT config_run_log_keep_range CHECK (run_log_keep >= '1 hour'),
         cron_log_keep interval NOT NULL DEFAULT '7 days'
-            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour'),
-        raw_keep interval
-            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0'),
-        max_payload_bytes integer NOT NULL DEFAULT 1048576
-            CONSTRAINT config_max_payload_bytes_range
-            CHECK (max_payload_bytes BETWEEN 2000 AND 1000000000),
-        max_properties integer NOT NULL DEFAULT 1000
-            CONSTRAINT config_max_properties_range CHECK (max_properties BETWEEN 1 AND 10000000),
-        max_new_event_types integer NOT NULL DEFAULT 1000
-            CONSTRAINT config_max_new_event_types_range CHECK (max_new_event_types >= 0),
-        max_new_places integer NOT NULL DEFAULT 10000
-            CONSTRAINT config_max_new_places_range CHECK (max_new_places >= 0),
-        max_new_accounts integer NOT NULL DEFAULT 1000000
-            CONSTRAINT config_max_new_accounts_range CHECK (max_new_accounts >= 0),
-        account_share numeric NOT NULL DEFAULT 0.5
-            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1)
+            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -128,21 +113,6 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.run_log_keep IS 'Age at which run log rows are deleted.';
     COMMENT ON COLUMN spectrum.config.cron_log_keep IS
         'Age at which rows of pg_cron''s own log about Spectrum''s jobs are deleted.';
-    COMMENT ON COLUMN spectrum.config.raw_keep IS
-        'Age at which raw events that are done are deleted; NULL: never.';
-    COMMENT ON COLUMN spectrum.config.max_payload_bytes IS
-        'Events whose payload takes more bytes, before compression, fail.';
-    COMMENT ON COLUMN spectrum.config.max_properties IS
-        'Events with more properties (keys of properties itself) fail.';
-    COMMENT ON COLUMN spectrum.config.max_new_event_types IS
-        'Event types that an account may bring new per day; events of further ones fail.';
-    COMMENT ON COLUMN spectrum.config.max_new_places IS
-        'Places that an account may bring new per day; events of further ones fail.';
-    COMMENT ON COLUMN spectrum.config.max_new_accounts IS
-        'Accounts that may come new per day, all together; events of further ones fail.';
-    COMMENT ON COLUMN spectrum.config.account_share IS
-        'Part of a batch beyond which an account waits behind the others while events of theirs '
-        'wait; 1 to take all events strictly in the order of receipt.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -275,7 +245,7 @@ BEGIN
         log_id bigserial NOT NULL CONSTRAINT run_log_pkey PRIMARY KEY,
         run_id bigint,
         step text NOT NULL CONSTRAINT run_log_step_is_known
-            CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep')),
+            CHECK (step IN ('run', 'provision', 'process', 'refresh', 'upkeep')),
         started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
         finished_at timestamptz,
         claimed bigint,
@@ -292,8 +262,7 @@ BEGIN
     COMMENT ON COLUMN spectrum.run_log.run_id IS
         'log_id of the run that the step belongs to; NULL where it was called by hand.';
     COMMENT ON COLUMN spectrum.run_log.step IS
-        'run (the whole), provision, tasks (a step of one), process (one batch), refresh or '
-        'upkeep.';
+        'run (the whole), provision, process (one batch), refresh or upkeep.';
     COMMENT ON COLUMN spectrum.run_log.started_at IS 'Wall clock.';
     COMMENT ON COLUMN spectrum.run_log.finished_at IS
         'Wall clock; NULL while under way, and for ever if the server stopped meanwhile.';
@@ -468,10 +437,7 @@ BEGIN
         attempts integer NOT NULL DEFAULT 0,
         next_attempt_at timestamptz,
         copy_of uuid
-    ) WITH (
-        fillfactor = 50,
-        autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
-    );
+    ) WITH (fillfactor = 50);
     -- NULL for all but copies, so marking an ordinary event does not touch this index.
     CREATE INDEX raw_events_copy_of_idx ON @extschema@.raw_events (copy_of)
     WHERE copy_of IS NOT NULL;
@@ -530,26 +496,22 @@ BEGIN
         safe_seq bigint NOT NULL DEFAULT 0,
         seen_seq bigint NOT NULL DEFAULT 0,
         seen_writers text[],
-        patrol_seq bigint NOT NULL DEFAULT 0,
-        late_seq bigint NOT NULL DEFAULT 0
+        patrol_seq bigint NOT NULL DEFAULT 0
     );
     COMMENT ON TABLE spectrum.intake IS 'Where claims begin, one row. Hints only: no event depends '
         'on them being right, a stale one costs time.';
     COMMENT ON COLUMN spectrum.intake.is_only IS 'Always true: keeps the table at one row.';
     COMMENT ON COLUMN spectrum.intake.head_seq IS
-        'Everything below was claimed once, was left behind (spectrum.floods), or was not visible '
-        'yet. Claims begin here.';
+        'Everything below was claimed once, or was not visible yet. Claims begin here.';
     COMMENT ON COLUMN spectrum.intake.safe_seq IS
-        'Nothing below is pending. Between here and head_seq lie late commits, rows of workers '
-        'that were rolled back, and what floods left behind: swept when the head is drained.';
+        'Nothing below is pending. Between here and head_seq lie late commits and rows of workers '
+        'that were rolled back: swept when the head is drained.';
     COMMENT ON COLUMN spectrum.intake.seen_seq IS 'head_seq when seen_writers was noted.';
     COMMENT ON COLUMN spectrum.intake.seen_writers IS
         'Transactions that were writing to raw_events then, as in pg_locks: once none of them '
         'runs, safe_seq may move to seen_seq.';
     COMMENT ON COLUMN spectrum.intake.patrol_seq IS
         'How far the slow round over all of raw_events has come.';
-    COMMENT ON COLUMN spectrum.intake.late_seq IS
-        'During a flood: between here and head_seq may be late commits of others.';
     INSERT INTO spectrum.intake DEFAULT VALUES;
 
     CREATE TRIGGER raw_events_requeue
@@ -645,14 +607,6 @@ BEGIN
             THEN coalesce(upper(part.properties ->> 'currency'), config.currency)
         END AS currency,
         CASE
-            WHEN typed.refused_by = 'max_payload_bytes'
-                THEN spectrum._complaint('payload', 'at most ' || config.max_payload_bytes
-                    || ' bytes (config.max_payload_bytes)',
-                    to_jsonb(pg_column_size(raw.payload #> '{}')))
-            WHEN typed.refused_by = 'max_properties'
-                THEN spectrum._complaint('properties', 'at most ' || config.max_properties
-                    || ' of them (config.max_properties)',
-                    to_jsonb((SELECT count(*) FROM jsonb_object_keys(part.properties))))
             WHEN jsonb_typeof(raw.payload) <> 'object'
                 THEN spectrum._complaint('payload', 'a JSON object', raw.payload)
             WHEN jsonb_typeof(part.event_type) IS DISTINCT FROM 'string'
@@ -709,51 +663,33 @@ BEGIN
                     OR part.properties ->> 'currency' !~ '^[A-Za-z]{3}$')
                 THEN spectrum._complaint('properties.currency', 'three letters',
                     part.properties -> 'currency')
-        END AS error_msg,
-        typed.refused_by
+        END AS error_msg
     FROM @extschema@.raw_events AS raw
     CROSS JOIN spectrum.config
     CROSS JOIN LATERAL (
-        -- What the server has compressed is unpacked here, once. Of an event that is too large
-        -- nothing is read but which and whose it is.
         SELECT
-            CASE
-                WHEN stored.is_plain THEN raw.payload
-                WHEN pg_column_size(raw.payload #> '{}') <= config.max_payload_bytes
-                    THEN raw.payload #> '{}'
-                ELSE jsonb_build_object('event_id', raw.payload -> 'event_id',
-                    'account_id', raw.payload -> 'account_id')
-            END AS payload,
-            NOT stored.is_plain
-                AND pg_column_size(raw.payload #> '{}') > config.max_payload_bytes AS is_too_large
-        FROM (SELECT pg_column_size(raw.payload) < 2000
-                AND pg_column_compression(raw.payload) IS NULL AS is_plain) AS stored
-        OFFSET 0
-    ) AS body
-    CROSS JOIN LATERAL (
-        SELECT
-            body.payload -> 'event_id' AS event_id,
-            body.payload -> 'event_type' AS event_type,
-            body.payload -> 'account_id' AS account_id,
-            body.payload -> 'user_id' AS user_id,
-            body.payload -> 'geo' AS geo,
-            body.payload -> 'geo' -> 'country' AS country,
-            body.payload -> 'geo' -> 'region' AS region,
-            body.payload -> 'geo' -> 'city' AS city,
-            body.payload -> 'properties' AS properties,
-            body.payload -> 'properties' -> config.revenue_property AS revenue,
-            coalesce(nullif(body.payload -> 'occurred_at', 'null'), body.payload -> 'timestamp')
+            raw.payload -> 'event_id' AS event_id,
+            raw.payload -> 'event_type' AS event_type,
+            raw.payload -> 'account_id' AS account_id,
+            raw.payload -> 'user_id' AS user_id,
+            raw.payload -> 'geo' AS geo,
+            raw.payload -> 'geo' -> 'country' AS country,
+            raw.payload -> 'geo' -> 'region' AS region,
+            raw.payload -> 'geo' -> 'city' AS city,
+            raw.payload -> 'properties' AS properties,
+            raw.payload -> 'properties' -> config.revenue_property AS revenue,
+            coalesce(nullif(raw.payload -> 'occurred_at', 'null'), raw.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN body.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
-                ELSE 'timestamp' END AS time_field
+            CASE WHEN raw.payload -> 'occurred_at' <> 'null' THEN 'occurred_at' ELSE 'timestamp' END
+                AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (
         SELECT
-            body.payload ->> 'event_id' AS event_id,
-            body.payload ->> 'event_type' AS event_type,
-            body.payload ->> 'account_id' AS account_id,
-            body.payload ->> 'user_id' AS user_id,
+            raw.payload ->> 'event_id' AS event_id,
+            raw.payload ->> 'event_type' AS event_type,
+            raw.payload ->> 'account_id' AS account_id,
+            raw.payload ->> 'user_id' AS user_id,
             part.geo ->> 'country' AS country,
             part.geo ->> 'region' AS region,
             part.geo ->> 'city' AS city,
@@ -820,18 +756,7 @@ BEGIN
                     THEN CASE
                         WHEN abs(txt.revenue::numeric) < 1e15 THEN txt.revenue::numeric
                     END
-            END AS revenue,
-            CASE
-                WHEN body.is_too_large THEN 'max_payload_bytes'
-                -- A property takes more than 8 bytes: most events are too short to be counted.
-                WHEN pg_column_size(body.payload) > 8 * config.max_properties
-                    AND jsonb_typeof(part.properties) = 'object'
-                    THEN CASE
-                        WHEN (SELECT count(*) FROM jsonb_object_keys(part.properties))
-                            > config.max_properties
-                            THEN 'max_properties'
-                    END
-            END AS refused_by
+            END AS revenue
         OFFSET 0
     ) AS typed;
     COMMENT ON VIEW spectrum.readings IS
@@ -850,8 +775,6 @@ BEGIN
         'Three capital letters, from the property currency or config.currency.';
     COMMENT ON COLUMN spectrum.readings.error_msg IS
         'The first field that cannot be read, what was expected there and its value.';
-    COMMENT ON COLUMN spectrum.readings.refused_by IS
-        'The cap that the event is over: max_payload_bytes or max_properties of spectrum.config.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_reading() IS 'Room 20: makes the view spectrum.readings.';
@@ -937,17 +860,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_rows tid[] := spectrum._claim_requeued(p_limit);
-    v_may_repeat boolean := cardinality(v_rows) > 0;
-    v_claimed tid[];
-    v_is_fair boolean := false;
+    v_requeued integer := cardinality(v_rows);
     r_intake record;
     r_claim record;
 BEGIN
-    IF cardinality(v_rows) < p_limit THEN
-        v_claimed := spectrum._claim_fairly(p_limit - cardinality(v_rows));
-        v_is_fair := v_claimed <> '{}';
-        v_rows := v_rows || v_claimed;
-    END IF;
     SELECT intake.head_seq, intake.safe_seq INTO r_intake FROM spectrum.intake;
 
     IF cardinality(v_rows) < p_limit THEN
@@ -958,20 +874,15 @@ BEGIN
         PERFORM spectrum._advance_head(r_claim.last_seq + 1);
     END IF;
 
-    IF cardinality(v_rows) < p_limit AND EXISTS (SELECT FROM spectrum.floods) THEN
-        v_rows := v_rows || spectrum._claim_left_behind(p_limit - cardinality(v_rows), false);
-        v_may_repeat := true;
-    ELSIF cardinality(v_rows) < p_limit THEN
-        v_may_repeat := v_may_repeat OR v_is_fair;
+    IF cardinality(v_rows) < p_limit THEN
         r_claim := spectrum._claim_between(
             r_intake.safe_seq, r_intake.head_seq, p_limit - cardinality(v_rows)
         );
         v_rows := v_rows || r_claim.row_ids;
         PERFORM spectrum._advance_safe();
     END IF;
-    IF v_may_repeat THEN
-        -- One's own locks are not skipped: a row that was due again, or was taken in front of a
-        -- flood, is met a second time.
+    IF v_requeued > 0 THEN
+        -- One's own locks are not skipped: a row that was due again is met a second time.
         v_rows := ARRAY(SELECT DISTINCT row_id FROM unnest(v_rows) AS row_id ORDER BY row_id);
     END IF;
     RETURN v_rows;
@@ -979,8 +890,7 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._claim(integer) IS
     'Locks the rows of one batch and returns their places: first what is due again, then from the '
-    'head on (during a flood both in front of and behind it), and when the head is drained what '
-    'was left behind it.';
+    'head on, and when the head is drained what was left behind it.';
 
 CREATE FUNCTION spectrum._advance_head(p_seq bigint)
 RETURNS void
@@ -1000,27 +910,6 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._advance_head(bigint) IS
     'Moves the mark where claims begin forward, unless another worker is doing so.';
-
-CREATE FUNCTION spectrum._writers()
-RETURNS text[]
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    -- Whoever has drawn a number below the head, and cannot be seen yet, holds this lock by now.
-    -- Transaction ids would not do: they are drawn later, and not in the order of the numbers.
-    RETURN (
-        SELECT coalesce(array_agg(DISTINCT writer.virtualtransaction), '{}')
-        FROM pg_locks AS writer
-        WHERE writer.locktype = 'relation' AND writer.mode = 'RowExclusiveLock'
-            AND writer.relation = '@extschema@.raw_events'::regclass
-            AND writer.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND writer.pid IS DISTINCT FROM pg_backend_pid()
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._writers() IS
-    'The transactions of others that are writing to raw_events.';
 
 CREATE FUNCTION spectrum._advance_safe()
 RETURNS void
@@ -1043,7 +932,15 @@ BEGIN
         RETURN;
     END IF;
 
-    v_writers := spectrum._writers();
+    -- Whoever has drawn a number below the head, and cannot be seen yet, holds this lock by now.
+    -- Transaction ids would not do: they are drawn later, and not in the order of the numbers.
+    SELECT coalesce(array_agg(DISTINCT writer.virtualtransaction), '{}') INTO v_writers
+    FROM pg_locks AS writer
+    WHERE writer.locktype = 'relation' AND writer.mode = 'RowExclusiveLock'
+        AND writer.relation = '@extschema@.raw_events'::regclass
+        AND writer.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND writer.pid IS DISTINCT FROM pg_backend_pid();
+
     IF r_intake.seen_writers IS NULL THEN
         UPDATE spectrum.intake SET seen_seq = intake.head_seq, seen_writers = v_writers;
     ELSIF NOT r_intake.seen_writers && v_writers AND NOT EXISTS (
@@ -1101,338 +998,6 @@ COMMENT ON FUNCTION spectrum._patrol(bigint) IS
     'Looks at the next p_rows of raw_events below the safe mark, round and round, and requeues '
     'what is open there. It finds what neither marks nor trigger can see: rows inserted as '
     'processing, rows set back while triggers were off.';
--- Room 20, floods: one account's flood does not stop the events of others. Where more rows wait
--- than a batch takes, and most of the next ones are of one account, claims pass over that account's
--- rows: the head moves on to what others sent, and spectrum.floods notes where each account's rows
--- were left. Half of a batch is for those in front, half for what was left behind, and each half
--- takes what the other does not need: so batches are as full as ever.
---
--- To pass over a row writes nothing: it stays pending in raw_events. The rows left lie between
--- safe_seq and head_seq of spectrum.intake, where the last sweep finds them even if spectrum.floods
--- were lost: like the marks of intake its rows are hints.
-
-CREATE FUNCTION spectrum._create_floods()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.floods') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.floods (
-        account_id text COLLATE "C" NOT NULL CONSTRAINT floods_pkey PRIMARY KEY,
-        next_seq bigint NOT NULL,
-        end_seq bigint NOT NULL,
-        waiting bigint NOT NULL,
-        begun_at timestamptz NOT NULL DEFAULT now(),
-        served_at timestamptz
-    ) WITH (
-        fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000
-    );
-    COMMENT ON TABLE spectrum.floods IS
-        'Accounts of which so many events wait that batches pass over them, in part: one row each. '
-        'Hints only, like spectrum.intake.';
-    COMMENT ON COLUMN spectrum.floods.account_id IS 'As sent; empty where events name none.';
-    COMMENT ON COLUMN spectrum.floods.next_seq IS 'Where the first of its rows was left.';
-    COMMENT ON COLUMN spectrum.floods.end_seq IS 'After the last one that was passed over.';
-    COMMENT ON COLUMN spectrum.floods.waiting IS
-        'About how many of its rows were passed over and not taken since.';
-    COMMENT ON COLUMN spectrum.floods.begun_at IS 'When it was noticed.';
-    COMMENT ON COLUMN spectrum.floods.served_at IS 'The last batch that took some of them.';
-
-    CREATE VIEW spectrum.waiting AS
-    SELECT
-        raw.seq,
-        left(coalesce(raw.payload ->> 'account_id', ''), 200) COLLATE "C" AS account_id,
-        pg_column_size(raw.payload) AS bytes
-    FROM @extschema@.raw_events AS raw
-    WHERE raw.status = 'pending';
-    COMMENT ON VIEW spectrum.waiting IS
-        'Raw events that are pending, and whose they are. To read all of it costs a look at each.';
-    COMMENT ON COLUMN spectrum.waiting.seq IS 'raw_events.seq.';
-    COMMENT ON COLUMN spectrum.waiting.account_id IS 'As sent; empty where it names none.';
-    COMMENT ON COLUMN spectrum.waiting.bytes IS 'Of the payload as stored.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_floods() IS
-    'Room 20: makes spectrum.floods and spectrum.waiting.';
-
-CREATE FUNCTION spectrum._sense_flood(
-    p_limit integer,
-    OUT is_flooded boolean,
-    OUT rows_to_look integer
-)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-AS $$
-DECLARE
-    v_head bigint := (SELECT intake.head_seq FROM spectrum.intake);
-    v_share numeric := (SELECT config.account_share FROM spectrum.config);
-    v_samples integer := least(100, greatest(10, p_limit / 50));
-    r_sample record;
-BEGIN
-    is_flooded := EXISTS (SELECT FROM spectrum.floods);
-    IF NOT is_flooded AND (v_share = 1 OR NOT EXISTS (
-        SELECT FROM @extschema@.raw_events AS raw WHERE raw.seq >= v_head + p_limit
-    )) THEN
-        RETURN;
-    END IF;
-
-    SELECT
-        max(owner.events) > v_share * sum(owner.events) AS is_flooded,
-        coalesce(sum(owner.events) FILTER (WHERE NOT owner.is_known
-            AND owner.events <= v_share * owner.all_events), 0) / sum(owner.events) AS others,
-        sum(owner.bytes) / sum(owner.events) AS bytes
-    INTO r_sample
-    FROM (
-        SELECT count(*) AS events, sum(count(*)) OVER () AS all_events,
-            sum(waiting.bytes) AS bytes,
-            EXISTS (SELECT FROM spectrum.floods WHERE floods.account_id = waiting.account_id)
-                AS is_known
-        FROM spectrum.waiting
-        WHERE waiting.seq = ANY (ARRAY(
-            SELECT v_head + p_limit::bigint * n / v_samples
-            FROM generate_series(0, v_samples - 1) AS n
-        ))
-        GROUP BY waiting.account_id
-    ) AS owner;
-    is_flooded := is_flooded OR coalesce(r_sample.is_flooded, false);
-    -- As far as it takes to find enough in front; not so far that it costs more than the batch.
-    rows_to_look := least(10::bigint * p_limit, greatest(
-        p_limit,
-        least(p_limit / greatest(r_sample.others, 0.1), 64e6 / greatest(r_sample.bytes, 1))
-    ));
-END
-$$;
-COMMENT ON FUNCTION spectrum._sense_flood(integer) IS
-    'Whether claims have to pass over rows of an account, by a sample of the next p_limit rows '
-    'where more than these wait; and how many rows to look at for others.';
-
-CREATE FUNCTION spectrum._claim_named(p_seqs bigint[])
-RETURNS tid[]
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-AS $$
-DECLARE
-    v_rows tid[];
-BEGIN
-    SELECT array_agg(claimed.row_id) INTO v_rows
-    FROM (
-        SELECT raw.ctid AS row_id FROM @extschema@.raw_events AS raw
-        WHERE raw.seq = ANY (p_seqs) AND raw.status = 'pending'
-        FOR UPDATE SKIP LOCKED
-    ) AS claimed;
-    RETURN coalesce(v_rows, '{}'::tid[]);
-END
-$$;
-COMMENT ON FUNCTION spectrum._claim_named(bigint[]) IS 'Locks rows of raw_events that are pending.';
-
-CREATE FUNCTION spectrum._claim_in_front(p_limit integer, p_look integer)
-RETURNS tid[]
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_sort = off
-AS $$
-DECLARE
-    v_share numeric := (SELECT config.account_share FROM spectrum.config);
-    v_front integer := p_limit - floor(p_limit * v_share);
-    v_writers text[] := spectrum._writers();
-    v_from bigint;
-    v_stop bigint;
-    v_seqs bigint[];
-    r_intake record;
-BEGIN
-    SELECT intake.head_seq, intake.safe_seq, intake.seen_seq, intake.late_seq,
-        intake.seen_writers IS NOT NULL AS is_noted,
-        coalesce(NOT intake.seen_writers && v_writers, false) AS is_clear
-    INTO r_intake FROM spectrum.intake;
-    -- From a little behind the head on, for what was committed late.
-    v_from := greatest(r_intake.safe_seq, CASE WHEN EXISTS (SELECT FROM spectrum.floods)
-        THEN greatest(r_intake.late_seq, r_intake.head_seq - p_look / 2)
-        ELSE r_intake.head_seq - p_limit END);
-
-    WITH waiting AS (
-        SELECT waiting.seq, waiting.account_id FROM spectrum.waiting
-        WHERE waiting.seq >= v_from
-        ORDER BY waiting.seq
-        LIMIT p_look
-    ), owners AS MATERIALIZED (
-        SELECT waiting.account_id, array_agg(waiting.seq) AS seqs,
-            min(waiting.seq) AS first_seq, max(waiting.seq) AS last_seq,
-            count(*) > p_limit * v_share OR EXISTS (
-                SELECT FROM spectrum.floods WHERE floods.account_id = waiting.account_id
-            ) AS is_flood
-        FROM waiting
-        GROUP BY waiting.account_id
-    ), in_front AS MATERIALIZED (
-        SELECT event.seq
-        FROM owners CROSS JOIN LATERAL unnest(owners.seqs) AS event (seq)
-        WHERE NOT owners.is_flood
-        ORDER BY event.seq
-        LIMIT v_front
-    ), looked AS MATERIALIZED (
-        SELECT CASE WHEN count(*) = v_front THEN max(in_front.seq)
-            ELSE (SELECT max(owners.last_seq) FROM owners) END AS last_seq
-        FROM in_front
-    ), left_behind AS (
-        INSERT INTO spectrum.floods (account_id, next_seq, end_seq, waiting)
-        SELECT owners.account_id, owners.first_seq, least(owners.last_seq, looked.last_seq) + 1,
-            CASE
-                WHEN owners.first_seq >= r_intake.head_seq AND owners.last_seq <= looked.last_seq
-                    THEN cardinality(owners.seqs)
-                ELSE (SELECT count(*) FROM unnest(owners.seqs) AS event (seq)
-                    WHERE event.seq BETWEEN r_intake.head_seq AND looked.last_seq)
-            END
-        FROM owners CROSS JOIN looked
-        WHERE owners.is_flood AND owners.first_seq <= looked.last_seq
-        ON CONFLICT (account_id) DO UPDATE SET
-            end_seq = greatest(floods.end_seq, excluded.end_seq),
-            waiting = floods.waiting + excluded.waiting
-    )
-    SELECT looked.last_seq, ARRAY(SELECT in_front.seq FROM in_front) INTO v_stop, v_seqs
-    FROM looked;
-
-    IF v_stop IS NULL THEN
-        RETURN '{}'::tid[];
-    END IF;
-    -- What lay below seen_seq is visible since all who were writing then have ended, and was
-    -- looked at now.
-    UPDATE spectrum.intake
-    SET head_seq = greatest(intake.head_seq, v_stop + 1),
-        late_seq = CASE
-            WHEN v_writers = '{}' THEN v_stop + 1
-            WHEN r_intake.is_clear THEN greatest(v_from, least(intake.seen_seq, v_stop + 1))
-            ELSE v_from
-        END;
-    IF r_intake.is_clear OR NOT r_intake.is_noted OR r_intake.seen_seq < v_from THEN
-        UPDATE spectrum.intake SET seen_seq = intake.head_seq, seen_writers = spectrum._writers();
-    END IF;
-    RETURN spectrum._claim_named(v_seqs);
-END
-$$;
-COMMENT ON FUNCTION spectrum._claim_in_front(integer, integer) IS
-    'Looks at the next p_look pending rows, locks those of accounts within their share, up to what '
-    'a batch of p_limit has for them, and notes the others as left behind.';
-
-CREATE FUNCTION spectrum._claim_of_account(
-    p_account_id text,
-    p_from bigint,
-    p_to bigint,
-    p_limit integer,
-    OUT row_ids tid[],
-    OUT last_seq bigint
-)
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_sort = off
-AS $$
-BEGIN
-    -- The account as in spectrum.waiting; rows cannot be locked through it one by one.
-    SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
-    FROM (
-        SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
-            AND left(coalesce(raw.payload ->> 'account_id', ''), 200) = p_account_id COLLATE "C"
-        ORDER BY raw.seq
-        LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS claimed;
-    row_ids := coalesce(row_ids, '{}'::tid[]);
-END
-$$;
-COMMENT ON FUNCTION spectrum._claim_of_account(text, bigint, bigint, integer) IS
-    'Locks at most p_limit pending rows of one account with p_from <= seq < p_to.';
-
-CREATE FUNCTION spectrum._claim_left_behind(p_limit integer, p_is_keeper boolean)
-RETURNS tid[]
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_rows tid[] := '{}'::tid[];
-    v_wanted integer;
-    r_flood record;
-    r_claim record;
-BEGIN
-    FOR r_flood IN
-        SELECT floods.account_id, floods.next_seq, floods.end_seq,
-            count(*) OVER () + 1 - row_number() OVER (
-                ORDER BY floods.served_at NULLS FIRST, floods.next_seq
-            ) AS still_to_serve
-        FROM spectrum.floods
-        ORDER BY still_to_serve DESC
-    LOOP
-        v_wanted := ceil((p_limit - cardinality(v_rows))::numeric / r_flood.still_to_serve);
-        EXIT WHEN v_wanted = 0;
-        r_claim := spectrum._claim_of_account(
-            r_flood.account_id, r_flood.next_seq, r_flood.end_seq, v_wanted
-        );
-        v_rows := v_rows || r_claim.row_ids;
-        IF p_is_keeper AND cardinality(r_claim.row_ids) < v_wanted THEN
-            DELETE FROM spectrum.floods WHERE floods.account_id = r_flood.account_id;
-        ELSIF p_is_keeper THEN
-            UPDATE spectrum.floods
-            SET next_seq = r_claim.last_seq + 1,
-                waiting = greatest(floods.waiting - v_wanted, 0),
-                served_at = clock_timestamp()
-            WHERE floods.account_id = r_flood.account_id;
-        END IF;
-    END LOOP;
-    RETURN v_rows;
-END
-$$;
-COMMENT ON FUNCTION spectrum._claim_left_behind(integer, boolean) IS
-    'Locks rows that were left behind, of each account as many, in the order of receipt; only the '
-    'keeper of the marks moves them.';
-
-CREATE FUNCTION spectrum._claim_fairly(p_limit integer)
-RETURNS tid[]
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_rows tid[];
-    v_before integer;
-    r_sense record;
-BEGIN
-    -- Under a snapshot that is older than the statement, the marks cannot be moved safely.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RETURN '{}'::tid[];
-    END IF;
-    r_sense := spectrum._sense_flood(p_limit);
-    IF NOT r_sense.is_flooded THEN
-        RETURN '{}'::tid[];
-    END IF;
-    -- One worker at a time keeps the marks; others take what comes, and never wait for him.
-    PERFORM FROM spectrum.intake FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN '{}'::tid[];
-    END IF;
-    v_rows := spectrum._claim_in_front(p_limit, r_sense.rows_to_look);
-    LOOP
-        v_before := cardinality(v_rows);
-        v_rows := v_rows || spectrum._claim_left_behind(p_limit - v_before, true);
-        EXIT WHEN cardinality(v_rows) IN (v_before, p_limit);
-    END LOOP;
-    RETURN v_rows;
-END
-$$;
-COMMENT ON FUNCTION spectrum._claim_fairly(integer) IS
-    'During the flood of an account: locks rows of others in front of it and of what was left '
-    'behind; nothing where there is none, or another worker is at it.';
 -- Room 30: dimensions. Who, where and what, each natural key once. Key 0 is the unknown member, so
 -- a fact never points at NULL. Filled by process_batch (room 40) in a fixed order of tables and,
 -- inside each, in order of the natural key: two workers that meet the same newcomers wait for
@@ -1551,20 +1116,13 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_owners text[];
 BEGIN
-    WITH added AS (
-        INSERT INTO warehouse.dim_accounts (account_id)
-        SELECT DISTINCT batch.account_id
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.is_readable AND batch.account_key IS NULL
-        ORDER BY batch.account_id
-        ON CONFLICT (account_id) DO NOTHING
-        RETURNING account_id
-    )
-    SELECT array_agg('*'::text) INTO v_owners FROM added;
-    PERFORM spectrum._note_members('max_new_accounts', v_owners);
+    INSERT INTO warehouse.dim_accounts (account_id)
+    SELECT DISTINCT batch.account_id
+    FROM pg_temp.spectrum_batch AS batch
+    WHERE batch.is_readable AND batch.account_key IS NULL
+    ORDER BY batch.account_id
+    ON CONFLICT (account_id) DO NOTHING;
 
     INSERT INTO warehouse.dim_users (user_id, account_key)
     SELECT newcomers.user_id, (
@@ -1578,273 +1136,24 @@ BEGIN
     ORDER BY newcomers.user_id
     ON CONFLICT (user_id) DO NOTHING;
 
-    WITH added AS (
-        INSERT INTO warehouse.dim_geography (country, region, city)
-        SELECT DISTINCT batch.country, batch.region, batch.city
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.is_readable AND batch.geo_key IS NULL
-        ORDER BY batch.country, batch.region, batch.city
-        ON CONFLICT (country, region, city) DO NOTHING
-        RETURNING country, region, city
-    )
-    SELECT array_agg(owners.account_id) INTO v_owners
-    FROM (
-        SELECT DISTINCT batch.account_id, batch.country, batch.region, batch.city
-        FROM pg_temp.spectrum_batch AS batch
-        JOIN added USING (country, region, city)
-        WHERE batch.is_readable
-    ) AS owners;
-    PERFORM spectrum._note_members('max_new_places', v_owners);
+    INSERT INTO warehouse.dim_geography (country, region, city)
+    SELECT DISTINCT batch.country, batch.region, batch.city
+    FROM pg_temp.spectrum_batch AS batch
+    WHERE batch.is_readable AND batch.geo_key IS NULL
+    ORDER BY batch.country, batch.region, batch.city
+    ON CONFLICT (country, region, city) DO NOTHING;
 
-    WITH added AS (
-        INSERT INTO warehouse.dim_event_types (event_type)
-        SELECT DISTINCT batch.event_type
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.is_readable AND batch.event_type_key IS NULL
-        ORDER BY batch.event_type
-        ON CONFLICT (event_type) DO NOTHING
-        RETURNING event_type
-    )
-    SELECT array_agg(owners.account_id) INTO v_owners
-    FROM (
-        SELECT DISTINCT batch.account_id, batch.event_type
-        FROM pg_temp.spectrum_batch AS batch
-        JOIN added USING (event_type)
-        WHERE batch.is_readable
-    ) AS owners;
-    PERFORM spectrum._note_members('max_new_event_types', v_owners);
+    INSERT INTO warehouse.dim_event_types (event_type)
+    SELECT DISTINCT batch.event_type
+    FROM pg_temp.spectrum_batch AS batch
+    WHERE batch.is_readable AND batch.event_type_key IS NULL
+    ORDER BY batch.event_type
+    ON CONFLICT (event_type) DO NOTHING;
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_members() IS
     'Adds what the batch names and the dimensions do not have yet. Keys are looked up later, in '
-    'a statement of its own: only that sees a member that another worker added meanwhile. What '
-    'this batch added counts for the caps of the accounts that name it.';
--- Room 30, caps: how much of what is new one account may bring in a day: event types and places;
--- and how many accounts all together. An event over a cap fails and stays as it came, and it is
--- counted. Users are not capped: there is no end to them by nature.
---
--- What is new is counted when it is let in, in rows that are only added: two workers never wait
--- for each other here. What both let in at the same time may exceed a cap, by a batch each.
-
-CREATE FUNCTION spectrum._create_caps()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.cap_notes') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.cap_notes (
-        day date NOT NULL,
-        cap text NOT NULL CONSTRAINT cap_notes_cap_is_known CHECK (cap IN (
-            'max_payload_bytes', 'max_properties',
-            'max_new_event_types', 'max_new_places', 'max_new_accounts'
-        )),
-        account_id text COLLATE "C" NOT NULL,
-        members bigint NOT NULL DEFAULT 0,
-        refused bigint NOT NULL DEFAULT 0
-    ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-    CREATE INDEX cap_notes_day_cap_idx ON spectrum.cap_notes (day, cap, account_id);
-    COMMENT ON TABLE spectrum.cap_notes IS
-        'What the caps of spectrum.config let in and refused, rows of sums: each batch adds its '
-        'own, upkeep makes one of them.';
-    COMMENT ON COLUMN spectrum.cap_notes.day IS 'Day of processing, in config.timezone.';
-    COMMENT ON COLUMN spectrum.cap_notes.cap IS 'The setting.';
-    COMMENT ON COLUMN spectrum.cap_notes.account_id IS
-        'Whose; empty where events name no account, * where the account is not among the known.';
-    COMMENT ON COLUMN spectrum.cap_notes.members IS 'New members that were let in.';
-    COMMENT ON COLUMN spectrum.cap_notes.refused IS 'Events that failed because of the cap.';
-
-    CREATE VIEW spectrum.refusals AS
-    SELECT note.account_id, note.day, note.cap, sum(note.refused)::bigint AS events
-    FROM spectrum.cap_notes AS note
-    GROUP BY note.account_id, note.day, note.cap
-    HAVING sum(note.refused) > 0;
-    COMMENT ON VIEW spectrum.refusals IS
-        'How many events failed because they were over a cap, per account, day and cap. An event '
-        'that is tried again and refused again counts again.';
-    COMMENT ON COLUMN spectrum.refusals.account_id IS
-        'Whose; empty where events name no account, * where the account is not among the known.';
-    COMMENT ON COLUMN spectrum.refusals.day IS 'Day of processing, in config.timezone.';
-    COMMENT ON COLUMN spectrum.refusals.cap IS 'The setting of spectrum.config.';
-    COMMENT ON COLUMN spectrum.refusals.events IS 'Events that failed.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_caps() IS
-    'Room 30: makes spectrum.cap_notes and spectrum.refusals.';
-
-CREATE FUNCTION spectrum._room_left(p_cap text, p_account_id text)
-RETURNS bigint
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (
-        SELECT CASE p_cap
-            WHEN 'max_new_event_types' THEN config.max_new_event_types
-            WHEN 'max_new_places' THEN config.max_new_places
-            WHEN 'max_new_accounts' THEN config.max_new_accounts
-        END FROM spectrum.config
-    ) - (
-        SELECT coalesce(sum(note.members), 0) FROM spectrum.cap_notes AS note
-        WHERE note.day = spectrum.period_date(now()) AND note.cap = p_cap
-            AND note.account_id = p_account_id
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._room_left(text, text) IS
-    'How many new members a cap still lets in today; negative where workers exceeded it.';
-
-CREATE FUNCTION spectrum._refuse_newcomers(p_cap text)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    -- An account's newcomers count in the order of receipt. One that several accounts name in
-    -- this batch comes in where one of them has room for it.
-    WITH newcomers AS MATERIALIZED (
-        SELECT
-            batch.seq,
-            CASE p_cap WHEN 'max_new_accounts' THEN '*' ELSE batch.account_id END AS owner,
-            CASE p_cap
-                WHEN 'max_new_accounts' THEN to_jsonb(batch.account_id)
-                WHEN 'max_new_event_types' THEN to_jsonb(batch.event_type)
-                ELSE jsonb_build_object(
-                    'country', batch.country, 'region', batch.region, 'city', batch.city)
-            END AS member
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.is_readable AND CASE p_cap
-            WHEN 'max_new_accounts' THEN batch.account_key IS NULL
-            WHEN 'max_new_event_types' THEN batch.event_type_key IS NULL
-            ELSE batch.geo_key IS NULL
-        END
-    ), named AS (
-        SELECT newcomers.owner, newcomers.member, row_number() OVER (
-                PARTITION BY newcomers.owner ORDER BY min(newcomers.seq)
-            ) AS place
-        FROM newcomers
-        GROUP BY newcomers.owner, newcomers.member
-    ), rooms AS MATERIALIZED (
-        SELECT owners.owner, spectrum._room_left(p_cap, owners.owner) AS places
-        FROM (SELECT DISTINCT newcomers.owner FROM newcomers) AS owners
-    ), admitted AS (
-        SELECT DISTINCT named.member
-        FROM named JOIN rooms USING (owner)
-        WHERE named.place <= rooms.places
-    ), refused AS (
-        SELECT newcomers.seq, newcomers.member
-        FROM newcomers LEFT JOIN admitted USING (member)
-        WHERE admitted.member IS NULL
-    )
-    UPDATE pg_temp.spectrum_batch AS batch
-    SET is_readable = false,
-        refused_by = p_cap,
-        error_msg = spectrum._complain_of_cap(p_cap, refused.member)
-    FROM refused
-    WHERE batch.seq = refused.seq;
-    RETURN FOUND;
-END
-$$;
-COMMENT ON FUNCTION spectrum._refuse_newcomers(text) IS
-    'Fails the events of the batch whose event type, place or account is new and over a cap. True '
-    'where there are any.';
-
-CREATE FUNCTION spectrum._complain_of_cap(p_cap text, p_member jsonb)
-RETURNS text
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (
-        SELECT CASE p_cap
-            WHEN 'max_new_accounts' THEN spectrum._complaint('account_id', format(
-                'at most %s new ones a day (config.%s)', config.max_new_accounts, p_cap), p_member)
-            WHEN 'max_new_event_types' THEN spectrum._complaint('event_type', format(
-                'at most %s new ones a day from an account (config.%s)',
-                config.max_new_event_types, p_cap), p_member)
-            ELSE spectrum._complaint('geo', format(
-                'at most %s new places a day from an account (config.%s)',
-                config.max_new_places, p_cap), p_member)
-        END
-        FROM spectrum.config
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._complain_of_cap(text, jsonb) IS
-    'The message of an event that a cap on what is new refused.';
-
-CREATE FUNCTION spectrum._note_members(p_cap text, p_account_ids text[])
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    INSERT INTO spectrum.cap_notes (day, cap, account_id, members)
-    SELECT spectrum.period_date(now()), p_cap, owner.account_id, count(*)
-    FROM unnest(p_account_ids) AS owner (account_id)
-    GROUP BY owner.account_id;
-END
-$$;
-COMMENT ON FUNCTION spectrum._note_members(text, text[]) IS
-    'Notes the members that were let in, each by the account that it counts for.';
-
-CREATE FUNCTION spectrum._note_refusals()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    -- By account only where it is known: names that somebody makes up are not to fill a table.
-    INSERT INTO spectrum.cap_notes (day, cap, account_id, refused)
-    SELECT spectrum.period_date(now()), refused.refused_by, refused.owner, count(*)
-    FROM (
-        SELECT batch.refused_by, coalesce((
-            SELECT dim.account_id FROM warehouse.dim_accounts AS dim
-            WHERE dim.account_id = batch.account_id AND batch.refused_by <> 'max_new_accounts'
-        ), '*') AS owner
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.refused_by IS NOT NULL
-    ) AS refused
-    GROUP BY refused.refused_by, refused.owner;
-END
-$$;
-COMMENT ON FUNCTION spectrum._note_refusals() IS
-    'Notes how many events of the batch the caps refused.';
-
-CREATE FUNCTION spectrum._tidy_cap_notes()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_today date := spectrum.period_date(now());
-BEGIN
-    WITH taken AS (
-        DELETE FROM spectrum.cap_notes AS note
-        WHERE (note.day < v_today AND note.refused = 0)
-            OR note.day < v_today - (SELECT config.run_log_keep FROM spectrum.config)
-            OR (note.day, note.cap, note.account_id) IN (
-                SELECT several.day, several.cap, several.account_id
-                FROM spectrum.cap_notes AS several
-                GROUP BY several.day, several.cap, several.account_id
-                HAVING count(*) > 1
-            )
-        RETURNING note.day, note.cap, note.account_id, note.members, note.refused
-    )
-    INSERT INTO spectrum.cap_notes (day, cap, account_id, members, refused)
-    SELECT taken.day, taken.cap, taken.account_id, sum(taken.members), sum(taken.refused)
-    FROM taken
-    WHERE taken.day >= v_today - (SELECT config.run_log_keep FROM spectrum.config)
-    GROUP BY taken.day, taken.cap, taken.account_id
-    HAVING taken.day = v_today OR sum(taken.refused) > 0;
-END
-$$;
-COMMENT ON FUNCTION spectrum._tidy_cap_notes() IS
-    'Makes one row of what batches noted of an account, day and cap; forgets days that refused '
-    'nothing, and what is older than config.run_log_keep.';
+    'a statement of its own: only that sees a member that another worker added meanwhile.';
 -- Room 40: facts. One row an event, in month partitions (UTC) of warehouse.fact_events. The key
 -- (user_key, occurred_at, event_id) is at once the user's timeline; that an event_id counts once
 -- across all months is kept by warehouse.event_ledger, which also leads from a fact to its raw row.
@@ -2107,8 +1416,7 @@ BEGIN
             was_read boolean,
             can_pass boolean NOT NULL DEFAULT false,
             error_msg text,
-            copy_of uuid,
-            refused_by text
+            copy_of uuid
         ) ON COMMIT DELETE ROWS;
     END IF;
     DELETE FROM pg_temp.spectrum_batch;
@@ -2129,7 +1437,7 @@ BEGIN
     INSERT INTO pg_temp.spectrum_batch (
         row_id, seq, id, event_id, occurred_at, event_type, account_id, user_id,
         country, region, city, account_key, user_key, geo_key, event_type_key,
-        properties, revenue, currency, is_readable, was_read, error_msg, refused_by
+        properties, revenue, currency, is_readable, was_read, error_msg
     )
     SELECT
         reading.row_id, reading.seq, reading.id, reading.event_id, reading.occurred_at,
@@ -2137,7 +1445,7 @@ BEGIN
         reading.country, reading.region, reading.city,
         accounts.account_key, users.user_key, geography.geo_key, event_types.event_type_key,
         reading.properties, reading.revenue, reading.currency,
-        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg, reading.refused_by
+        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg
     FROM spectrum.readings AS reading
     LEFT JOIN warehouse.dim_accounts AS accounts USING (account_id)
     LEFT JOIN warehouse.dim_users AS users USING (user_id)
@@ -2487,36 +1795,19 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     r_batch record;
-    v_is_refused boolean;
 BEGIN
     PERFORM spectrum._read_batch(p_rows);
     SELECT
         p_is_retry OR bool_or(batch.was_read) AS has_reread,
-        bool_or(batch.is_readable AND batch.account_key IS NULL) AS has_accounts,
-        bool_or(batch.is_readable AND batch.user_key IS NULL) AS has_users,
-        bool_or(batch.is_readable AND batch.geo_key IS NULL) AS has_places,
-        bool_or(batch.is_readable AND batch.event_type_key IS NULL) AS has_types,
-        bool_or(batch.refused_by IS NOT NULL) AS has_refused,
+        bool_or(batch.is_readable AND (batch.account_key IS NULL OR batch.user_key IS NULL
+            OR batch.geo_key IS NULL OR batch.event_type_key IS NULL)) AS has_newcomers,
         min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
         max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
     INTO r_batch FROM pg_temp.spectrum_batch AS batch;
 
     PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
-    v_is_refused := r_batch.has_refused;
-    IF r_batch.has_accounts THEN
-        v_is_refused := spectrum._refuse_newcomers('max_new_accounts') OR v_is_refused;
-    END IF;
-    IF r_batch.has_types THEN
-        v_is_refused := spectrum._refuse_newcomers('max_new_event_types') OR v_is_refused;
-    END IF;
-    IF r_batch.has_places THEN
-        v_is_refused := spectrum._refuse_newcomers('max_new_places') OR v_is_refused;
-    END IF;
-    IF r_batch.has_accounts OR r_batch.has_users OR r_batch.has_places OR r_batch.has_types THEN
+    IF r_batch.has_newcomers THEN
         PERFORM spectrum._add_members();
-    END IF;
-    IF v_is_refused THEN
-        PERFORM spectrum._note_refusals();
     END IF;
     PERFORM spectrum._find_firsts();
     IF r_batch.has_reread THEN
@@ -2730,7 +2021,8 @@ COMMENT ON FUNCTION spectrum._process_batch(integer) IS
     'One batch: what process_batch and run share. The settings, and subqueries that name the row '
     'they look up, pin every statement below to index look-ups: right for a batch whatever the '
     'size of the tables, while statistics of tables that fill and drain mislead.';
--- Room 40, the door: process_batch, for anyone who owns the tables.
+-- Room 40, the doors: process_batch for anyone who owns the tables, reprocess for rows to read
+-- again.
 
 CREATE FUNCTION spectrum._log_batch(
     p_run_id bigint,
@@ -2782,6 +2074,33 @@ COMMENT ON PROCEDURE spectrum.process_batch(integer, bigint, bigint, bigint, big
     'Takes up to p_limit pending events (default config.batch_size) into the warehouse, in the '
     'caller''s transaction, and returns how many it claimed, loaded, found to be copies, failed. '
     'Any number of sessions may call it at once.';
+
+CREATE PROCEDURE spectrum.reprocess(
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_status text DEFAULT 'failed',
+    p_event_type text DEFAULT NULL,
+    INOUT requeued bigint DEFAULT NULL
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_status', p_status, ARRAY['failed', 'done', 'all']);
+    UPDATE @extschema@.raw_events AS raw
+    SET status = 'pending'
+    WHERE raw.status IN ('failed', 'done')
+        AND (p_status = 'all' OR raw.status = p_status)
+        AND (p_from IS NULL OR raw.received_at >= p_from)
+        AND (p_to IS NULL OR raw.received_at < p_to)
+        AND (p_event_type IS NULL OR raw.payload ->> 'event_type' = p_event_type);
+    GET DIAGNOSTICS requeued = ROW_COUNT;
+END
+$$;
+COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, bigint) IS
+    'Sets raw events back to pending and returns how many: those received in [p_from, p_to), of '
+    'status failed (default), done or all, of one event type. The next batches read them again, '
+    'with today''s rules and settings; nothing is counted twice.';
 -- Room 50, reports: what the standing views are kept by. Every standing number is a sum of what
 -- single users contribute to it. A report keeps its sums in tables (analytics.mv_*), and beside
 -- them, where it needs more than the news to tell what a user contributed so far, a rollup table.
@@ -13801,18 +13120,15 @@ COMMENT ON FUNCTION spectrum._log_beta_cdf(
     'leave next to nothing.';
 
 CREATE FUNCTION spectrum._beta_log_odds(
-    p_log_p double precision,
-    p_a double precision,
-    p_b double precision,
-    p_start double precision DEFAULT NULL
+    p_log_p double precision, p_a double precision, p_b double precision
 )
 RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_w double precision := coalesce(p_start, ln(p_a) - sqrt(-2 * p_log_p / p_a)
-        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p));
+    v_w double precision := ln(p_a) - sqrt(-2 * p_log_p / p_a)
+        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p);
     v_odds double precision;
     v_excess double precision;
     v_log_cdf double precision;
@@ -13827,7 +13143,7 @@ BEGIN
         v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
         v_w := v_w + v_step;
         -- one more step squares the error; still climbing past e^2000, any quantile is at its end
-        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-6
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
             OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
             OR (v_w > 2000 AND v_step > 0);
     END LOOP;
@@ -13835,12 +13151,12 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._beta_log_odds(
-    double precision, double precision, double precision, double precision
+    double precision, double precision, double precision
 ) IS
     'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
     'Newton''s method climbs to the root from any start below it, where its first step also leads '
-    'from a start above. Unless given, the start is near the tail bounds of the two gamma '
-    'variables whose ratio the odds are (Laurent and Massart 2000, lemma 1).';
+    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
+    'the odds are (Laurent and Massart 2000, lemma 1).';
 
 CREATE FUNCTION spectrum._beta_excess(
     p_x double precision, p_a double precision, p_b double precision
@@ -14144,24 +13460,6 @@ $$;
 COMMENT ON FUNCTION spectrum.student_t_cdf(double precision, double precision) IS
     'P(T <= t) of Student''s t with df > 0 degrees of freedom: student_t_sf(-t, df).';
 
-CREATE FUNCTION spectrum._student_t_guess(p_tail double precision, p_df double precision)
-RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_root double precision := sqrt(-2 * ln(p_tail));
-    v_z double precision := v_root - (2.515517 + v_root * (0.802853 + v_root * 0.010328))
-        / (1 + v_root * (1.432788 + v_root * (0.189269 + v_root * 0.001308)));
-BEGIN
-    RETURN v_z + (v_z ^ 3 + v_z) / (4 * p_df)
-        + (5 * v_z ^ 5 + 16 * v_z ^ 3 + 3 * v_z) / (96 * p_df ^ 2);
-END
-$$;
-COMMENT ON FUNCTION spectrum._student_t_guess(double precision, double precision) IS
-    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) '
-    'and two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
-
 CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
 RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -14170,7 +13468,6 @@ AS $$
 DECLARE
     v_df double precision := greatest(least(p_df, 1e30), 1e-100);
     v_tail double precision := least(p_p, 1 - p_p);
-    v_guess double precision;
     v_log_square double precision;
 BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
@@ -14181,14 +13478,10 @@ BEGIN
         RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
     END IF;
 
-    IF v_tail BETWEEN 1e-6 AND 0.25 AND p_df > 10 THEN
-        v_guess := ln(v_df) - 2 * ln(spectrum._student_t_guess(v_tail, v_df));
-    END IF;
     -- near the centre by the probability between -t and t, which is as exact as p - 1/2
     v_log_square := ln(v_df) + CASE
         WHEN v_tail < 0.25
-            THEN -spectrum._beta_log_odds(
-                ln(v_tail) + ln(2::double precision), v_df / 2, 0.5, v_guess)
+            THEN -spectrum._beta_log_odds(ln(v_tail) + ln(2::double precision), v_df / 2, 0.5)
         ELSE spectrum._beta_log_odds(ln(abs(2 * p_p - 1)), 0.5, v_df / 2)
     END;
     RETURN sign(p_p - 0.5) * spectrum._exponential(v_log_square / 2);
@@ -19553,252 +18846,6 @@ COMMENT ON PROCEDURE spectrum.refresh_analytics(bigint) IS
     'Brings every standing view up to the facts, in the caller''s transaction, and returns how '
     'many facts it counted: those that came or went since the last refresh, and the history of '
     'reports that were built. A second one at the same time waits for the first.';
--- Room 80, tasks: long work in bounded steps. A task is a row that says what is to be done and how
--- far it is. Each step is one transaction, so a kill loses at most the step under way, and whoever
--- comes next, the tick or the one who asked, goes on from there.
---
--- A kind of task is two functions: spectrum._check_<kind>(arguments) refuses what cannot be done
--- when it is asked for; spectrum._do_<kind>(task_id) does one step, moves position and done, and
--- returns whether there is more to do.
-
-CREATE FUNCTION spectrum._create_tasks()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.tasks') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.tasks (
-        task_id bigint NOT NULL GENERATED ALWAYS AS IDENTITY CONSTRAINT tasks_pkey PRIMARY KEY,
-        kind text NOT NULL,
-        arguments jsonb NOT NULL DEFAULT '{}',
-        state text NOT NULL DEFAULT 'waiting'
-            CONSTRAINT tasks_state_is_known
-            CHECK (state IN ('waiting', 'running', 'done', 'failed', 'cancelled')),
-        asked_by text NOT NULL DEFAULT current_user,
-        asked_at timestamptz NOT NULL DEFAULT now(),
-        started_at timestamptz,
-        finished_at timestamptz,
-        position bigint NOT NULL DEFAULT 0,
-        done bigint NOT NULL DEFAULT 0,
-        total bigint,
-        unit text,
-        outcome jsonb NOT NULL DEFAULT '{}',
-        error_msg text,
-        next_step_at timestamptz
-    );
-    CREATE INDEX tasks_open_idx ON spectrum.tasks (task_id)
-    WHERE state IN ('waiting', 'running');
-    COMMENT ON TABLE spectrum.tasks IS
-        'Long work that was asked for, done in steps by spectrum.run() or by who asked. Kept.';
-    COMMENT ON COLUMN spectrum.tasks.task_id IS 'In the order in which they were asked for.';
-    COMMENT ON COLUMN spectrum.tasks.kind IS 'What is to be done.';
-    COMMENT ON COLUMN spectrum.tasks.arguments IS 'To what: see the procedure of that name.';
-    COMMENT ON COLUMN spectrum.tasks.state IS
-        'waiting, running, done, failed (a step raised an error) or cancelled.';
-    COMMENT ON COLUMN spectrum.tasks.asked_by IS 'The role that asked for it.';
-    COMMENT ON COLUMN spectrum.tasks.asked_at IS 'When.';
-    COMMENT ON COLUMN spectrum.tasks.started_at IS 'Begin of the first step.';
-    COMMENT ON COLUMN spectrum.tasks.finished_at IS 'End of the last step.';
-    COMMENT ON COLUMN spectrum.tasks.position IS
-        'Where the next step begins; what it counts is the business of the kind.';
-    COMMENT ON COLUMN spectrum.tasks.done IS 'How much is done, in units.';
-    COMMENT ON COLUMN spectrum.tasks.total IS 'Of how much, about; NULL where that is not known.';
-    COMMENT ON COLUMN spectrum.tasks.unit IS 'What done and total count.';
-    COMMENT ON COLUMN spectrum.tasks.outcome IS 'What came of it, as far as it is done.';
-    COMMENT ON COLUMN spectrum.tasks.error_msg IS
-        'What ended it, or what held its last step up; with the SQLSTATE.';
-    COMMENT ON COLUMN spectrum.tasks.next_step_at IS
-        'Where a step was held up: not before. NULL: at once.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_tasks() IS 'Room 80: makes spectrum.tasks.';
-
-CREATE FUNCTION spectrum._task_kinds()
-RETURNS text[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT ARRAY['reprocess', 'purge_raw']
-$$;
-COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
-
-CREATE FUNCTION spectrum.request(p_kind text, p_arguments jsonb DEFAULT '{}')
-RETURNS bigint
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_arguments jsonb := coalesce(jsonb_strip_nulls(p_arguments), '{}');
-    v_task_id bigint;
-BEGIN
-    PERFORM spectrum._check_choice('p_kind', p_kind, spectrum._task_kinds());
-    IF jsonb_typeof(v_arguments) <> 'object' THEN
-        PERFORM spectrum._reject('p_arguments', p_arguments::text, 'a JSON object');
-    END IF;
-    EXECUTE format('SELECT spectrum.%I($1)', '_check_' || p_kind) USING v_arguments;
-    INSERT INTO spectrum.tasks (kind, arguments) VALUES (p_kind, v_arguments)
-    RETURNING tasks.task_id INTO v_task_id;
-    RETURN v_task_id;
-END
-$$;
-COMMENT ON FUNCTION spectrum.request(text, jsonb) IS
-    'Asks for long work, which the next runs carry out in steps, and returns its task_id: see '
-    'spectrum.tasks and spectrum.progress. The arguments are those of the procedure of the same '
-    'name, without p_.';
-
-CREATE FUNCTION spectrum._check_arguments(p_arguments jsonb, p_types jsonb)
-RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_argument record;
-BEGIN
-    FOR r_argument IN
-        SELECT given.name, given.value, p_types ->> given.name AS type
-        FROM jsonb_each_text(p_arguments) AS given (name, value)
-        ORDER BY given.name
-    LOOP
-        IF r_argument.type IS NULL THEN
-            PERFORM spectrum._reject('p_arguments', r_argument.name, 'arguments called: '
-                || (SELECT string_agg(known.name, ', ') FROM jsonb_object_keys(p_types)
-                    AS known (name)));
-        END IF;
-        BEGIN
-            EXECUTE format('SELECT %L::%s', r_argument.value, r_argument.type::regtype);
-        EXCEPTION
-            WHEN data_exception THEN
-                PERFORM spectrum._reject(
-                    'p_' || r_argument.name, r_argument.value, 'a value of type ' || r_argument.type
-                );
-        END;
-    END LOOP;
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_arguments(jsonb, jsonb) IS
-    'Raises 22023 unless every argument of a task is one of those in p_types (name: type) and its '
-    'value reads as that type.';
-
-CREATE FUNCTION spectrum._work_on_task(p_task_id bigint)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_kind text;
-    v_has_more boolean;
-    v_state text;
-    v_message text;
-BEGIN
-    -- Who else works on it has the row: step by step, never both at once.
-    UPDATE spectrum.tasks
-    SET state = 'running', started_at = coalesce(started_at, clock_timestamp()), error_msg = NULL
-    WHERE task_id = p_task_id AND state IN ('waiting', 'running')
-    RETURNING kind INTO v_kind;
-    IF v_kind IS NULL THEN
-        RETURN false;
-    END IF;
-    BEGIN
-        EXECUTE format('SELECT spectrum.%I($1)', '_do_' || v_kind)
-        INTO STRICT v_has_more USING p_task_id;
-        IF v_has_more THEN
-            RETURN true;
-        END IF;
-        v_state := 'done';
-    EXCEPTION
-        -- Passes: the step is tried again after a while.
-        WHEN lock_not_available OR deadlock_detected THEN
-            v_state := 'running';
-            v_message := format('%s (SQLSTATE %s)', sqlerrm, sqlstate);
-        WHEN OTHERS THEN
-            v_state := 'failed';
-            v_message := format('%s (SQLSTATE %s)', sqlerrm, sqlstate);
-    END;
-    UPDATE spectrum.tasks
-    SET state = v_state,
-        finished_at = CASE WHEN v_state <> 'running' THEN clock_timestamp() END,
-        error_msg = translate(v_message, E'\n\r', '  '),
-        next_step_at = CASE WHEN v_state = 'running'
-            THEN clock_timestamp() + (SELECT config.retry_delay FROM spectrum.config) END
-    WHERE task_id = p_task_id;
-    RETURN false;
-END
-$$;
-COMMENT ON FUNCTION spectrum._work_on_task(bigint) IS
-    'One step of a task: true where it may go on at once. An error undoes the step and ends the '
-    'task, unless it can pass: then the task stays open.';
-
-CREATE FUNCTION spectrum._task_outcome(p_task_id bigint)
-RETURNS jsonb
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_task record;
-BEGIN
-    SELECT task.kind, task.state, task.outcome, task.error_msg INTO r_task
-    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
-    IF r_task.state <> 'done' THEN
-        RAISE EXCEPTION '% (task %) is %: %', r_task.kind, p_task_id, r_task.state,
-            coalesce(r_task.error_msg, 'it was not finished')
-            USING
-                ERRCODE = coalesce(
-                    substring(r_task.error_msg FROM 'SQLSTATE (.{5})\)$'), 'query_canceled'
-                ),
-                HINT = CASE r_task.state
-                    WHEN 'running' THEN 'What is done is done; spectrum.run() goes on with it.'
-                    ELSE 'What is done is done; call it again for the rest.'
-                END;
-    END IF;
-    RETURN r_task.outcome;
-END
-$$;
-COMMENT ON FUNCTION spectrum._task_outcome(bigint) IS
-    'What came of a task that was carried out at once; raises what ended it before its end.';
-
-CREATE FUNCTION spectrum.cancel_task(p_task_id bigint)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    UPDATE spectrum.tasks SET state = 'cancelled', finished_at = clock_timestamp()
-    WHERE task_id = p_task_id AND state IN ('waiting', 'running');
-    RETURN FOUND;
-END
-$$;
-COMMENT ON FUNCTION spectrum.cancel_task(bigint) IS
-    'Has no further step of a task done; what is done stays. False where it is not open.';
-
-CREATE FUNCTION spectrum._work_on_tasks()
-RETURNS text
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_task_id bigint;
-    v_kind text;
-BEGIN
-    SELECT task.task_id, task.kind INTO v_task_id, v_kind
-    FROM spectrum.tasks AS task
-    WHERE task.state IN ('waiting', 'running')
-        AND (task.next_step_at IS NULL OR task.next_step_at <= clock_timestamp())
-    ORDER BY task.task_id
-    LIMIT 1
-    FOR UPDATE SKIP LOCKED;
-    IF v_task_id IS NULL THEN
-        RETURN NULL;
-    END IF;
-    PERFORM spectrum._work_on_task(v_task_id);
-    RETURN format('task %s, %s', v_task_id, v_kind);
-END
-$$;
-COMMENT ON FUNCTION spectrum._work_on_tasks() IS
-    'Step of a run: one step of the oldest open task; NULL where there is none.';
 -- Room 80, run: the tick. run() only loops and commits; each step is one function call and one
 -- transaction, so that a crash loses at most the step under way. Turns are taken by advisory
 -- locks that end with the transaction: a cancelled run leaves none behind.
@@ -19889,15 +18936,12 @@ BEGIN
     DELETE FROM spectrum.run_log
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
-    PERFORM spectrum._request_purge_raw();
-    PERFORM spectrum._tidy_cap_notes();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
 END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
-    'Step of a run: old log rows, pg_cron''s log, old raw events, and a look at a part of what '
-    'lies behind.';
+    'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean
@@ -19908,17 +18952,10 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     v_message text;
     v_state text;
-    v_detail text;
     r_refresh record;
 BEGIN
     IF p_step = 'process' THEN
         RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
-    ELSIF p_step = 'tasks' THEN
-        v_detail := spectrum._work_on_tasks();
-        IF v_detail IS NOT NULL THEN
-            PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, v_detail);
-        END IF;
-        RETURN v_detail IS NOT NULL;
     ELSIF p_step IN ('refresh', 'refresh between') THEN
         r_refresh := spectrum._refresh_some(200000);
         PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at, r_refresh.detail);
@@ -19981,7 +19018,6 @@ AS $$
 DECLARE
     v_has_more boolean;
     v_in_budget boolean;
-    v_in_task_budget boolean;
 BEGIN
     -- The lock ended with the last commit; whoever came in between goes on instead.
     IF NOT spectrum._take_turn('run') THEN
@@ -19993,19 +19029,14 @@ BEGIN
         PERFORM spectrum._end_run(p_run_id, NULL);
         RETURN NULL;
     END IF;
-    SELECT clock_timestamp() < run.started_at + config.run_budget,
-        clock_timestamp() < run.started_at + config.run_budget / 4
-    INTO v_in_budget, v_in_task_budget
+    SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
     FROM spectrum.run_log AS run CROSS JOIN spectrum.config
     WHERE run.log_id = p_run_id;
     RETURN CASE
         -- Not too much news at once: what a refresh works on has to fit into memory.
         WHEN p_step = 'process' AND v_has_more AND v_in_budget
             AND (SELECT sum(news.events) FROM spectrum.news) >= 200000 THEN 'refresh between'
-        -- Tasks first, so that the views follow in the same run, but events wait for no task long.
-        WHEN p_step = 'provision' OR (p_step = 'tasks' AND v_has_more AND v_in_task_budget)
-            THEN 'tasks'
-        WHEN p_step IN ('tasks', 'refresh between')
+        WHEN p_step IN ('provision', 'refresh between')
             OR (p_step = 'process' AND v_has_more AND v_in_budget) THEN 'process'
         WHEN p_step = 'process' OR (p_step = 'refresh' AND v_has_more AND v_in_budget)
             THEN 'refresh'
@@ -20036,10 +19067,9 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE spectrum.run() IS
-    'The tick: makes months ahead of need, works on open tasks, processes batches until nothing is '
-    'pending or config.run_budget is spent, refreshes the views, cleans up; a commit after each. A '
-    'second run at the same time returns at once and says so. Call it outside of a transaction '
-    'block.';
+    'The tick: makes months ahead of need, processes batches until nothing is pending or '
+    'config.run_budget is spent, refreshes the views, cleans up; a commit after each. A second '
+    'run at the same time returns at once and says so. Call it outside of a transaction block.';
 -- Room 80, the schedule: pg_cron, where it is. All calls to it stand behind a look whether it is
 -- there, so that Spectrum works without it and in databases other than pg_cron's own.
 
@@ -20170,13 +19200,7 @@ BEGIN
         extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds,
         (SELECT coalesce(sum(news.events), 0) FROM spectrum.news)::bigint AS uncounted,
         (SELECT count(*) FROM spectrum.reports AS report WHERE report.state = 'building')
-            AS reports_building,
-        (SELECT string_agg(format('account %s has about %s of %s waiting events',
-                to_json(flood.account_id), flood.waiting, rows_by_status.pending),
-                '; ' ORDER BY flood.waiting DESC)
-            FROM (SELECT floods.account_id, floods.waiting FROM spectrum.floods
-                ORDER BY floods.waiting DESC
-                LIMIT 3) AS flood) AS flooded_by
+            AS reports_building
     FROM (
         SELECT
             count(*) FILTER (WHERE raw.status = 'pending') AS pending,
@@ -20230,8 +19254,6 @@ BEGIN
         'Facts that the standing views do not count yet.';
     COMMENT ON COLUMN spectrum.pipeline.reports_building IS
         'Reports that are being built: see spectrum.progress.';
-    COMMENT ON COLUMN spectrum.pipeline.flooded_by IS
-        'Accounts of which batches pass over events, the largest three; NULL where there is none.';
 
     CREATE VIEW spectrum.progress AS
     SELECT
@@ -20243,18 +19265,12 @@ BEGIN
     FROM spectrum.reports AS report
     CROSS JOIN warehouse.dim_users AS dim
     WHERE report.state = 'building'
-    GROUP BY report.report_id
-    UNION ALL
-    SELECT format('%s (task %s)', task.kind, task.task_id), task.asked_at, task.done, task.total,
-        task.unit
-    FROM spectrum.tasks AS task
-    WHERE task.state IN ('waiting', 'running');
+    GROUP BY report.report_id;
     COMMENT ON VIEW spectrum.progress IS
-        'Long work under way, one row each: how much of it is done. It goes on with each run.';
+        'Long work under way, one row each: how much of it is done. It goes on with each refresh.';
     COMMENT ON COLUMN spectrum.progress.work IS 'What is being done.';
     COMMENT ON COLUMN spectrum.progress.begun_at IS 'Since when.';
     COMMENT ON COLUMN spectrum.progress.done IS 'Of total.';
-    COMMENT ON COLUMN spectrum.progress.total IS 'About; NULL where not known yet.';
     COMMENT ON COLUMN spectrum.progress.unit IS 'What is counted.';
 
     -- An error's text may quote values: readers learn that there was one, not what it says.
@@ -20340,8 +19356,7 @@ CREATE FUNCTION spectrum.status(
     OUT cron_last_status text,
     OUT cron_last_end timestamptz,
     OUT uncounted bigint,
-    OUT reports_building bigint,
-    OUT flooded_by text
+    OUT reports_building bigint
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -20352,13 +19367,13 @@ BEGIN
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
         state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
-        state.uncounted, state.reports_building, state.flooded_by
+        state.uncounted, state.reports_building
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
         lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
-        uncounted, reports_building, flooded_by
+        uncounted, reports_building
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END
@@ -20404,27 +19419,6 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._check_ownership() IS
     'Check of health(): one owner, or the statements that mend it.';
-
-CREATE FUNCTION spectrum._check_caps(OUT ok boolean, OUT message text, OUT what_to_do text)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    SELECT format('%s events refused since yesterday, most by %s: %s of account %s',
-        sum(recent.events) OVER (), recent.cap, recent.events, to_json(recent.account_id))
-    INTO message
-    FROM spectrum.refusals AS recent
-    WHERE recent.day >= spectrum.period_date(now()) - 1
-    ORDER BY recent.events DESC, recent.cap, recent.account_id
-    LIMIT 1;
-    ok := message IS NULL;
-    message := coalesce(message, 'no event was over a cap since yesterday');
-    what_to_do := 'SELECT * FROM spectrum.refusals; where they are wanted, raise the cap with '
-        'spectrum.configure(), then CALL spectrum.reprocess();';
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_caps() IS
-    'Check of health(): whether caps refused events, whose and which most.';
 
 CREATE FUNCTION spectrum.health()
 RETURNS TABLE (check_name text, ok boolean, message text, what_to_do text)
@@ -20473,22 +19467,6 @@ BEGIN
     WHERE activity.datname = current_database() AND activity.pid <> pg_backend_pid()
         AND activity.xact_start < now() - interval '1 hour';
 
-    RETURN QUERY SELECT 'tasks', count(*) = 0,
-        coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
-            '; '), 'none failed in a day'),
-        'SELECT * FROM spectrum.tasks; and once the cause is gone, ask for it again.'
-    FROM spectrum.tasks AS task
-    WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
-        OR task.state = 'running');
-
-    RETURN QUERY SELECT 'floods', r_state.flooded_by IS NULL,
-        coalesce(r_state.flooded_by, 'no account holds up the others'),
-        'The events of others go before. Ask the sender; for more workers at once call '
-        'spectrum.process_batch() from further sessions.';
-
-    RETURN QUERY SELECT 'caps', refused.ok, refused.message, refused.what_to_do
-    FROM spectrum._check_caps() AS refused;
-
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
     FROM spectrum._check_ownership() AS owner;
 END
@@ -20531,7 +19509,7 @@ BEGIN
     LEFT JOIN analytics.events AS fact
         ON fact.event_id = ledger.event_id AND fact.occurred_at = ledger.occurred_at
             AND fact.user_key = ledger.user_key
-    WHERE reading.status = 'done' AND reading.refused_by IS NULL;
+    WHERE reading.status = 'done';
 
     RETURN QUERY
     SELECT 'ledger and facts name the same events', count(*),
@@ -20595,302 +19573,6 @@ COMMENT ON FUNCTION spectrum.verify() IS
     'Makes the facts again from the raw events and the standing views from the facts, and '
     'compares: one row a check. Reads everything, so its cost follows the history. A view is '
     'behind, not wrong, where events came since its last refresh.';
--- Room 80, reprocess: raw events that are to be read again, with today's rules and settings.
-
-CREATE FUNCTION spectrum._check_reprocess(p_arguments jsonb)
-RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._check_arguments(p_arguments, '{"from": "timestamptz", "to": "timestamptz", '
-        '"status": "text", "event_type": "text", "error": "text"}');
-    PERFORM spectrum._check_choice(
-        'p_status', coalesce(p_arguments ->> 'status', 'failed'), ARRAY['failed', 'done', 'all']
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_reprocess(jsonb) IS 'Refuses what reprocess cannot take.';
-
-CREATE FUNCTION spectrum._do_reprocess(p_task_id bigint)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-AS $$
-DECLARE
-    r_task record;
-    v_until bigint;
-    v_rows bigint;
-BEGIN
-    SELECT task.position, task.total, task.arguments, task.started_at INTO r_task
-    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
-    IF r_task.total IS NULL THEN
-        SELECT coalesce(min(raw.seq) - 1, 0), coalesce(max(raw.seq), 0)
-        INTO r_task.position, r_task.total
-        FROM @extschema@.raw_events AS raw;
-    END IF;
-    SELECT max(chunk.seq), count(*) INTO v_until, v_rows
-    FROM (
-        SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq > r_task.position AND raw.seq <= r_task.total
-        ORDER BY raw.seq
-        LIMIT 20000
-    ) AS chunk;
-
-    WITH set_back AS (
-        UPDATE @extschema@.raw_events AS raw
-        SET status = 'pending'
-        WHERE raw.seq > r_task.position AND raw.seq <= v_until
-            AND raw.status IN ('failed', 'done')
-            AND coalesce(r_task.arguments ->> 'status', 'failed') IN ('all', raw.status)
-            AND raw.received_at >= coalesce((r_task.arguments ->> 'from')::timestamptz, '-infinity')
-            AND raw.received_at < coalesce((r_task.arguments ->> 'to')::timestamptz, 'infinity')
-            AND (NOT r_task.arguments ? 'event_type'
-                OR raw.payload ->> 'event_type' = r_task.arguments ->> 'event_type')
-            AND (NOT r_task.arguments ? 'error' OR raw.error_msg LIKE r_task.arguments ->> 'error')
-        RETURNING raw.seq
-    )
-    UPDATE spectrum.tasks AS task
-    SET position = coalesce(v_until, r_task.total),
-        done = task.done + v_rows,
-        total = r_task.total,
-        unit = 'raw events',
-        outcome = jsonb_build_object('requeued',
-            coalesce((task.outcome ->> 'requeued')::bigint, 0) + (SELECT count(*) FROM set_back))
-    WHERE task.task_id = p_task_id;
-    RETURN coalesce(v_until < r_task.total, false);
-END
-$$;
-COMMENT ON FUNCTION spectrum._do_reprocess(bigint) IS
-    'Step of reprocess: the next 20,000 raw events. Its position is the last seq looked at.';
-
-CREATE PROCEDURE spectrum.reprocess(
-    p_from timestamptz DEFAULT NULL,
-    p_to timestamptz DEFAULT NULL,
-    p_status text DEFAULT 'failed',
-    p_event_type text DEFAULT NULL,
-    p_error text DEFAULT NULL,
-    INOUT requeued bigint DEFAULT NULL
-)
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
-BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('reprocess', pg_catalog.jsonb_build_object(
-        'from', p_from, 'to', p_to, 'status', p_status, 'event_type', p_event_type, 'error', p_error
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    requeued := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'requeued'
-    )::pg_catalog.int8;
-END
-$$;
-COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, text, bigint) IS
-    'Sets raw events back to pending and returns how many: those received in [p_from, p_to), of '
-    'status failed (default), done or all, of one event type, with an error_msg LIKE p_error. The '
-    'next batches read them again, with today''s rules and settings; nothing is counted twice. '
-    'Done in steps, a commit after each: call it outside of a transaction block.';
--- Room 80, purge_raw: raw events that are done may go after a while. Their facts stay, and so do
--- their entries in the ledger: a copy that comes later is still a copy. What goes with them is the
--- way back: they cannot be read again, and nothing can be compared with them.
-
-CREATE FUNCTION spectrum._check_purge_raw(p_arguments jsonb)
-RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_age text := p_arguments ->> 'older_than';
-BEGIN
-    PERFORM spectrum._check_arguments(
-        p_arguments, '{"older_than": "interval", "failed": "boolean"}'
-    );
-    IF v_age IS NULL OR v_age::interval < interval '0' THEN
-        PERFORM spectrum._reject('p_older_than', v_age, 'an age, such as 90 days');
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_purge_raw(jsonb) IS 'Refuses what purge_raw cannot take.';
-
-CREATE FUNCTION spectrum._first_seq(p_received_at timestamptz)
-RETURNS bigint
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-AS $$
-DECLARE
-    v_low bigint;
-    v_high bigint;
-    v_middle bigint;
-    r_row record;
-BEGIN
-    SELECT min(raw.seq), max(raw.seq) + 1 INTO v_low, v_high FROM @extschema@.raw_events AS raw;
-    WHILE v_low < v_high LOOP
-        v_middle := v_low + (v_high - v_low) / 2;
-        SELECT raw.seq, raw.received_at INTO r_row FROM @extschema@.raw_events AS raw
-        WHERE raw.seq >= v_middle
-        ORDER BY raw.seq
-        LIMIT 1;
-        IF r_row.received_at < p_received_at THEN
-            v_low := r_row.seq + 1;
-        ELSE
-            v_high := v_middle;
-        END IF;
-    END LOOP;
-    RETURN v_low;
-END
-$$;
-COMMENT ON FUNCTION spectrum._first_seq(timestamptz) IS
-    'About the seq from which on raw events were received at or after a time, by halving: the '
-    'order of the two differs by the length of inserting transactions. NULL without raw events.';
-
-CREATE FUNCTION spectrum._do_purge_raw(p_task_id bigint)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-AS $$
-DECLARE
-    r_task record;
-    v_before timestamptz;
-    v_seqs bigint[];
-    v_ids uuid[];
-    v_until bigint;
-    v_looked_at bigint;
-BEGIN
-    SELECT task.position, task.done, task.total, task.arguments, task.asked_at INTO r_task
-    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
-    v_before := r_task.asked_at - (r_task.arguments ->> 'older_than')::interval;
-    -- total is the last seq to look at, less the first: rows that went before leave gaps.
-    IF r_task.total IS NULL THEN
-        SELECT min(raw.seq) - 1 INTO r_task.position FROM @extschema@.raw_events AS raw;
-        r_task.total := coalesce(spectrum._first_seq(v_before) - 1 - r_task.position, 0);
-        r_task.position := coalesce(r_task.position, 0);
-    END IF;
-    SELECT max(chunk.seq), count(*), array_agg(chunk.seq) FILTER (WHERE chunk.may_go),
-        array_agg(chunk.id) FILTER (WHERE chunk.may_go)
-    INTO v_until, v_looked_at, v_seqs, v_ids
-    FROM (
-        SELECT raw.seq, raw.id, raw.received_at < v_before AND (raw.status = 'done'
-                OR (raw.status = 'failed' AND raw.next_attempt_at IS NULL
-                    AND (r_task.arguments ->> 'failed')::boolean)) AS may_go
-        FROM @extschema@.raw_events AS raw
-        WHERE raw.seq > r_task.position
-            AND raw.seq <= r_task.position + r_task.total - r_task.done
-        ORDER BY raw.seq
-        LIMIT 20000
-    ) AS chunk;
-
-    -- What repeats a row that goes names the event itself from now on.
-    UPDATE @extschema@.raw_events AS raw SET copy_of = reading.event_id
-    FROM spectrum.readings AS reading
-    WHERE raw.copy_of = ANY (v_ids) AND raw.seq <> ALL (v_seqs) AND reading.seq = raw.seq;
-    WITH gone AS (
-        -- As they are now: one that was set back meanwhile stays.
-        DELETE FROM @extschema@.raw_events AS raw
-        WHERE raw.seq = ANY (v_seqs) AND raw.status IN ('done', 'failed')
-        RETURNING raw.status
-    )
-    UPDATE spectrum.tasks AS task
-    SET position = coalesce(v_until, r_task.position),
-        done = CASE WHEN v_until IS NULL THEN r_task.total
-            ELSE r_task.done + v_until - r_task.position END,
-        total = r_task.total,
-        unit = 'places in the receive order',
-        outcome = jsonb_build_object(
-            'received_before', v_before,
-            'deleted', coalesce((task.outcome ->> 'deleted')::bigint, 0)
-                + (SELECT count(*) FROM gone)
-        )
-    WHERE task.task_id = p_task_id;
-    RETURN v_until IS NOT NULL;
-END
-$$;
-COMMENT ON FUNCTION spectrum._do_purge_raw(bigint) IS
-    'Step of purge_raw: the next 20,000 raw events. Its position is the last seq looked at.';
-
-CREATE PROCEDURE spectrum.purge_raw(
-    p_older_than interval,
-    p_failed boolean DEFAULT false,
-    INOUT deleted bigint DEFAULT NULL
-)
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
-BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('purge_raw', pg_catalog.jsonb_build_object(
-        'older_than', p_older_than, 'failed', p_failed
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    deleted := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'deleted'
-    )::pg_catalog.int8;
-END
-$$;
-COMMENT ON PROCEDURE spectrum.purge_raw(interval, boolean, bigint) IS
-    'Deletes raw events that are done, and failed ones if asked for, received longer ago than '
-    'p_older_than, and returns how many. Facts, ledger and every number stay; what is deleted '
-    'cannot be read again. Done in steps, a commit after each: call it outside of a transaction '
-    'block. config.raw_keep has it done by the runs.';
-
-CREATE FUNCTION spectrum._request_purge_raw()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-AS $$
-DECLARE
-    v_keep interval := (SELECT config.raw_keep FROM spectrum.config);
-BEGIN
-    -- A tenth more than is kept, so that it is some purges in that time, not one a run.
-    IF v_keep IS NOT NULL
-        AND NOT EXISTS (
-            SELECT FROM spectrum.tasks AS task
-            WHERE task.kind = 'purge_raw' AND task.state IN ('waiting', 'running')
-        )
-        AND EXISTS (
-            SELECT FROM (
-                SELECT raw.received_at FROM @extschema@.raw_events AS raw
-                WHERE raw.seq > coalesce((
-                        SELECT max(task.position) FROM spectrum.tasks AS task
-                        WHERE task.kind = 'purge_raw' AND task.state = 'done'
-                    ), 0)
-                    AND raw.status = 'done'
-                ORDER BY raw.seq
-                LIMIT 1
-            ) AS oldest
-            WHERE oldest.received_at < now() - v_keep * 1.1
-        )
-    THEN
-        PERFORM spectrum.request('purge_raw', jsonb_build_object('older_than', v_keep));
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._request_purge_raw() IS
-    'Asks for a purge where config.raw_keep is set and older raw events are there.';
 -- Room 80, setup: makes the tables and views, room by room, and gives them to the user. Members of
 -- an extension are left out of dumps and vanish with DROP EXTENSION; events must not.
 
@@ -20938,9 +19620,7 @@ BEGIN
     PERFORM spectrum._create_raw_events();
     PERFORM spectrum._create_intake();
     PERFORM spectrum._create_reading();
-    PERFORM spectrum._create_floods();
     PERFORM spectrum._create_dimensions();
-    PERFORM spectrum._create_caps();
     PERFORM spectrum._create_facts();
     PERFORM spectrum._create_news();
     PERFORM spectrum._create_reports();
@@ -20962,7 +19642,6 @@ BEGIN
     PERFORM spectrum._create_event_catalog();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_glass();
-    PERFORM spectrum._create_tasks();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();

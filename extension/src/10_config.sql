@@ -1,5 +1,5 @@
 -- Room 10: configuration. One typed row, checked by the table itself; every other room reads it.
--- Also here: the three ways in which an argument is refused, so that all refusals look alike.
+-- Also here: the ways in which a call is refused, so that all refusals look alike.
 
 CREATE FUNCTION spectrum._create_config()
 RETURNS void
@@ -166,6 +166,23 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._check_name(text, text) IS
     'Raises 22023 unless the value can be the name of a definition.';
+
+CREATE FUNCTION spectrum._require_primary()
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby: it can be read, not written'
+            USING ERRCODE = 'read_only_sql_transaction',
+                HINT = 'Call it on the primary. After SELECT pg_promote() it works here, and '
+                    'pg_cron goes on here by itself.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._require_primary() IS
+    'Raises 25006 on a standby, before anything is tried.';
 
 CREATE FUNCTION spectrum.configure(p_setting text, p_value text)
 RETURNS text

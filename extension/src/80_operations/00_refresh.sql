@@ -227,6 +227,7 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     r_step record;
 BEGIN
+    PERFORM spectrum._require_primary();
     counted := 0;
     LOOP
         r_step := spectrum._refresh_some(200000);

@@ -22,6 +22,8 @@ AS $$
 DECLARE
     v_run_id bigint;
 BEGIN
+    PERFORM spectrum._require_primary();
+    PERFORM spectrum._require_release();
     IF NOT spectrum._take_turn('run') THEN
         RAISE NOTICE 'another spectrum.run() is under way: this one does nothing';
         PERFORM spectrum._log_step(NULL, 'run', clock_timestamp(), 'another run was under way');

@@ -168,7 +168,9 @@ BEGIN
     EXECUTE 'SELECT details.end_time, details.status FROM cron.job_run_details AS details '
         'JOIN cron.job USING (jobid) WHERE job.jobname = $1 ORDER BY details.runid DESC LIMIT 1'
     INTO last_end, last_status USING spectrum._job_name();
-    remark := CASE WHEN is_active THEN 'scheduled' ELSE 'scheduled, but switched off' END;
+    remark := CASE WHEN NOT is_active THEN 'scheduled, but switched off'
+        WHEN pg_is_in_recovery() THEN 'scheduled; on a standby pg_cron begins with its promotion'
+        ELSE 'scheduled' END;
 END
 $$;
 COMMENT ON FUNCTION spectrum._cron_state() IS
@@ -279,6 +281,33 @@ $$;
 COMMENT ON FUNCTION spectrum._check_caps() IS
     'Check of health(): whether caps refused events, whose and which most.';
 
+CREATE FUNCTION spectrum._check_standby(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_replayed timestamptz := pg_last_xact_replay_timestamp();
+BEGIN
+    IF NOT pg_is_in_recovery() THEN
+        ok := true;
+        message := 'this server is no standby';
+        what_to_do := '';
+        RETURN;
+    END IF;
+    -- It streams; or it takes the archive's files, and did lately.
+    ok := pg_get_wal_replay_pause_state() = 'not paused'
+        AND (EXISTS (SELECT FROM pg_stat_wal_receiver)
+            OR coalesce(v_replayed > now() - interval '15 minutes', false));
+    message := format('this server is a standby: to be read, not written; it replayed up to %s%s',
+        coalesce(v_replayed::text, 'its start'),
+        CASE pg_get_wal_replay_pause_state() WHEN 'not paused' THEN '' ELSE ' and is paused' END);
+    what_to_do := 'Insert, process and refresh on the primary. To go on here instead: '
+        'SELECT pg_promote();';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_standby() IS
+    'Check of health(): whether this server is a standby, and follows.';
+
 CREATE FUNCTION spectrum.health()
 RETURNS TABLE (check_name text, ok boolean, message text, what_to_do text)
 LANGUAGE plpgsql STABLE
@@ -287,6 +316,15 @@ AS $$
 DECLARE
     r_state record;
 BEGIN
+    RETURN QUERY SELECT 'release', made.release = spectrum._release(),
+        format('the tables are of release %s, the functions of %s', made.release,
+            spectrum._release()),
+        'As the owner of the tables: SELECT spectrum.setup();'
+    FROM spectrum._tables_release() AS made (release);
+    IF spectrum._tables_release() <> spectrum._release() THEN
+        -- The further checks may read what is not there yet.
+        RETURN;
+    END IF;
     SELECT state.* INTO r_state FROM spectrum.status() AS state;
 
     RETURN QUERY SELECT 'backlog', r_state.oldest_pending_seconds < 900,
@@ -308,7 +346,8 @@ BEGIN
     -- Without a job here, runs that come all the same come from a scheduler elsewhere.
     RETURN QUERY SELECT 'schedule', coalesce(CASE WHEN r_state.cron_schedule IS NULL
             THEN r_state.last_run_at > now() - interval '15 minutes'
-            ELSE r_state.cron = 'scheduled' AND r_state.cron_last_status IS DISTINCT FROM 'failed'
+            ELSE r_state.cron <> 'scheduled, but switched off'
+                AND r_state.cron_last_status IS DISTINCT FROM 'failed'
         END, false),
         r_state.cron || coalesce(' ' || r_state.cron_schedule, '')
             || coalesce(', last run ' || r_state.cron_last_status, ''),
@@ -344,6 +383,9 @@ BEGIN
 
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
     FROM spectrum._check_ownership() AS owner;
+
+    RETURN QUERY SELECT 'standby', standby.ok, standby.message, standby.what_to_do
+    FROM spectrum._check_standby() AS standby;
 END
 $$;
 COMMENT ON FUNCTION spectrum.health() IS

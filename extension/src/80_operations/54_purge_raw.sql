@@ -68,7 +68,6 @@ DECLARE
     v_seqs bigint[];
     v_ids uuid[];
     v_until bigint;
-    v_looked_at bigint;
 BEGIN
     SELECT task.position, task.done, task.total, task.arguments, task.asked_at INTO r_task
     FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
@@ -79,9 +78,9 @@ BEGIN
         r_task.total := coalesce(spectrum._first_seq(v_before) - 1 - r_task.position, 0);
         r_task.position := coalesce(r_task.position, 0);
     END IF;
-    SELECT max(chunk.seq), count(*), array_agg(chunk.seq) FILTER (WHERE chunk.may_go),
+    SELECT max(chunk.seq), array_agg(chunk.seq) FILTER (WHERE chunk.may_go),
         array_agg(chunk.id) FILTER (WHERE chunk.may_go)
-    INTO v_until, v_looked_at, v_seqs, v_ids
+    INTO v_until, v_seqs, v_ids
     FROM (
         SELECT raw.seq, raw.id, raw.received_at < v_before AND (raw.status = 'done'
                 OR (raw.status = 'failed' AND raw.next_attempt_at IS NULL
