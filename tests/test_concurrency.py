@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
@@ -14,7 +14,19 @@ from typing import Any
 
 import psycopg
 import pytest
-from pipeline import Counts, drain, event, insert, process, prove, rows, statuses, value
+from conftest import Connect
+from pipeline import (
+    Counts,
+    drain,
+    event,
+    insert,
+    process,
+    prove,
+    rows,
+    statuses,
+    value,
+    wait_until,
+)
 
 WORKERS = 4
 START = datetime(2024, 1, 20, tzinfo=UTC)
@@ -188,3 +200,26 @@ def test_four_workers_while_rows_are_set_back(db: psycopg.Connection, dsn: str) 
 def work_on(dsn: str, limit: int, until: float) -> None:
     while time.time() < until:
         work(dsn, limit, until)
+
+
+def test_a_batch_that_commits_while_a_refresh_begins(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    """The refresh stands before the statement that takes the notes; what a batch commits there,
+    of other months than all before, is taken with them or left for the next."""
+    insert(db, [event(event_id="before", user_id="u1", occurred_at="2024-02-10T12:00:00Z")])
+    drain(db)
+    blocker, refresher = connect(autocommit=False), connect()
+    blocker.execute("LOCK TABLE spectrum.withdrawals IN SHARE MODE")
+    with ThreadPoolExecutor(1) as threads:
+        refresh = threads.submit(refresher.execute, "CALL spectrum.refresh_analytics()")
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
+        wait_until(lambda: value(db, waiting, refresher.info.backend_pid))
+        insert(db, [event(event_id="amid", user_id="u2", occurred_at="2024-03-11T12:00:00Z")])
+        drain(db)
+        blocker.rollback()
+        refresh.result()
+    db.execute("CALL spectrum.refresh_analytics()")
+    days = "SELECT day::text, events FROM analytics.daily_events WHERE account_id = '*' ORDER BY 1"
+    assert rows(db, days) == [("2024-02-10", 1), ("2024-03-11", 1)]
+    prove(db, views=True)
