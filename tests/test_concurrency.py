@@ -202,24 +202,72 @@ def work_on(dsn: str, limit: int, until: float) -> None:
         work(dsn, limit, until)
 
 
-def test_a_batch_that_commits_while_a_refresh_begins(
-    db: psycopg.Connection, connect: Connect
-) -> None:
-    """The refresh stands before the statement that takes the notes; what a batch commits there,
-    of other months than all before, is taken with them or left for the next."""
-    insert(db, [event(event_id="before", user_id="u1", occurred_at="2024-02-10T12:00:00Z")])
-    drain(db)
+@contextmanager
+def refresh_that_waits(
+    db: psycopg.Connection, connect: Connect, lock: str, end: str = "ROLLBACK"
+) -> Iterator[None]:
+    """A refresh, held up by a lock while the block runs; and one more after it."""
     blocker, refresher = connect(autocommit=False), connect()
-    blocker.execute("LOCK TABLE spectrum.withdrawals IN SHARE MODE")
+    blocker.execute(lock)
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
     with ThreadPoolExecutor(1) as threads:
         refresh = threads.submit(refresher.execute, "CALL spectrum.refresh_analytics()")
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
-        wait_until(lambda: value(db, waiting, refresher.info.backend_pid))
-        insert(db, [event(event_id="amid", user_id="u2", occurred_at="2024-03-11T12:00:00Z")])
-        drain(db)
-        blocker.rollback()
+        try:
+            wait_until(lambda: value(db, waiting, refresher.info.backend_pid))
+            yield
+        finally:
+            blocker.execute(end)
         refresh.result()
     db.execute("CALL spectrum.refresh_analytics()")
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        # Before the statement that takes the notes, and between its planning and its snapshot.
+        "LOCK TABLE spectrum.withdrawals IN SHARE MODE",
+        "LOCK TABLE warehouse.fact_events_2024_02 IN ACCESS EXCLUSIVE MODE",
+    ],
+)
+def test_a_batch_that_commits_while_a_refresh_begins(
+    db: psycopg.Connection, connect: Connect, lock: str
+) -> None:
+    """What it adds, in a month that was not there, is taken by this refresh or left for the next:
+    never passed over."""
+    insert(db, [event(event_id="before", user_id="u1", occurred_at="2024-02-10T12:00:00Z")])
+    drain(db)
+    with refresh_that_waits(db, connect, lock):
+        insert(db, [event(event_id="amid", user_id="u2", occurred_at="2024-03-11T12:00:00Z")])
+        drain(db)
     days = "SELECT day::text, events FROM analytics.daily_events WHERE account_id = '*' ORDER BY 1"
     assert rows(db, days) == [("2024-02-10", 1), ("2024-03-11", 1)]
+    prove(db, views=True)
+
+
+BUILDING = "LOCK TABLE analytics.mv_retention_cohorts IN SHARE MODE"
+
+
+def test_a_report_defined_while_another_is_built(db: psycopg.Connection, connect: Connect) -> None:
+    insert(db, [event(event_id="e", user_id="u1")])
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    db.execute("SELECT spectrum.define_retention('first')")
+    with refresh_that_waits(db, connect, BUILDING):
+        db.execute("SELECT spectrum.define_retention('amid')")
+    sizes = "SELECT DISTINCT retention, cohort_size FROM analytics.retention_cohorts ORDER BY 1"
+    assert rows(db, sizes) == [("amid", 1), ("default", 1), ("first", 1)]
+    prove(db, views=True)
+
+
+def test_a_report_dropped_while_it_is_served(db: psycopg.Connection, connect: Connect) -> None:
+    insert(db, [event(event_id="e", user_id="u1")])
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    db.execute("SELECT spectrum.define_retention('dropped')")
+    db.execute("SELECT spectrum._refresh_some(1000)")  # built, and served by the next
+    drop = "SELECT spectrum.drop_retention('dropped')"
+    with refresh_that_waits(db, connect, drop, end="COMMIT"):
+        pass
+    assert rows(db, "SELECT DISTINCT retention FROM analytics.retention_cohorts") == [("default",)]
+    assert value(db, "SELECT count(*) FROM spectrum.reports WHERE state <> 'served'") == 0
     prove(db, views=True)
