@@ -172,17 +172,16 @@ BEGIN
     FOR v_try IN 1 .. 3 LOOP
         BEGIN
             r_news := spectrum._lay_out_news(p_last_no);
-            IF r_news.missing > 0 AND v_try < 3 THEN
-                RAISE EXCEPTION 'facts that the news name were not found'
-                    USING ERRCODE = 'triggered_data_change_violation';
-            END IF;
-            -- What is missing still was deleted by hand.
-            RETURN r_news.taken;
+            -- What is missing in the end was deleted by hand.
+            EXIT WHEN r_news.missing = 0 OR v_try = 3;
+            RAISE EXCEPTION 'facts that the news name were not found'
+                USING ERRCODE = 'triggered_data_change_violation';
         EXCEPTION
             WHEN triggered_data_change_violation THEN
                 NULL;
         END;
     END LOOP;
+    RETURN r_news.taken;
 END
 $$;
 COMMENT ON FUNCTION spectrum._take_news(bigint) IS

@@ -261,10 +261,9 @@ BEGIN
 
     RETURN QUERY SELECT 'idle transactions', r_state.idle_transactions IS NULL,
         coalesce(r_state.idle_transactions, 'none'),
-        'The pipeline passes by, vacuum does not. End it: '
+        'It holds back vacuum, not the pipeline. End it: '
             || coalesce(string_agg(idle.what_to_do, ' '), 'SELECT pg_terminate_backend(pid);')
-            || ' Keep it from coming back: ALTER ROLE name SET idle_in_transaction_session_timeout '
-            '= ''5min'';'
+            || ' and see idle_in_transaction_session_timeout.'
     FROM spectrum._idle_transactions() AS idle;
 
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
