@@ -15,9 +15,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE_DIR = ROOT / "extension" / "src"
 LINE_LIMIT, ROUTINE_LIMIT, FILE_LIMIT = 100, 90, 500
 
-# A procedure that commits cannot carry SET search_path: it qualifies every name and operator.
-COMMITTING_PROCEDURES = ("spectrum.run()",)
-
 ROUTINE = re.compile(
     r"^CREATE (?P<kind>FUNCTION|PROCEDURE) (?P<name>[\w.@]+)\s*\((?P<head>.*?)"
     r"AS (?P<quote>\$\w*\$)\n(?P<body>.*?)^(?P=quote)(?P<tail>[^;]*);",
@@ -69,9 +66,20 @@ def check_layout(text: str) -> Iterator[tuple[int, str]]:
                 yield number, name
 
 
+def commits(routine: re.Match[str]) -> bool:
+    """Such a procedure cannot carry SET search_path: it qualifies every name and operator."""
+    return bool(re.search(r"^ *COMMIT;", routine["body"], re.MULTILINE))
+
+
+def signature(routine: re.Match[str]) -> str:
+    """The routine as pgspot names it: argument names and types, without defaults."""
+    parameters = re.split(r",\n", routine["head"].partition("\n)")[0])
+    types = [re.sub(r"\s+DEFAULT\b.*", "", each.strip(" ()\n")) for each in parameters]
+    return f"{routine['name']}({','.join(types) if routine['head'][0] != ')' else ''})"
+
+
 def check_routines(text: str) -> Iterator[tuple[int, str]]:
     created = len(re.findall(r"^CREATE (?:FUNCTION|PROCEDURE)", text, re.MULTILINE))
-    committing = [signature.partition("(")[0] for signature in COMMITTING_PROCEDURES]
     routines = list(ROUTINE.finditer(text))
     if created != len(routines):
         yield 1, f"{created} routines created, {len(routines)} understood: AS before a $$ body?"
@@ -83,7 +91,7 @@ def check_routines(text: str) -> Iterator[tuple[int, str]]:
         if size > ROUTINE_LIMIT and "._create_" not in name:
             yield line, f"{name} has {size} lines, over {ROUTINE_LIMIT}"
         pinned = "SET search_path = pg_catalog, pg_temp" in routine["head"]
-        if pinned == (name in committing):
+        if pinned == commits(routine):
             yield line, f"{name}: SET search_path, exactly where the routine does not commit"
         if routine["tail"].strip():
             yield line, f"{name}: attributes stand before the body"
@@ -103,10 +111,12 @@ def check_comments(text: str) -> Iterator[tuple[int, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    if arguments == ["--committing-procedures"]:
-        print(*COMMITTING_PROCEDURES, sep="\n")
-        return 0
     listed = listed_sources()
+    if arguments == ["--committing-procedures"]:
+        texts = [code_of(path.read_text()) for path in listed]
+        routines = [found for text in texts for found in ROUTINE.finditer(text)]
+        print(*(signature(routine) for routine in routines if commits(routine)), sep="\n")
+        return 0
     problems = [
         f"{path.relative_to(ROOT)}:1: not in the Makefile's SOURCES"
         for path in sorted(SOURCE_DIR.rglob("*.sql"))

@@ -51,6 +51,8 @@ BEGIN
             CONSTRAINT config_run_log_keep_range CHECK (run_log_keep >= '1 hour'),
         cron_log_keep interval NOT NULL DEFAULT '7 days'
             CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour'),
+        raw_keep interval
+            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0'),
         max_idle interval NOT NULL DEFAULT '5 minutes'
             CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms')
     );
@@ -87,6 +89,8 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.run_log_keep IS 'Age at which run log rows are deleted.';
     COMMENT ON COLUMN spectrum.config.cron_log_keep IS
         'Age at which rows of pg_cron''s own log about Spectrum''s jobs are deleted.';
+    COMMENT ON COLUMN spectrum.config.raw_keep IS
+        'Age at which raw events that are done are deleted; NULL: never.';
     COMMENT ON COLUMN spectrum.config.max_idle IS
         'Age from which status() and health() name a transaction that is open and idle.';
 

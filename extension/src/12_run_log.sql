@@ -15,7 +15,7 @@ BEGIN
         log_id bigserial NOT NULL CONSTRAINT run_log_pkey PRIMARY KEY,
         run_id bigint,
         step text NOT NULL CONSTRAINT run_log_step_is_known
-            CHECK (step IN ('run', 'provision', 'process', 'refresh', 'upkeep')),
+            CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep')),
         started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
         finished_at timestamptz,
         claimed bigint,
@@ -32,7 +32,8 @@ BEGIN
     COMMENT ON COLUMN spectrum.run_log.run_id IS
         'log_id of the run that the step belongs to; NULL where it was called by hand.';
     COMMENT ON COLUMN spectrum.run_log.step IS
-        'run (the whole), provision, process (one batch), refresh or upkeep.';
+        'run (the whole), provision, tasks (a step of one), process (one batch), refresh or '
+        'upkeep.';
     COMMENT ON COLUMN spectrum.run_log.started_at IS 'Wall clock.';
     COMMENT ON COLUMN spectrum.run_log.finished_at IS
         'Wall clock; NULL while under way, and for ever if the server stopped meanwhile.';

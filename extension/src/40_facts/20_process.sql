@@ -1,5 +1,4 @@
--- Room 40, the doors: process_batch for anyone who owns the tables, reprocess for rows to read
--- again.
+-- Room 40, the door: process_batch, for anyone who owns the tables.
 
 CREATE FUNCTION spectrum._log_batch(
     p_run_id bigint,
@@ -51,30 +50,3 @@ COMMENT ON PROCEDURE spectrum.process_batch(integer, bigint, bigint, bigint, big
     'Takes up to p_limit pending events (default config.batch_size) into the warehouse, in the '
     'caller''s transaction, and returns how many it claimed, loaded, found to be copies, failed. '
     'Any number of sessions may call it at once.';
-
-CREATE PROCEDURE spectrum.reprocess(
-    p_from timestamptz DEFAULT NULL,
-    p_to timestamptz DEFAULT NULL,
-    p_status text DEFAULT 'failed',
-    p_event_type text DEFAULT NULL,
-    INOUT requeued bigint DEFAULT NULL
-)
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._check_choice('p_status', p_status, ARRAY['failed', 'done', 'all']);
-    UPDATE @extschema@.raw_events AS raw
-    SET status = 'pending'
-    WHERE raw.status IN ('failed', 'done')
-        AND (p_status = 'all' OR raw.status = p_status)
-        AND (p_from IS NULL OR raw.received_at >= p_from)
-        AND (p_to IS NULL OR raw.received_at < p_to)
-        AND (p_event_type IS NULL OR raw.payload ->> 'event_type' = p_event_type);
-    GET DIAGNOSTICS requeued = ROW_COUNT;
-END
-$$;
-COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, bigint) IS
-    'Sets raw events back to pending and returns how many: those received in [p_from, p_to), of '
-    'status failed (default), done or all, of one event type. The next batches read them again, '
-    'with today''s rules and settings; nothing is counted twice.';

@@ -88,12 +88,14 @@ BEGIN
     DELETE FROM spectrum.run_log
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
+    PERFORM spectrum._request_purge_raw();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
 END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
-    'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind.';
+    'Step of a run: old log rows, pg_cron''s log, old raw events, and a look at a part of what '
+    'lies behind.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean
@@ -104,10 +106,17 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     v_message text;
     v_state text;
+    v_detail text;
     r_refresh record;
 BEGIN
     IF p_step = 'process' THEN
         RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
+    ELSIF p_step = 'tasks' THEN
+        v_detail := spectrum._work_on_tasks();
+        IF v_detail IS NOT NULL THEN
+            PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, v_detail);
+        END IF;
+        RETURN v_detail IS NOT NULL;
     ELSIF p_step IN ('refresh', 'refresh between') THEN
         r_refresh := spectrum._refresh_some(200000);
         PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at, r_refresh.detail);
@@ -170,6 +179,7 @@ AS $$
 DECLARE
     v_has_more boolean;
     v_in_budget boolean;
+    v_in_task_budget boolean;
 BEGIN
     -- The lock ended with the last commit; whoever came in between goes on instead.
     IF NOT spectrum._take_turn('run') THEN
@@ -181,14 +191,19 @@ BEGIN
         PERFORM spectrum._end_run(p_run_id, NULL);
         RETURN NULL;
     END IF;
-    SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
+    SELECT clock_timestamp() < run.started_at + config.run_budget,
+        clock_timestamp() < run.started_at + config.run_budget / 4
+    INTO v_in_budget, v_in_task_budget
     FROM spectrum.run_log AS run CROSS JOIN spectrum.config
     WHERE run.log_id = p_run_id;
     RETURN CASE
         -- Not too much news at once: what a refresh works on has to fit into memory.
         WHEN p_step = 'process' AND v_has_more AND v_in_budget
             AND (SELECT sum(news.events) FROM spectrum.news) >= 200000 THEN 'refresh between'
-        WHEN p_step IN ('provision', 'refresh between')
+        -- Tasks first, so that the views follow in the same run, but events wait for no task long.
+        WHEN p_step = 'provision' OR (p_step = 'tasks' AND v_has_more AND v_in_task_budget)
+            THEN 'tasks'
+        WHEN p_step IN ('tasks', 'refresh between')
             OR (p_step = 'process' AND v_has_more AND v_in_budget) THEN 'process'
         WHEN p_step = 'process' OR (p_step = 'refresh' AND v_has_more AND v_in_budget)
             THEN 'refresh'
@@ -219,6 +234,7 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE spectrum.run() IS
-    'The tick: makes months ahead of need, processes batches until nothing is pending or '
-    'config.run_budget is spent, refreshes the views, cleans up; a commit after each. A second '
-    'run at the same time returns at once and says so. Call it outside of a transaction block.';
+    'The tick: makes months ahead of need, works on open tasks, processes batches until nothing is '
+    'pending or config.run_budget is spent, refreshes the views, cleans up; a commit after each. A '
+    'second run at the same time returns at once and says so. Call it outside of a transaction '
+    'block.';

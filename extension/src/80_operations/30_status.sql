@@ -88,12 +88,18 @@ BEGIN
     FROM spectrum.reports AS report
     CROSS JOIN warehouse.dim_users AS dim
     WHERE report.state = 'building'
-    GROUP BY report.report_id;
+    GROUP BY report.report_id
+    UNION ALL
+    SELECT format('%s (task %s)', task.kind, task.task_id), task.asked_at, task.done, task.total,
+        task.unit
+    FROM spectrum.tasks AS task
+    WHERE task.state IN ('waiting', 'running');
     COMMENT ON VIEW spectrum.progress IS
-        'Long work under way, one row each: how much of it is done. It goes on with each refresh.';
+        'Long work under way, one row each: how much of it is done. It goes on with each run.';
     COMMENT ON COLUMN spectrum.progress.work IS 'What is being done.';
     COMMENT ON COLUMN spectrum.progress.begun_at IS 'Since when.';
     COMMENT ON COLUMN spectrum.progress.done IS 'Of total.';
+    COMMENT ON COLUMN spectrum.progress.total IS 'About; NULL where not known yet.';
     COMMENT ON COLUMN spectrum.progress.unit IS 'What is counted.';
 
     -- An error's text may quote values: readers learn that there was one, not what it says.
@@ -265,6 +271,14 @@ BEGIN
             || coalesce(string_agg(idle.what_to_do, ' '), 'SELECT pg_terminate_backend(pid);')
             || ' and see idle_in_transaction_session_timeout.'
     FROM spectrum._idle_transactions() AS idle;
+
+    RETURN QUERY SELECT 'tasks', count(*) = 0,
+        coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
+            '; '), 'none failed in a day'),
+        'SELECT * FROM spectrum.tasks; and once the cause is gone, ask for it again.'
+    FROM spectrum.tasks AS task
+    WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
+        OR task.state = 'running');
 
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
     FROM spectrum._check_ownership() AS owner;

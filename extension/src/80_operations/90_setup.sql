@@ -67,6 +67,7 @@ BEGIN
     PERFORM spectrum._create_event_catalog();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_glass();
+    PERFORM spectrum._create_tasks();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();
