@@ -271,3 +271,37 @@ def test_a_report_dropped_while_it_is_served(db: psycopg.Connection, connect: Co
     assert rows(db, "SELECT DISTINCT retention FROM analytics.retention_cohorts") == [("default",)]
     assert value(db, "SELECT count(*) FROM spectrum.reports WHERE state <> 'served'") == 0
     prove(db, views=True)
+
+
+def test_an_event_that_changes_hands_while_its_row_is_read_again(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    """It counts by its second row, which is read again. Between that worker's look whose it is and
+    his taking it back, another one gives it to the first row: there it has to stay."""
+    first, second, blocker, holder = (connect(autocommit=False) for _ in range(4))
+    insert(db, [event(event_id="e", user_id=user) for user in ("of row 1", "of row 2")])
+    holder.execute("SELECT FROM raw_events WHERE seq = 1 FOR UPDATE")
+    drain(db)
+    holder.rollback()
+    db.execute("UPDATE raw_events SET status = 'pending' WHERE seq = 2")
+    holder.execute("SELECT FROM raw_events WHERE seq = 2 FOR UPDATE")
+    assert process(first).loaded == 1
+    holder.rollback()
+
+    def waits(session: psycopg.Connection) -> bool:
+        query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
+        return value(db, query, session.info.backend_pid) > 0
+
+    with ThreadPoolExecutor(2) as threads:
+        # The lock comes after the first worker's and before the second one's.
+        lock = threads.submit(blocker.execute, "LOCK TABLE spectrum.withdrawals IN SHARE MODE")
+        wait_until(lambda: waits(blocker))
+        again = threads.submit(process, second)
+        wait_until(lambda: waits(second))
+        first.commit()
+        lock.result()
+        blocker.rollback()
+        again.result()
+        second.commit()
+    assert rows(db, "SELECT user_id FROM analytics.events") == [("of row 1",)]
+    prove(db, views=True)
