@@ -127,7 +127,9 @@ class Server:
             raise RuntimeError(f"{program}: {done.stdout}\n{self.tail()}")
 
     def start(self, **settings: str) -> None:
-        command = [self.bin / "postgres", "-D", self.data, "-k", self.place]
+        # Whatever ends us, SIGKILL too, ends the server.
+        command = ["setpriv", "--pdeathsig", "QUIT", "--"]
+        command += [str(self.bin / "postgres"), "-D", str(self.data), "-k", str(self.place)]
         for name, value in (self.settings | settings).items():
             command += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:
