@@ -83,6 +83,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/05_tasks.sql \
 	80_operations/10_run.sql \
 	80_operations/20_schedule.sql \
+	80_operations/25_surroundings.sql \
 	80_operations/30_status.sql \
 	80_operations/40_verify.sql \
 	80_operations/52_reprocess.sql \
@@ -183,6 +184,9 @@ clean-demo:  ## stop the demo and remove its data
 test:  ## everything: build, style, regress, pytest
 	@scripts/test
 
+test-faults:  ## 100 crashes on purpose, and the proof that nothing is lost (FAULTS="--rounds 8")
+	@scripts/test-faults $(FAULTS)
+
 style:  ## the static checks alone
 	@scripts/python-env test
 	@scripts/style
@@ -203,4 +207,4 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test style bench bench-refresh soak help
+.PHONY: check-built demo psql stop clean-demo test test-faults style bench bench-refresh soak help

@@ -15,6 +15,9 @@ DECLARE
 BEGIN
     FOREACH v_name IN ARRAY ARRAY[
         'spectrum._beta_log_odds(double precision, double precision, double precision)',
+        'spectrum._cron_state()',
+        'spectrum._tell_reports(text[], bigint)',
+        'spectrum._withdraw(uuid[])',
         'spectrum.reprocess(timestamptz, timestamptz, text, text, bigint)',
         'spectrum.status()'
     ] LOOP
@@ -120,7 +123,9 @@ BEGIN
         max_new_accounts integer NOT NULL DEFAULT 1000000
             CONSTRAINT config_max_new_accounts_range CHECK (max_new_accounts >= 0),
         account_share numeric NOT NULL DEFAULT 0.5
-            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1)
+            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
+        max_idle interval NOT NULL DEFAULT '5 minutes'
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -170,6 +175,8 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.account_share IS
         'Part of a batch beyond which an account waits behind the others while events of theirs '
         'wait; 1 to take all events strictly in the order of receipt.';
+    COMMENT ON COLUMN spectrum.config.max_idle IS
+        'Age from which status() and health() name a transaction that is open and idle.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -2253,7 +2260,7 @@ COMMENT ON FUNCTION spectrum._add_months(timestamptz, timestamptz) IS
     'Makes the months that events of the batch, all between two times, need. A month that another '
     'session locks out fails its events for now; they are tried again.';
 
-CREATE OR REPLACE FUNCTION spectrum._withdraw(p_event_ids uuid[])
+CREATE OR REPLACE FUNCTION spectrum._withdraw(p_event_ids uuid[], p_seqs bigint[] DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -2265,6 +2272,7 @@ BEGIN
     WITH entries AS (
         DELETE FROM warehouse.event_ledger AS ledger
         WHERE ledger.event_id = ANY (p_event_ids)
+            AND (p_seqs IS NULL OR ledger.seq = ANY (p_seqs))
         RETURNING ledger.event_id, ledger.occurred_at, ledger.user_key
     ), facts AS (
         DELETE FROM warehouse.fact_events AS fact
@@ -2285,8 +2293,10 @@ BEGIN
     FROM facts;
 END
 $$;
-COMMENT ON FUNCTION spectrum._withdraw(uuid[]) IS
-    'Takes facts back, with their ledger entries, so that they can be made again or not at all.';
+COMMENT ON FUNCTION spectrum._withdraw(uuid[], bigint[]) IS
+    'Takes facts back, with their ledger entries, so that they can be made again or not at all: '
+    'where rows are named, only what is theirs, not what another worker has made of an earlier '
+    'row meanwhile.';
 
 CREATE OR REPLACE FUNCTION spectrum._insert_facts()
 RETURNS bigint
@@ -2361,8 +2371,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_event_ids uuid[];
+    v_seqs bigint[];
 BEGIN
-    SELECT array_agg(batch.event_id ORDER BY batch.event_id) INTO v_event_ids
+    SELECT array_agg(batch.event_id ORDER BY batch.event_id), array_agg(batch.seq)
+    INTO v_event_ids, v_seqs
     FROM pg_temp.spectrum_batch AS batch
     WHERE (batch.was_read OR p_is_retry) AND batch.seq = (
         SELECT ledger.seq FROM warehouse.event_ledger AS ledger
@@ -2371,7 +2383,7 @@ BEGIN
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
-    PERFORM spectrum._withdraw(v_event_ids);
+    PERFORM spectrum._withdraw(v_event_ids, v_seqs);
 
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
@@ -2413,7 +2425,7 @@ BEGIN
     IF v_event_ids IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM spectrum._withdraw(v_event_ids);
+    PERFORM spectrum._withdraw(v_event_ids, v_later_seqs);
 
     -- That row and its copies are copies of ours from now on; what is not done will find out.
     UPDATE @extschema@.raw_events AS raw SET copy_of = later.first_id
@@ -3012,6 +3024,11 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    -- Not one that was dropped or defined anew meanwhile.
+    PERFORM FROM spectrum.reports WHERE report_id = p_report AND state = 'building' FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     PERFORM spectrum._discard_reports(report.kind, report.name, 'served')
     FROM spectrum.reports AS report
     WHERE report.report_id = p_report;
@@ -3140,21 +3157,15 @@ $$;
 COMMENT ON FUNCTION spectrum._last_note(bigint) IS
     'The number up to which notes name about p_events facts; the highest where no more wait.';
 
-CREATE OR REPLACE FUNCTION spectrum._take_news(p_last_no bigint)
-RETURNS bigint
+CREATE OR REPLACE FUNCTION spectrum._lay_out_news(p_last_no bigint, OUT taken bigint, OUT missing bigint)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET enable_seqscan = off
 AS $$
-DECLARE
-    v_from timestamptz;
-    v_until timestamptz;
-    v_taken bigint;
 BEGIN
-    SELECT min(first_at), max(last_at) INTO v_from, v_until FROM spectrum.news
-    WHERE note_no <= p_last_no;
     -- One statement, so one snapshot: notes and facts that belong together are seen together.
+    -- Nothing that an earlier one saw of the notes may limit it: a batch may commit in between.
     -- What an event was before is what its first note says was taken back; what it is now is the
     -- fact, or what a note that is still to come says was taken back.
     WITH notes AS (
@@ -3205,7 +3216,6 @@ BEGIN
             FROM warehouse.fact_events AS known
             WHERE known.user_key = stayed.user_key AND known.occurred_at = stayed.occurred_at
                 AND known.event_id = stayed.event_id
-                AND known.occurred_at BETWEEN v_from AND v_until
             OFFSET 0
         ) AS fact
         WHERE NOT EXISTS (
@@ -3220,20 +3230,51 @@ BEGIN
         -- Came and went again: no sum moves, but who reads facts may have met it in between.
         SELECT 0, went.* FROM went JOIN came USING (event_id, user_key, occurred_at)
         WHERE came.note_no < went.note_no
+    ), laid_out AS (
+        INSERT INTO pg_temp.spectrum_news (sign, scope, user_key, account_key, event_type_key,
+            geo_key, occurred_at, event_id, properties, revenue, currency)
+        SELECT sign, account_key, user_key, account_key, event_type_key, geo_key, occurred_at,
+            event_id, properties, revenue, currency
+        FROM changes
+        RETURNING sign
     )
-    INSERT INTO pg_temp.spectrum_news (sign, scope, user_key, account_key, event_type_key, geo_key,
-        occurred_at, event_id, properties, revenue, currency)
-    SELECT sign, account_key, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
-        properties, revenue, currency
-    FROM changes;
-    GET DIAGNOSTICS v_taken = ROW_COUNT;
-    RETURN v_taken;
+    SELECT (SELECT count(*) FROM laid_out),
+        (SELECT count(*) FROM stayed) - (SELECT count(*) FROM laid_out WHERE sign = 1)
+    INTO taken, missing;
+END
+$$;
+COMMENT ON FUNCTION spectrum._lay_out_news(bigint) IS
+    'Takes the notes up to a number and lays out in pg_temp.spectrum_news what they changed, net: '
+    'facts that count from now on (1), facts as they counted before (-1), and facts that came and '
+    'went again (0). Returns how many, and how many facts it did not find.';
+
+CREATE OR REPLACE FUNCTION spectrum._take_news(p_last_no bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_news record;
+BEGIN
+    -- A statement is planned before its snapshot is taken: a month that a batch attached in
+    -- between is not in the plan, while the notes of its facts are seen. Planned again it is.
+    FOR v_try IN 1 .. 3 LOOP
+        BEGIN
+            r_news := spectrum._lay_out_news(p_last_no);
+            -- What is missing in the end was deleted by hand.
+            EXIT WHEN r_news.missing = 0 OR v_try = 3;
+            RAISE EXCEPTION 'facts that the news name were not found'
+                USING ERRCODE = 'triggered_data_change_violation';
+        EXCEPTION
+            WHEN triggered_data_change_violation THEN
+                NULL;
+        END;
+    END LOOP;
+    RETURN r_news.taken;
 END
 $$;
 COMMENT ON FUNCTION spectrum._take_news(bigint) IS
-    'Takes the notes up to a number and lays out in pg_temp.spectrum_news what they changed, net: '
-    'facts that count from now on (1), facts as they counted before (-1), and facts that came and '
-    'went again (0). Returns how many.';
+    'Takes the notes up to a number, with all facts that they name. Returns how many changes.';
 
 CREATE OR REPLACE FUNCTION spectrum._add_history(
     p_after bigint,
@@ -19388,7 +19429,7 @@ $$;
 COMMENT ON FUNCTION spectrum._widen_seen() IS
     'Widens first_seen and last_seen of the dimensions by the news.';
 
-CREATE OR REPLACE FUNCTION spectrum._tell_reports(p_states text[], p_built_to bigint DEFAULT NULL)
+CREATE OR REPLACE FUNCTION spectrum._tell_reports(p_states text[], p_built integer[] DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -19401,18 +19442,18 @@ BEGIN
         FROM spectrum.reports AS report
         JOIN spectrum.report_kinds AS kind USING (kind)
         WHERE report.state = ANY (p_states) AND report.follows_news
-            AND (p_built_to IS NULL OR report.built_to = p_built_to)
+            AND (p_built IS NULL OR report.report_id = ANY (p_built))
         ORDER BY kind.position, report.report_id
     LOOP
         EXECUTE format('SELECT analytics.%I($1, $2)', r_report.maintained_by)
         USING r_report.report_id,
-            CASE WHEN p_built_to IS NULL THEN r_report.built_to ELSE 9223372036854775807 END;
+            CASE WHEN p_built IS NULL THEN r_report.built_to ELSE 9223372036854775807 END;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._tell_reports(text[], bigint) IS
+COMMENT ON FUNCTION spectrum._tell_reports(text[], integer[]) IS
     'Has the reports in some states move their sums by the news laid out: of the users they hold, '
-    'or, for those built up to p_built_to, of all.';
+    'or, those that are being built here, of all.';
 
 CREATE OR REPLACE FUNCTION spectrum._count_news(p_events bigint)
 RETURNS bigint
@@ -19441,11 +19482,19 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_after bigint := (SELECT min(built_to) FROM spectrum.reports WHERE state = 'building');
+    v_after bigint;
+    v_built integer[];
     v_users bigint;
     v_until bigint;
     v_added bigint := 0;
 BEGIN
+    -- Which they are is settled here: one that is defined while these are at it has its own turn.
+    SELECT report.built_to, array_agg(report.report_id) INTO v_after, v_built
+    FROM spectrum.reports AS report
+    WHERE report.state = 'building'
+    GROUP BY report.built_to
+    ORDER BY report.built_to
+    LIMIT 1;
     -- As many users as have about p_events facts, by the statistics of both tables.
     SELECT greatest(100, p_events * sum(greatest(part.reltuples, 1))
             FILTER (WHERE part.oid = 'warehouse.dim_users'::regclass)
@@ -19471,19 +19520,17 @@ BEGIN
     IF v_until IS NULL THEN
         -- A last call, without news, for those that finish only what is complete.
         PERFORM spectrum._clear_news();
-        PERFORM spectrum._tell_reports('{building}', v_after);
-        PERFORM spectrum._serve_report(report.report_id)
-        FROM spectrum.reports AS report
-        WHERE report.state = 'building' AND report.built_to = v_after;
+        PERFORM spectrum._tell_reports('{building}', v_built);
+        PERFORM spectrum._serve_report(report_id) FROM unnest(v_built) AS report_id;
         RETURN 0;
     END IF;
 
     PERFORM spectrum._clear_news();
     v_added := spectrum._add_history(v_after, v_until);
     PERFORM spectrum._scope_news(true);
-    PERFORM spectrum._tell_reports('{building}', v_after);
+    PERFORM spectrum._tell_reports('{building}', v_built);
     UPDATE spectrum.reports SET built_to = v_until
-    WHERE state = 'building' AND built_to = v_after;
+    WHERE state = 'building' AND report_id = ANY (v_built);
     RETURN v_added;
 END
 $$;
@@ -20155,6 +20202,181 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.unschedule() IS
     'Takes Spectrum''s job off pg_cron; false where there was none.';
+-- Room 80, surroundings: what Spectrum depends on and does not own, for status() and health():
+-- whether pg_cron runs and calls, and who keeps a transaction open.
+
+CREATE OR REPLACE FUNCTION spectrum._longest_pause(p_cron text)
+RETURNS interval
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN p_cron ~ '^[0-9]+ seconds?$' THEN p_cron::interval
+        WHEN p_cron ~ '^@' THEN CASE p_cron
+            WHEN '@hourly' THEN interval '1 hour'
+            WHEN '@daily' THEN interval '1 day'
+            WHEN '@midnight' THEN interval '1 day'
+            WHEN '@weekly' THEN interval '7 days'
+            WHEN '@monthly' THEN interval '31 days'
+            WHEN '@yearly' THEN interval '366 days'
+            WHEN '@annually' THEN interval '366 days'
+        END
+        WHEN parts.field[4] <> '*' THEN interval '366 days'
+        WHEN parts.field[3] <> '*' THEN interval '31 days'
+        WHEN parts.field[5] <> '*' THEN interval '7 days'
+        WHEN parts.field[2] ~ '^\*/[0-9]{1,2}$'
+            THEN make_interval(hours => substr(parts.field[2], 3)::integer)
+        WHEN parts.field[2] <> '*' THEN interval '1 day'
+        WHEN parts.field[1] ~ '^\*/[0-9]{1,2}$'
+            THEN make_interval(mins => substr(parts.field[1], 3)::integer)
+        WHEN parts.field[1] <> '*' THEN interval '1 hour'
+        ELSE interval '1 minute'
+    END
+    FROM (
+        SELECT string_to_array(regexp_replace(btrim(p_cron), '\s+', ' ', 'g'), ' ') AS field
+    ) AS parts
+$$;
+COMMENT ON FUNCTION spectrum._longest_pause(text) IS
+    'How long a cron schedule pauses at most, roughly and never too short; NULL where that cannot '
+    'be said.';
+
+CREATE OR REPLACE FUNCTION spectrum._cron_is_down()
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Its launcher is no backend of any user, yet its name and database can be seen by all.
+    RETURN NOT EXISTS (
+        SELECT FROM pg_stat_activity AS activity
+        WHERE activity.backend_type = 'pg_cron launcher'
+            OR activity.application_name = 'pg_cron scheduler'
+    ) AND NOT pg_is_in_recovery();
+END
+$$;
+COMMENT ON FUNCTION spectrum._cron_is_down() IS
+    'Whether no launcher of pg_cron runs in this server.';
+
+CREATE OR REPLACE FUNCTION spectrum._cron_advice(p_remark text, p_last_message text)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE
+        WHEN p_remark LIKE '%switched off' THEN format(
+            'SELECT cron.alter_job(jobid, active => true) FROM cron.job WHERE jobname = %L;',
+            spectrum._job_name())
+        WHEN p_remark LIKE '%pg_cron does not run%' AND current_setting('cron.database_name', true)
+            IS NULL THEN 'As the server''s administrator: add pg_cron to shared_preload_libraries '
+            'and restart. Until then: CALL spectrum.run();'
+        WHEN p_remark LIKE '%pg_cron does not run%' THEN 'As the server''s administrator: restart '
+            'the server, which alone starts pg_cron''s launcher, and look into its log for why it '
+            'ended. Until then: CALL spectrum.run();'
+        WHEN p_last_message LIKE 'could not start background process%' THEN format(
+            'All background workers of the server are taken: raise max_worker_processes (now %s) '
+            'and restart, or end jobs: SELECT pid, datname, query FROM pg_stat_activity WHERE '
+            'backend_type LIKE ''pg_cron%%'';', current_setting('max_worker_processes'))
+        WHEN p_remark LIKE '%overdue%' THEN format(
+            'pg_cron runs %s jobs at once (cron.max_running_jobs) and lets others wait: SELECT '
+            'jobid, start_time, command FROM cron.job_run_details WHERE status = ''running''; and '
+            'look into the server''s log. Until then: CALL spectrum.run();',
+            coalesce(current_setting('cron.max_running_jobs', true), 'some'))
+        ELSE 'SELECT spectrum.schedule(); where pg_cron is missing, the error says what helps.'
+    END;
+END
+$$;
+COMMENT ON FUNCTION spectrum._cron_advice(text, text) IS
+    'What to do where pg_cron does not call, by what _cron_state() says of it.';
+
+CREATE OR REPLACE FUNCTION spectrum._cron_state(
+    OUT schedule text,
+    OUT is_active boolean,
+    OUT last_end timestamptz,
+    OUT last_status text,
+    OUT remark text,
+    OUT last_message text
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_down text := CASE WHEN spectrum._cron_is_down() THEN ', but pg_cron does not run' END;
+    v_last_start timestamptz;
+BEGIN
+    IF to_regnamespace('cron') IS NULL THEN
+        remark := 'pg_cron is not in this database' || coalesce(
+            (SELECT ', it lives in ' || quote_ident(setting)
+                || CASE WHEN v_down IS NULL THEN '' ELSE ' and does not run' END
+            FROM pg_settings WHERE name = 'cron.database_name'), '');
+        RETURN;
+    ELSIF NOT has_schema_privilege('cron', 'USAGE') THEN
+        remark := format('role %s may not look into pg_cron', current_user);
+        RETURN;
+    END IF;
+    EXECUTE 'SELECT job.schedule, job.active FROM cron.job '
+        'WHERE job.jobname = $1 ORDER BY job.active DESC, job.jobid LIMIT 1'
+    INTO schedule, is_active USING spectrum._job_name();
+    IF schedule IS NULL THEN
+        remark := 'not scheduled';
+        RETURN;
+    END IF;
+    EXECUTE 'SELECT details.start_time, details.end_time, details.status, details.return_message '
+        'FROM cron.job_run_details AS details '
+        'JOIN cron.job USING (jobid) WHERE job.jobname = $1 ORDER BY details.runid DESC LIMIT 1'
+    INTO v_last_start, last_end, last_status, last_message USING spectrum._job_name();
+    last_message := CASE WHEN last_status = 'failed'
+        THEN btrim(translate(last_message, E'\n\r', '  ')) END;
+    -- Where pg_cron keeps no log (cron.log_run = off), Spectrum's own says when a run began.
+    v_last_start := greatest(v_last_start, last_end, (
+        SELECT max(log.started_at) FROM spectrum.run_log AS log WHERE log.step = 'run'
+    ));
+    remark := 'scheduled' || CASE
+        WHEN NOT is_active THEN ', but switched off'
+        WHEN pg_is_in_recovery() THEN '; on a standby pg_cron begins with its promotion'
+        WHEN v_down IS NOT NULL THEN v_down
+        WHEN last_status IS DISTINCT FROM 'running' AND v_last_start
+            < now() - interval '1 minute' - 3 * spectrum._longest_pause(schedule)
+            THEN format(', but overdue: nothing began since %s', date_trunc('second', v_last_start))
+        ELSE ''
+    END;
+END
+$$;
+COMMENT ON FUNCTION spectrum._cron_state() IS
+    'What pg_cron knows about this database''s job, as far as the caller may see it, and whether '
+    'it does its work.';
+
+CREATE OR REPLACE FUNCTION spectrum._idle_transactions()
+RETURNS TABLE (who text, what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_until timestamptz := now() - (SELECT config.max_idle FROM spectrum.config);
+BEGIN
+    RETURN QUERY
+    SELECT
+        format('process %s of %s%s, %s since %s', activity.pid, activity.usename,
+            coalesce(' (' || nullif(activity.application_name, '') || ')', ''), activity.state,
+            date_trunc('second', activity.state_change)),
+        format('SELECT pg_terminate_backend(%s);', activity.pid)
+    FROM pg_stat_activity AS activity
+    WHERE activity.datname = current_database() AND activity.pid <> pg_backend_pid()
+        AND activity.state LIKE 'idle in transaction%' AND activity.state_change < v_until
+    ORDER BY activity.state_change;
+    RETURN QUERY
+    SELECT
+        format('transaction %L, prepared by %s, since %s', prepared.gid, prepared.owner,
+            date_trunc('second', prepared.prepared)),
+        format('ROLLBACK PREPARED %L;', prepared.gid)
+    FROM pg_prepared_xacts AS prepared
+    WHERE prepared.database = current_database() AND prepared.prepared < v_until
+    ORDER BY prepared.prepared;
+END
+$$;
+COMMENT ON FUNCTION spectrum._idle_transactions() IS
+    'Transactions that are open in this database and have done nothing for config.max_idle: who, '
+    'since when, what ends each. Sessions of other roles show to members of pg_read_all_stats.';
 -- Room 80, status: how the pipeline is, as views for dashboards, as status() for people, and as
 -- health(), which says what is wrong and what to do about it.
 
@@ -20295,44 +20517,6 @@ $$;
 COMMENT ON FUNCTION spectrum._create_status() IS
     'Room 80: makes spectrum.pipeline and the two pipeline views of analytics.';
 
-CREATE OR REPLACE FUNCTION spectrum._cron_state(
-    OUT schedule text,
-    OUT is_active boolean,
-    OUT last_end timestamptz,
-    OUT last_status text,
-    OUT remark text
-)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regnamespace('cron') IS NULL THEN
-        remark := 'pg_cron is not in this database' || coalesce(
-            (SELECT ', it lives in ' || quote_ident(setting) FROM pg_settings
-            WHERE name = 'cron.database_name'), '');
-        RETURN;
-    ELSIF NOT has_schema_privilege('cron', 'USAGE') THEN
-        remark := format('role %s may not look into pg_cron', current_user);
-        RETURN;
-    END IF;
-    EXECUTE 'SELECT job.schedule, job.active FROM cron.job '
-        'WHERE job.jobname = $1 ORDER BY job.active DESC, job.jobid LIMIT 1'
-    INTO schedule, is_active USING spectrum._job_name();
-    IF schedule IS NULL THEN
-        remark := 'not scheduled';
-        RETURN;
-    END IF;
-    EXECUTE 'SELECT details.end_time, details.status FROM cron.job_run_details AS details '
-        'JOIN cron.job USING (jobid) WHERE job.jobname = $1 ORDER BY details.runid DESC LIMIT 1'
-    INTO last_end, last_status USING spectrum._job_name();
-    remark := CASE WHEN NOT is_active THEN 'scheduled, but switched off'
-        WHEN pg_is_in_recovery() THEN 'scheduled; on a standby pg_cron begins with its promotion'
-        ELSE 'scheduled' END;
-END
-$$;
-COMMENT ON FUNCTION spectrum._cron_state() IS
-    'What pg_cron knows about this database''s job, as far as the caller may see it.';
-
 CREATE OR REPLACE FUNCTION spectrum.status(
     OUT pending bigint,
     OUT processing bigint,
@@ -20353,7 +20537,9 @@ CREATE OR REPLACE FUNCTION spectrum.status(
     OUT cron_last_end timestamptz,
     OUT uncounted bigint,
     OUT reports_building bigint,
-    OUT flooded_by text
+    OUT flooded_by text,
+    OUT cron_last_message text,
+    OUT idle_transactions text
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -20364,19 +20550,21 @@ BEGIN
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
         state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
-        state.uncounted, state.reports_building, state.flooded_by
+        state.uncounted, state.reports_building, state.flooded_by, job.last_message,
+        (SELECT string_agg(idle.who, '; ') FROM spectrum._idle_transactions() AS idle)
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
         lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
-        uncounted, reports_building, flooded_by
+        uncounted, reports_building, flooded_by, cron_last_message, idle_transactions
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END
 $$;
 COMMENT ON FUNCTION spectrum.status() IS
-    'How the pipeline is, one row: the columns of spectrum.pipeline and what pg_cron knows.';
+    'How the pipeline is, one row: the columns of spectrum.pipeline, what pg_cron knows, and who '
+    'keeps a transaction open and idle.';
 
 CREATE OR REPLACE FUNCTION spectrum._check_ownership(OUT ok boolean, OUT message text, OUT what_to_do text)
 LANGUAGE plpgsql STABLE
@@ -20503,12 +20691,13 @@ BEGIN
     -- Without a job here, runs that come all the same come from a scheduler elsewhere.
     RETURN QUERY SELECT 'schedule', coalesce(CASE WHEN r_state.cron_schedule IS NULL
             THEN r_state.last_run_at > now() - interval '15 minutes'
-            ELSE r_state.cron <> 'scheduled, but switched off'
+            ELSE r_state.cron NOT LIKE 'scheduled, but%'
                 AND r_state.cron_last_status IS DISTINCT FROM 'failed'
         END, false),
         r_state.cron || coalesce(' ' || r_state.cron_schedule, '')
-            || coalesce(', last run ' || r_state.cron_last_status, ''),
-        'SELECT spectrum.schedule(); where pg_cron is missing, the error says what helps.';
+            || coalesce(', last run ' || r_state.cron_last_status, '')
+            || coalesce(': ' || r_state.cron_last_message, ''),
+        spectrum._cron_advice(r_state.cron, r_state.cron_last_message);
 
     RETURN QUERY SELECT 'months ahead', r_state.months_ready > 0,
         format('%s months are ready after this one', r_state.months_ready),
@@ -20521,6 +20710,13 @@ BEGIN
     FROM pg_stat_activity AS activity
     WHERE activity.datname = current_database() AND activity.pid <> pg_backend_pid()
         AND activity.xact_start < now() - interval '1 hour';
+
+    RETURN QUERY SELECT 'idle transactions', r_state.idle_transactions IS NULL,
+        coalesce(r_state.idle_transactions, 'none'),
+        'It holds back vacuum, not the pipeline. End it: '
+            || coalesce(string_agg(idle.what_to_do, ' '), 'SELECT pg_terminate_backend(pid);')
+            || ' and see idle_in_transaction_session_timeout.'
+    FROM spectrum._idle_transactions() AS idle;
 
     RETURN QUERY SELECT 'tasks', count(*) = 0,
         coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
@@ -21408,6 +21604,8 @@ DECLARE
 BEGIN
     FOREACH v_name IN ARRAY ARRAY[
         'spectrum._beta_log_odds(double precision, double precision, double precision)',
+        'spectrum._tell_reports(text[], bigint)',
+        'spectrum._withdraw(uuid[])',
         'spectrum.reprocess(timestamptz, timestamptz, text, text, bigint)'
     ] LOOP
         CONTINUE WHEN to_regprocedure(v_name) IS NULL;

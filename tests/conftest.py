@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from faults.rounds import make_template
+from faults.server import Server
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
 from pytest_postgresql.executors.noop import NoopExecutor
@@ -259,6 +261,14 @@ def _empty_cron_database(dsn: str) -> None:
         "CREATE SCHEMA public AUTHORIZATION pg_database_owner",
         "GRANT USAGE ON SCHEMA public TO PUBLIC",
     )
+
+
+@pytest.fixture(scope="session")
+def private_server(tidy_server: None) -> Iterator[Server]:
+    """A server of its own for what may not be done to the one of all tests."""
+    with Server(wal_segment_megabytes=1) as server:
+        make_template(server)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,9 @@ BEGIN
         max_new_accounts integer NOT NULL DEFAULT 1000000
             CONSTRAINT config_max_new_accounts_range CHECK (max_new_accounts >= 0),
         account_share numeric NOT NULL DEFAULT 0.5
-            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1)
+            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
+        max_idle interval NOT NULL DEFAULT '5 minutes'
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -115,6 +117,8 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.account_share IS
         'Part of a batch beyond which an account waits behind the others while events of theirs '
         'wait; 1 to take all events strictly in the order of receipt.';
+    COMMENT ON COLUMN spectrum.config.max_idle IS
+        'Age from which status() and health() name a transaction that is open and idle.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END

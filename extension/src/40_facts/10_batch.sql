@@ -134,7 +134,7 @@ COMMENT ON FUNCTION spectrum._add_months(timestamptz, timestamptz) IS
     'Makes the months that events of the batch, all between two times, need. A month that another '
     'session locks out fails its events for now; they are tried again.';
 
-CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[])
+CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[], p_seqs bigint[] DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -146,6 +146,7 @@ BEGIN
     WITH entries AS (
         DELETE FROM warehouse.event_ledger AS ledger
         WHERE ledger.event_id = ANY (p_event_ids)
+            AND (p_seqs IS NULL OR ledger.seq = ANY (p_seqs))
         RETURNING ledger.event_id, ledger.occurred_at, ledger.user_key
     ), facts AS (
         DELETE FROM warehouse.fact_events AS fact
@@ -166,8 +167,10 @@ BEGIN
     FROM facts;
 END
 $$;
-COMMENT ON FUNCTION spectrum._withdraw(uuid[]) IS
-    'Takes facts back, with their ledger entries, so that they can be made again or not at all.';
+COMMENT ON FUNCTION spectrum._withdraw(uuid[], bigint[]) IS
+    'Takes facts back, with their ledger entries, so that they can be made again or not at all: '
+    'where rows are named, only what is theirs, not what another worker has made of an earlier '
+    'row meanwhile.';
 
 CREATE FUNCTION spectrum._insert_facts()
 RETURNS bigint
@@ -242,8 +245,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_event_ids uuid[];
+    v_seqs bigint[];
 BEGIN
-    SELECT array_agg(batch.event_id ORDER BY batch.event_id) INTO v_event_ids
+    SELECT array_agg(batch.event_id ORDER BY batch.event_id), array_agg(batch.seq)
+    INTO v_event_ids, v_seqs
     FROM pg_temp.spectrum_batch AS batch
     WHERE (batch.was_read OR p_is_retry) AND batch.seq = (
         SELECT ledger.seq FROM warehouse.event_ledger AS ledger
@@ -252,7 +257,7 @@ BEGIN
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
-    PERFORM spectrum._withdraw(v_event_ids);
+    PERFORM spectrum._withdraw(v_event_ids, v_seqs);
 
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
@@ -294,7 +299,7 @@ BEGIN
     IF v_event_ids IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM spectrum._withdraw(v_event_ids);
+    PERFORM spectrum._withdraw(v_event_ids, v_later_seqs);
 
     -- That row and its copies are copies of ours from now on; what is not done will find out.
     UPDATE @extschema@.raw_events AS raw SET copy_of = later.first_id

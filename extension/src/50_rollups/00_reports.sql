@@ -183,6 +183,11 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    -- Not one that was dropped or defined anew meanwhile.
+    PERFORM FROM spectrum.reports WHERE report_id = p_report AND state = 'building' FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     PERFORM spectrum._discard_reports(report.kind, report.name, 'served')
     FROM spectrum.reports AS report
     WHERE report.report_id = p_report;

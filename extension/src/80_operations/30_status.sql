@@ -138,44 +138,6 @@ $$;
 COMMENT ON FUNCTION spectrum._create_status() IS
     'Room 80: makes spectrum.pipeline and the two pipeline views of analytics.';
 
-CREATE FUNCTION spectrum._cron_state(
-    OUT schedule text,
-    OUT is_active boolean,
-    OUT last_end timestamptz,
-    OUT last_status text,
-    OUT remark text
-)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regnamespace('cron') IS NULL THEN
-        remark := 'pg_cron is not in this database' || coalesce(
-            (SELECT ', it lives in ' || quote_ident(setting) FROM pg_settings
-            WHERE name = 'cron.database_name'), '');
-        RETURN;
-    ELSIF NOT has_schema_privilege('cron', 'USAGE') THEN
-        remark := format('role %s may not look into pg_cron', current_user);
-        RETURN;
-    END IF;
-    EXECUTE 'SELECT job.schedule, job.active FROM cron.job '
-        'WHERE job.jobname = $1 ORDER BY job.active DESC, job.jobid LIMIT 1'
-    INTO schedule, is_active USING spectrum._job_name();
-    IF schedule IS NULL THEN
-        remark := 'not scheduled';
-        RETURN;
-    END IF;
-    EXECUTE 'SELECT details.end_time, details.status FROM cron.job_run_details AS details '
-        'JOIN cron.job USING (jobid) WHERE job.jobname = $1 ORDER BY details.runid DESC LIMIT 1'
-    INTO last_end, last_status USING spectrum._job_name();
-    remark := CASE WHEN NOT is_active THEN 'scheduled, but switched off'
-        WHEN pg_is_in_recovery() THEN 'scheduled; on a standby pg_cron begins with its promotion'
-        ELSE 'scheduled' END;
-END
-$$;
-COMMENT ON FUNCTION spectrum._cron_state() IS
-    'What pg_cron knows about this database''s job, as far as the caller may see it.';
-
 CREATE FUNCTION spectrum.status(
     OUT pending bigint,
     OUT processing bigint,
@@ -196,7 +158,9 @@ CREATE FUNCTION spectrum.status(
     OUT cron_last_end timestamptz,
     OUT uncounted bigint,
     OUT reports_building bigint,
-    OUT flooded_by text
+    OUT flooded_by text,
+    OUT cron_last_message text,
+    OUT idle_transactions text
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -207,19 +171,21 @@ BEGIN
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
         state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
-        state.uncounted, state.reports_building, state.flooded_by
+        state.uncounted, state.reports_building, state.flooded_by, job.last_message,
+        (SELECT string_agg(idle.who, '; ') FROM spectrum._idle_transactions() AS idle)
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
         lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
-        uncounted, reports_building, flooded_by
+        uncounted, reports_building, flooded_by, cron_last_message, idle_transactions
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END
 $$;
 COMMENT ON FUNCTION spectrum.status() IS
-    'How the pipeline is, one row: the columns of spectrum.pipeline and what pg_cron knows.';
+    'How the pipeline is, one row: the columns of spectrum.pipeline, what pg_cron knows, and who '
+    'keeps a transaction open and idle.';
 
 CREATE FUNCTION spectrum._check_ownership(OUT ok boolean, OUT message text, OUT what_to_do text)
 LANGUAGE plpgsql STABLE
@@ -346,12 +312,13 @@ BEGIN
     -- Without a job here, runs that come all the same come from a scheduler elsewhere.
     RETURN QUERY SELECT 'schedule', coalesce(CASE WHEN r_state.cron_schedule IS NULL
             THEN r_state.last_run_at > now() - interval '15 minutes'
-            ELSE r_state.cron <> 'scheduled, but switched off'
+            ELSE r_state.cron NOT LIKE 'scheduled, but%'
                 AND r_state.cron_last_status IS DISTINCT FROM 'failed'
         END, false),
         r_state.cron || coalesce(' ' || r_state.cron_schedule, '')
-            || coalesce(', last run ' || r_state.cron_last_status, ''),
-        'SELECT spectrum.schedule(); where pg_cron is missing, the error says what helps.';
+            || coalesce(', last run ' || r_state.cron_last_status, '')
+            || coalesce(': ' || r_state.cron_last_message, ''),
+        spectrum._cron_advice(r_state.cron, r_state.cron_last_message);
 
     RETURN QUERY SELECT 'months ahead', r_state.months_ready > 0,
         format('%s months are ready after this one', r_state.months_ready),
@@ -364,6 +331,13 @@ BEGIN
     FROM pg_stat_activity AS activity
     WHERE activity.datname = current_database() AND activity.pid <> pg_backend_pid()
         AND activity.xact_start < now() - interval '1 hour';
+
+    RETURN QUERY SELECT 'idle transactions', r_state.idle_transactions IS NULL,
+        coalesce(r_state.idle_transactions, 'none'),
+        'It holds back vacuum, not the pipeline. End it: '
+            || coalesce(string_agg(idle.what_to_do, ' '), 'SELECT pg_terminate_backend(pid);')
+            || ' and see idle_in_transaction_session_timeout.'
+    FROM spectrum._idle_transactions() AS idle;
 
     RETURN QUERY SELECT 'tasks', count(*) = 0,
         coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
