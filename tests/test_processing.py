@@ -137,7 +137,7 @@ def test_bad_payloads_and_copies_stay_on_the_fast_path(db: psycopg.Connection) -
         calls = rows(
             db,
             "SELECT funcname, calls FROM pg_stat_xact_user_functions"
-            " WHERE funcname IN ('_load_rows', '_load_in_halves', '_fail_row')",
+            " WHERE funcname IN ('_load_rows', '_load_in_parts', '_fail_row')",
         )
     assert calls == [("_load_rows", 1)]
 
@@ -501,8 +501,8 @@ def test_a_row_whose_reading_raises_fails_alone(db: psycopg.Connection) -> None:
     prove(db)
 
 
-def test_a_halved_batch_loses_no_row_that_it_touched(db: psycopg.Connection) -> None:
-    """The first half promotes, or takes over from, a raw row that waits in the second."""
+def test_a_parted_batch_loses_no_row_that_it_touched(db: psycopg.Connection) -> None:
+    """The first part promotes, or takes over from, a raw row that waits in another."""
     db.execute(REFUSALS["check"][0])
     copies = [
         event(event_id="e", occurred_at="2003-01-01"),
