@@ -169,6 +169,9 @@ style:  ## the static checks alone
 	@scripts/python-env test
 	@scripts/style
 
+test-poison:  ## payloads that mean harm, races, late events, at length (SPECTRUM_POISON payloads)
+	@scripts/test-poison
+
 bench:  ## load and processing speed
 	@scripts/bench
 
@@ -182,4 +185,4 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test style bench bench-refresh help
+.PHONY: check-built demo psql stop clean-demo test test-poison style bench bench-refresh help

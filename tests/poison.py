@@ -5,8 +5,6 @@ that a run can be repeated. Texts for jsonb only; what the server refuses at the
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from random import Random
 
 DEEP = 5_000
@@ -26,27 +24,33 @@ UNICODE = [
     "\u05d0\u202e\u0627\u2066x\u2069",  # right to left, overrides, isolates
     "\U0001f468\u200d\U0001f469\u200d\U0001f467",  # a family, joined
     "\U0010ffff\U0001d11e", "\uffff", "\ufffe\ufdd0", "\ufeff", "\u200b\u200c\u200d\u2060",
-    "\u0085\u2028\u2029", "\u0130\u0131\u1e9e\u00df\ufb03", "\u0663\u06f3\u0969\uff13", "\x7f\x1b[31m",
+    "\u0085\u2028\u2029", "\u0130\u0131\u1e9e\u00df\ufb03", "\u0663\u06f3\u0969\uff13",
+    "\x7f\x1b[31m",
     "\x01\x08\x0c\n\r\t", "\u00a0 \u3000", "\u00e9", "e\u0301", "\ud7ff\ue000",
 ]  # fmt: skip
 WORDS = [
-    "", " ", "null", "true", "NaN", "Infinity", "-Infinity", "now", "infinity", "-infinity", "epoch",
-    "today", "tomorrow", "allballs", "*", "**", "%", "_", "\\", "'", '"', "''; DROP TABLE raw_events;",
+    "", " ", "null", "true", "NaN", "Infinity", "-Infinity", "now", "infinity", "-infinity",
+    "epoch",
+    "today", "tomorrow", "allballs", "*", "**", "%", "_", "\\", "'", '"',
+    "''; DROP TABLE raw_events;",
     "$$", "{}", "[]", "{1,2}", "\\N", "\\.", "__proto__", "constructor", "undefined", "0x10", "1e5",
-    "12,5", "+1", ".5", "5.", "1_000", "day", "month", "YEAR", "usd", "EUR", "\u00e9ur", "K\u0130M", "purchase",
+    "12,5", "+1", ".5", "5.", "1_000", "day", "month", "YEAR", "usd", "EUR", "\u00e9ur",
+    "K\u0130M", "purchase",
     "00000000-0000-0000-0000-000000000000", "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF",
     "00000000-0000-0000-0000-00000000000", "{00000000-0000-0000-0000-000000000000}",
     "(other properties)", "control", "treatment", "A" * 64, "x", "y",
 ]  # fmt: skip
 NAMES = [
     "__proto__", "constructor", "", " ", "event_type", "properties", "id", "a.b", "a,b", "{a}", "0",
-    "-1", "$", "'", '"', "\\", "%s", "{0}", "\u202e", "\uffff", "\U0001f600", "toString", "currency",
+    "-1", "$", "'", '"', "\\", "%s", "{0}", "\u202e", "\uffff", "\U0001f600", "toString",
+    "currency",
     "revenue", "k" * 200, "k" * 201, "\u00e9" * 200, "\U0001d11e" * 201, "K" * 5_000,
 ]  # fmt: skip
 TIMES = [
     "2024-02-29", "2023-02-29", "2100-02-29", "2000-02-29", "2024-02-30", "2024-04-31",
     "2024-13-01", "2024-00-10", "2024-01-00", "2024-01-32", "0000-01-01", "0001-01-01",
-    "99999-01-01", "2024-01-01 BC", "0044-03-15 BC", "10000-01-01T00:00:00Z", "9999-12-31T23:59:60Z",
+    "99999-01-01", "2024-01-01 BC", "0044-03-15 BC", "10000-01-01T00:00:00Z",
+    "9999-12-31T23:59:60Z",
     "2016-12-31T23:59:60Z", "2016-12-31T23:59:60.999999Z", "2016-12-31T23:59:61Z",
     "2024-03-31T02:30:00+01:00", "2024-03-31T02:30:00+02:00", "2024-03-31T02:30:00",
     "2024-10-27T02:30:00+02:00", "2024-10-27T02:30:00+01:00", "2024-03-10T02:30:00-05:00",
@@ -55,7 +59,8 @@ TIMES = [
     "20240601T120000Z", "2024-W01-1", "2024-153", "2024-6-1", "06/01/2024", "1 June 2024",
     "2024-06-01T12:00:00.1234567891Z", "2024-06-01T12:00:00.999999999Z", "2024-06-01T12",
     "2024-06-01T12:00:00+16:00", "2024-06-01T12:00:00+15:59", "2024-06-01T12:00:00-15:59:59",
-    "2024-06-01T12:00:00\u2212" "01:00", "\uff12\uff10\uff12\uff14-06-01", "2024-06-01\n", " 2024-06-01",
+    "2024-06-01T12:00:00\u2212" "01:00", "\uff12\uff10\uff12\uff14-06-01", "2024-06-01\n",
+    " 2024-06-01",
     "2000-01-01T00:00:00Z", "1999-12-31T23:59:59.999999Z", "1999-12-31T23:59:59.9999999Z",
     "2000-01-01T00:00:00+01:00", "1970-01-01", "J2451187", "now", "infinity", "-infinity", "epoch",
     "2999-01-01T00:00:00Z", "1700000000", "1700000000000", "-1", "1e9", "1700000000.1234567890",
@@ -74,13 +79,14 @@ READ_BY_REPORTS = [
 
 SHORT = ["'; --", "a\nb", "\u202eb", "**", "a b", '"', "\\", "\uffff", " ", "__proto__", "z"]
 
-# A nest of one kind of bracket around nothing, for readers that count their own depth.
-NEST = re.compile(r"\[{999,}\]{999,}|(?:\{\"a\":){999,}0\}{999,}")
+NESTS = {"[" * DEEP + "]" * DEEP: "[]", '{"a":' * DEEP + "0" + "}" * DEEP: "{}"}
 
 
 def shallow(text: str) -> str:
     """The same with nests taken flat, for a reader that cannot go as deep."""
-    return NEST.sub(lambda nest: "[]" if nest[0][0] == "[" else "{}", text)
+    for nest, flat in NESTS.items():
+        text = text.replace(nest, flat)
+    return text
 
 
 def as_json(random: Random, text: str) -> str:
@@ -137,9 +143,7 @@ class Poison:
         return random.choice(NUMBERS)
 
     def nest(self) -> str:
-        opening, closing = self.random.choice([("[", "]"), ('{"a":', "}")])
-        middle = "" if opening == "[" else "0"
-        return opening * DEEP + middle + closing * DEEP
+        return self.random.choice(list(NESTS))
 
     def name(self) -> str:
         random = self.random
@@ -166,7 +170,9 @@ class Poison:
 
     def many(self) -> str:
         """Thousands of properties."""
-        return "{" + ",".join(f'"k{n}":{n}' for n in range(self.random.choice([1_000, 4_000]))) + "}"
+        return (
+            "{" + ",".join(f'"k{n}":{n}' for n in range(self.random.choice([1_000, 4_000]))) + "}"
+        )
 
     def when(self) -> str:
         random, chance = self.random, self.random.random()
@@ -175,7 +181,9 @@ class Poison:
         if chance < 0.6:
             return self.number()
         if chance < 0.8:
-            digits = "".join(random.choice("0123456789-:TZ +.") for _ in range(random.randrange(26)))
+            digits = "".join(
+                random.choice("0123456789-:TZ +.") for _ in range(random.randrange(26))
+            )
             return as_json(random, digits)
         return self.value()
 
@@ -188,8 +196,8 @@ class Poison:
             "occurred_at": f'"{self.day()}T12:{n % 60:02}:00Z"',
             "user_id": str(n % 50),
             "account_id": f'"account {n % 5}"',
-            "geo": '{"country":"DE","city":"city %d"}' % (n % 9),
-            "properties": '{"revenue":%d.25,"plan":"pro"}' % (n % 1_000),
+            "geo": f'{{"country":"DE","city":"city {n % 9}"}}',
+            "properties": f'{{"revenue":{n % 1_000}.25,"plan":"pro"}}',
         }
 
     def day(self) -> str:
@@ -286,6 +294,3 @@ def payloads(seed: int | str, count: int, size: int = MEGABYTE) -> list[str]:
 def facts(seed: int | str, count: int, size: int = MEGABYTE) -> list[str]:
     poison = Poison(seed, size)
     return [poison.fact() for _ in range(count)]
-
-
-Maker = Callable[[int | str, int, int], list[str]]
