@@ -179,7 +179,7 @@ def test_a_whole_file_again_changes_no_number(db: psycopg.Connection) -> None:
              "account_id": f"a{n % 3}", "occurred_at": moment(randoms),
              "properties": {"plan": "pro", "revenue": n, "n": 1}}
         )
-        for n in range(400)
+        for n in range(150)
     ]  # fmt: skip
     insert(db, file)
     drain(db)

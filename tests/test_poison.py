@@ -360,7 +360,7 @@ class Meter:
         return self.seconds() - started
 
 
-@pytest.mark.parametrize("kind", KINDS if LONG else ["a constraint", "a trigger in silence"])
+@pytest.mark.parametrize("kind", KINDS if LONG else ["a constraint"])
 def test_one_poison_row_slows_its_batch_at_most_three_times(
     db: psycopg.Connection, kind: str
 ) -> None:
