@@ -302,7 +302,7 @@ def test_any_interleaving(make_db: MakeDb) -> None:
     dsn = make_db("races")
     with psycopg.connect(dsn, autocommit=True) as db:
         for setting, wanted in [("lock_timeout", "300 ms"), ("retry_delay", "0"),
-                                ("max_attempts", "1000")]:  # fmt: skip
+                                ("max_attempts", "100")]:  # fmt: skip
             db.execute("SELECT spectrum.configure(%s, %s)", (setting, wanted))
     run_state_machine_as_test(
         type("MachineHere", (Machine,), {"dsn": dsn}),
