@@ -120,7 +120,7 @@ REGRESS = \
 	72_glass \
 	80_operations \
 	90_privileges
-ISOLATION = same_event newcomers months set_back refresh
+ISOLATION = same_event newcomers months set_back refresh reports
 
 SCRIPT = extension/spectrum--1.1.sql
 # Former releases are frozen: no build touches them. UPDATE brings the last one to SCRIPT.
@@ -191,6 +191,9 @@ style:  ## the static checks alone
 	@scripts/python-env test
 	@scripts/style
 
+test-poison:  ## payloads that mean harm, races, late events, at length (SPECTRUM_POISON payloads)
+	@scripts/test-poison
+
 bench:  ## load and processing speed
 	@scripts/bench
 
@@ -207,4 +210,5 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test test-faults style bench bench-refresh soak help
+.PHONY: check-built demo psql stop clean-demo test test-faults test-poison style bench bench-refresh \
+	soak help

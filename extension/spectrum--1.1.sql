@@ -816,6 +816,12 @@ BEGIN
                             AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
                                 - interval '1 day') <> 29
                             THEN NULL
+                        -- A cast takes a leap second, but no part of one.
+                        WHEN substr(txt.occurred_at, 17, 4) = ':60.'
+                            THEN (overlay(txt.occurred_at PLACING '59' FROM 18 FOR 2)
+                                || CASE WHEN substr(txt.occurred_at, 20) ~ '[Z+-]' THEN ''
+                                    ELSE ' UTC'
+                                END)::timestamptz + interval '1 second'
                         WHEN right(txt.occurred_at, 1) = 'Z' OR strpos(txt.occurred_at, '+') > 0
                             OR strpos(substr(txt.occurred_at, 12), '-') > 0
                             THEN txt.occurred_at::timestamptz
@@ -1950,7 +1956,7 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._month_name(date) IS 'Name of the partition of a month.';
 
-CREATE FUNCTION spectrum._bound_lock_waits()
+CREATE FUNCTION spectrum._bound_lock_waits(p_times integer DEFAULT 1)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -1959,13 +1965,14 @@ DECLARE
     v_before text := current_setting('lock_timeout');
 BEGIN
     PERFORM set_config('lock_timeout',
-        ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
+        ceil(extract(epoch FROM config.lock_timeout) * 1000 * p_times)::text || 'ms', true)
     FROM spectrum.config;
     RETURN v_before;
 END
 $$;
-COMMENT ON FUNCTION spectrum._bound_lock_waits() IS
-    'Sets lock_timeout to config.lock_timeout and returns what it was, for who sets it back.';
+COMMENT ON FUNCTION spectrum._bound_lock_waits(integer) IS
+    'Sets lock_timeout to so many times config.lock_timeout and returns what it was, for who sets '
+    'it back.';
 
 CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
@@ -1984,8 +1991,10 @@ BEGIN
         RETURN false;
     END IF;
 
-    v_wait := spectrum._bound_lock_waits();
+    -- For a worker whose batch makes months too, longer: this wait keeps nobody from reading.
+    v_wait := spectrum._bound_lock_waits(10);
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
+    PERFORM spectrum._bound_lock_waits();
     BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.
         EXECUTE format('CREATE TABLE warehouse.%I (LIKE warehouse.fact_events INCLUDING DEFAULTS '
@@ -2006,7 +2015,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._add_month(date) IS
     'Makes the partition of one month (its first day) unless it is there. Readers go on reading; '
-    'raises 55P03 where a lock cannot be had within config.lock_timeout.';
+    'raises 55P03 where a lock cannot be had within config.lock_timeout, or where another '
+    'transaction that makes months does not end within ten times that.';
 
 CREATE FUNCTION spectrum.ensure_partitions(p_from timestamptz, p_to timestamptz)
 RETURNS integer
@@ -2131,8 +2141,10 @@ BEGIN
             copy_of uuid,
             refused_by text
         ) ON COMMIT DELETE ROWS;
+    ELSIF pg_relation_size('pg_temp.spectrum_batch') > 0 THEN
+        -- Not DELETE: each part of a parted batch would wade through the rows of all before it.
+        TRUNCATE pg_temp.spectrum_batch;
     END IF;
-    DELETE FROM pg_temp.spectrum_batch;
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_batch() IS
@@ -2277,6 +2289,7 @@ SET enable_mergejoin = off
 AS $$
 DECLARE
     v_loaded bigint;
+    v_events bigint;
 BEGIN
     WITH new_facts AS MATERIALIZED (
         SELECT
@@ -2317,22 +2330,28 @@ BEGIN
             array_agg(occurred_at), array_agg(event_id)
         FROM new_facts
         HAVING count(*) > 0
+    ), facts AS (
+        INSERT INTO warehouse.fact_events (
+            event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
+            revenue, currency
+        )
+        SELECT
+            event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
+            revenue, currency
+        FROM new_facts
+        RETURNING 1
     )
-    INSERT INTO warehouse.fact_events (
-        event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
-        revenue, currency
-    )
-    SELECT
-        event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
-        revenue, currency
-    FROM new_facts;
-    GET DIAGNOSTICS v_loaded = ROW_COUNT;
+    SELECT (SELECT count(*) FROM facts), (SELECT count(*) FROM new_facts) INTO v_loaded, v_events;
+    IF v_loaded < v_events THEN
+        RAISE EXCEPTION 'a trigger on warehouse.fact_events keeps the event out'
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
     RETURN v_loaded;
 END
 $$;
 COMMENT ON FUNCTION spectrum._insert_facts() IS
     'Inserts the batch''s events that the ledger does not know: ledger, facts and the news of '
-    'them. Returns how many.';
+    'them. Returns how many; raises 27000 where a trigger of the user''s own keeps one out.';
 
 CREATE FUNCTION spectrum._withdraw_reread(p_is_retry boolean)
 RETURNS void
@@ -2557,7 +2576,7 @@ BEGIN
     END IF;
     IF loaded + duplicates + failed <> cardinality(p_rows) THEN
         RAISE EXCEPTION 'the event is neither a fact nor a copy: another worker changed what it '
-            'repeats, or a trigger on warehouse.fact_events keeps it out'
+            'repeats'
             USING ERRCODE = 'triggered_data_change_violation';
     END IF;
     PERFORM spectrum._mark_rows();
@@ -2605,6 +2624,8 @@ CREATE FUNCTION spectrum._load_patiently(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_key text;
 BEGIN
     FOR v_try IN 1 .. 3 LOOP
         BEGIN
@@ -2613,7 +2634,9 @@ BEGIN
             RETURN;
         EXCEPTION
             WHEN unique_violation OR triggered_data_change_violation THEN
-                IF v_try = 3 THEN
+                -- Of many rows, what is no race for an event_id is found by parts.
+                GET STACKED DIAGNOSTICS v_key = CONSTRAINT_NAME;
+                IF v_try = 3 OR (cardinality(p_rows) > 1 AND v_key NOT LIKE '%\_pkey') THEN
                     RAISE;
                 END IF;
         END;
@@ -2623,55 +2646,78 @@ $$;
 COMMENT ON FUNCTION spectrum._load_patiently(tid[]) IS
     'Loads claimed rows; looks again where another worker brought the same event_id meanwhile.';
 
-CREATE FUNCTION spectrum._load_in_halves(
+CREATE FUNCTION spectrum._is_refusal(p_state text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p_state ~ '^(22|23|27|54|P0|[689I-OQ-WYZ])'
+$$;
+COMMENT ON FUNCTION spectrum._is_refusal(text) IS
+    'Whether an error, by its SQLSTATE, is about the rows: data, constraints, limits, what a '
+    'trigger raises, in a class of its own too. Not: locks, resources, statements that are wrong.';
+
+CREATE FUNCTION spectrum._load_in_parts(
     p_rows tid[],
     p_is_refused boolean,
     OUT loaded bigint,
     OUT duplicates bigint,
-    OUT failed bigint
+    OUT failed bigint,
+    OUT was_refused boolean
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_half integer := cardinality(p_rows) / 2;
+    v_rows integer := cardinality(p_rows);
     v_state text;
     v_reason text;
-    r_left record;
-    r_right record;
+    r_part record;
 BEGIN
-    IF v_half = 0 OR NOT p_is_refused THEN
+    IF v_rows = 1 OR NOT p_is_refused THEN
         BEGIN
             SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(p_rows);
+            was_refused := false;
             RETURN;
         EXCEPTION
             -- What reading could not foresee, say a constraint of the user's own.
-            WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
-                OR raise_exception OR triggered_data_change_violation
-            THEN
+            WHEN OTHERS OR assert_failure THEN
                 GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
+                IF NOT spectrum._is_refusal(v_state) THEN
+                    RAISE;
+                END IF;
         END;
     END IF;
 
-    IF v_half = 0 THEN
+    loaded := 0;
+    duplicates := 0;
+    failed := 0;
+    IF v_rows = 1 THEN
         PERFORM spectrum._fail_row(
-            p_rows[1], format('%s (SQLSTATE %s)', v_reason, v_state), v_state ~ '^(23|27|P0)'
+            p_rows[1], format('%s (SQLSTATE %s)', v_reason, v_state), v_state !~ '^(22|54)'
         );
-        loaded := 0;
-        duplicates := 0;
         failed := 1;
+        was_refused := true;
         RETURN;
     END IF;
-    r_left := spectrum._load_in_halves(p_rows[:v_half], false);
-    r_right := spectrum._load_in_halves(p_rows[v_half + 1:], false);
-    loaded := r_left.loaded + r_right.loaded;
-    duplicates := r_left.duplicates + r_right.duplicates;
-    failed := r_left.failed + r_right.failed;
+    was_refused := false;
+    FOR v_part IN 0 .. 3 LOOP
+        CONTINUE WHEN v_rows * v_part / 4 = v_rows * (v_part + 1) / 4;
+        -- Where none was refused in the other parts, one is in the last: no use to try it whole.
+        r_part := spectrum._load_in_parts(
+            p_rows[v_rows * v_part / 4 + 1 : v_rows * (v_part + 1) / 4],
+            v_part = 3 AND NOT was_refused
+        );
+        loaded := loaded + r_part.loaded;
+        duplicates := duplicates + r_part.duplicates;
+        failed := failed + r_part.failed;
+        was_refused := was_refused OR r_part.was_refused;
+    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._load_in_halves(tid[], boolean) IS
-    'Loads claimed rows of which the warehouse refuses one: halves them until it is found and '
-    'fails alone. One such row costs its batch about two more passes.';
+COMMENT ON FUNCTION spectrum._load_in_parts(tid[], boolean) IS
+    'Loads claimed rows of which the warehouse refuses one: quarters them until it is found and '
+    'fails alone. One such row costs its batch little more than one further pass.';
 
 CREATE FUNCTION spectrum._wait_for_turn(p_is_alone boolean)
 RETURNS void
@@ -2680,7 +2726,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_key bigint := spectrum._lock_key('batch');
-    v_wait text := spectrum._bound_lock_waits();
+    v_wait text := spectrum._bound_lock_waits(CASE WHEN p_is_alone THEN 10 ELSE 1 END);
 BEGIN
     IF p_is_alone THEN
         PERFORM pg_advisory_xact_lock(v_key);
@@ -2689,14 +2735,15 @@ BEGIN
     END IF;
     PERFORM set_config('lock_timeout', v_wait, true);
 EXCEPTION
-    -- Then beside the others: a deadlock is the worst that may come of it.
-    WHEN lock_not_available THEN
+    -- Then beside the others: a deadlock is the worst that may come of it. It may have come
+    -- already: who met rows of an earlier try sleeps until this transaction ends.
+    WHEN lock_not_available OR deadlock_detected THEN
         PERFORM set_config('lock_timeout', v_wait, true);
 END
 $$;
 COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
     'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
-    'than config.lock_timeout.';
+    'than config.lock_timeout, or ten times that.';
 
 CREATE FUNCTION spectrum._process_batch(
     p_limit integer,
@@ -2721,8 +2768,8 @@ BEGIN
     IF p_limit NOT BETWEEN 1 AND 1000000 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
     END IF;
-    -- Rows read again and halves take locks on the ledger out of order: where that led to a
-    -- deadlock, or a batch must be halved, all is let go and done again with no other batch beside.
+    -- Rows read again and parts take locks on the ledger out of order: where that led to a
+    -- deadlock, or a batch must be parted, all is let go and done again with no other batch beside.
     FOR v_try IN 1 .. 10 LOOP
         BEGIN
             PERFORM spectrum._wait_for_turn(v_try > 1);
@@ -2736,16 +2783,15 @@ BEGIN
             IF claimed > 0 AND v_try = 1 THEN
                 SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(v_rows);
             ELSIF claimed > 0 THEN
-                SELECT * INTO loaded, duplicates, failed
-                FROM spectrum._load_in_halves(v_rows, v_is_refused);
+                SELECT parts.loaded, parts.duplicates, parts.failed
+                INTO loaded, duplicates, failed
+                FROM spectrum._load_in_parts(v_rows, v_is_refused) AS parts;
             END IF;
             RETURN;
         EXCEPTION
-            WHEN deadlock_detected OR data_exception OR integrity_constraint_violation
-                OR program_limit_exceeded OR raise_exception OR triggered_data_change_violation
-            THEN
-                v_is_refused := sqlstate <> '40P01';
-                IF v_try = 10 THEN
+            WHEN OTHERS OR assert_failure THEN
+                v_is_refused := spectrum._is_refusal(sqlstate);
+                IF v_try = 10 OR NOT (v_is_refused OR sqlstate = '40P01') THEN
                     RAISE;
                 END IF;
         END;
@@ -2924,12 +2970,26 @@ $$;
 COMMENT ON FUNCTION spectrum._add_kind(text, integer, text, text[], text[]) IS
     'Registers a question that has standing views.';
 
+CREATE FUNCTION spectrum._hold_reports()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+END
+$$;
+COMMENT ON FUNCTION spectrum._hold_reports() IS
+    'Until the transaction ends, only it may change what reports there are or move their sums: a '
+    'refresh must not take a report that was begun meanwhile for one that it has built.';
+
 CREATE FUNCTION spectrum._discard_reports(p_kind text, p_name text, p_state text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     UPDATE spectrum.reports SET state = 'discarded'
     WHERE kind = p_kind AND name = p_name AND state <> 'discarded'
         AND (p_state IS NULL OR state = p_state);
@@ -2963,6 +3023,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     IF p_kind IS NOT NULL THEN
         PERFORM spectrum._check_choice(
             'p_kind', p_kind,
@@ -4301,7 +4362,9 @@ BEGIN
                     WHEN p_breakdown = 'country' THEN e.country
                     WHEN p_breakdown = 'region' THEN e.region
                     WHEN p_breakdown = 'city' THEN e.city
-                    WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
+                    -- As far as it may stand in a key of the standing funnels.
+                    WHEN p_breakdown IS NOT NULL
+                        THEN nullif(left(e.properties ->> p_breakdown, 200), '')
                 END AS label
             FROM analytics.events AS e
             WHERE e.user_key <> 0
@@ -4797,7 +4860,7 @@ BEGIN
                         FROM warehouse.dim_geography AS dim
                         WHERE dim.geo_key = e.geo_key
                     )
-                    WHEN p_breakdown IS NOT NULL THEN e.properties ->> p_breakdown
+                    WHEN p_breakdown IS NOT NULL THEN left(e.properties ->> p_breakdown, 200)
                 END, '') AS label
             FROM warehouse.visible_events AS e
             WHERE CASE WHEN p_unit = 'account' THEN e.account_key ELSE e.user_key END = touched.unit
@@ -8014,7 +8077,10 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF p_text ~ '^[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?$' THEN
+    -- Not \d, which is any script's digits in some locales: a cast takes ASCII alone.
+    IF p_text ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
+        '(?:[eE][+-]?[0-9]{1,2})?$')
+    THEN
         RETURN p_text::numeric;
     END IF;
     RETURN NULL;
@@ -8410,7 +8476,8 @@ BEGIN
             sum(r.orders)::bigint AS orders,
             sum(r.gross) AS gross,
             sum(r.refunds) AS refunds,
-            sum(r.gross) - sum(r.refunds) AS net,
+            -- A quotient has digits by the zeros that its parts end with.
+            trim_scale(sum(r.gross) - sum(r.refunds)) AS net,
             count(*) FILTER (WHERE r.has_paid) AS paying_users
         FROM analytics._revenue_entries(v_from, v_to, p_account, p_currency, p_by_account) AS r
         GROUP BY r.account_id, r.day, r.currency
@@ -8566,8 +8633,8 @@ BEGIN
         sums.gross - sums.refunds AS net,
         sums.paying_users,
         coalesce(active.dau, 0) AS active_users,
-        trim_scale((sums.gross - sums.refunds) / nullif(active.dau, 0)) AS arpu,
-        trim_scale((sums.gross - sums.refunds) / nullif(sums.paying_users, 0)) AS arppu,
+        trim_scale(trim_scale(sums.gross - sums.refunds) / nullif(active.dau, 0)) AS arpu,
+        trim_scale(trim_scale(sums.gross - sums.refunds) / nullif(sums.paying_users, 0)) AS arppu,
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM analytics.mv_revenue_summary AS sums
     LEFT JOIN analytics.mv_active_users AS active
@@ -13013,6 +13080,8 @@ AS $$
 BEGIN
     PERFORM spectrum._check_name('p_name', p_name);
     PERFORM spectrum._check_contributions(p_contributions::text);
+    -- First of all: a refresh that gives the report up notes so in its definition.
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.report_definitions WHERE report = p_name;
     INSERT INTO spectrum.report_definitions (report, contributions)
     VALUES (p_name, p_contributions::text);
@@ -13033,6 +13102,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.report_definitions WHERE report = p_name;
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a report in spectrum.report_definitions');
@@ -17134,7 +17204,7 @@ AS $$
 DECLARE
     v_day date;
 BEGIN
-    IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
+    IF p_cell ->> p_key ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}$' THEN
         v_day := (p_cell ->> p_key)::date;
     ELSE
         PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
@@ -17154,7 +17224,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF NOT p_cell ->> p_key ~ '^\d{1,9}$' THEN
+    IF NOT p_cell ->> p_key ~ '^[0-9]{1,9}$' THEN
         PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a number from 0 on');
     END IF;
     RETURN (p_cell ->> p_key)::integer;
@@ -18726,7 +18796,9 @@ AS $$
 DECLARE
     v_minute timestamptz;
 BEGIN
-    IF p_cell ->> 'minute' ~ '^\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:00)?(Z|[+-]\d\d(:?\d\d)?)?$' THEN
+    IF p_cell ->> 'minute' ~ ('^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}(:00)?'
+        '(Z|[+-][0-9]{2}(:?[0-9]{2})?)?$')
+    THEN
         v_minute := (p_cell ->> 'minute')::timestamptz;
     ELSE
         PERFORM spectrum._reject('p_cell.minute', p_cell ->> 'minute',
@@ -19564,7 +19636,7 @@ DECLARE
     v_built bigint;
     v_cleared bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+    PERFORM spectrum._hold_reports();
     v_as_of := least(now(), spectrum._pending_since());
 
     counted := spectrum._count_news(p_events);
@@ -20001,7 +20073,8 @@ EXCEPTION
             p_step, p_run_id, v_message, v_state;
         PERFORM spectrum._log_step(p_run_id, split_part(p_step, ' ', 1), v_started_at, NULL,
             format('%s (SQLSTATE %s)', v_message, v_state));
-        RETURN false;
+        -- Somebody else won a deadlock: it is gone with this transaction.
+        RETURN v_state = '40P01';
 END
 $$;
 COMMENT ON FUNCTION spectrum._do_step(bigint, text) IS

@@ -151,7 +151,7 @@ def test_four_workers_while_events_come_in(db: psycopg.Connection, dsn: str) -> 
 def test_four_workers_that_meet_refused_events(
     db: psycopg.Connection, dsn: str, limit: int
 ) -> None:
-    """What the warehouse refuses sends batches through the halves, where order is lost."""
+    """What the warehouse refuses sends batches through the parts, where order is lost."""
     retry_at_once(db)
     payloads = [p for p in events(3_000, seed=3) if p != UNREADABLE]
     insert(db, payloads)

@@ -86,7 +86,7 @@ def test_bad_payloads_and_copies_stay_on_the_fast_path(db: psycopg.Connection) -
         calls = rows(
             db,
             "SELECT funcname, calls FROM pg_stat_xact_user_functions"
-            " WHERE funcname IN ('_load_rows', '_load_in_halves', '_fail_row')",
+            " WHERE funcname IN ('_load_rows', '_load_in_parts', '_fail_row')",
         )
     assert calls == [("_load_rows", 1)]
 

@@ -175,8 +175,8 @@ def test_a_row_whose_reading_raises_fails_alone(db: psycopg.Connection) -> None:
     prove(db)
 
 
-def test_a_halved_batch_loses_no_row_that_it_touched(db: psycopg.Connection) -> None:
-    """The first half promotes, or takes over from, a raw row that waits in the second."""
+def test_a_parted_batch_loses_no_row_that_it_touched(db: psycopg.Connection) -> None:
+    """The first part promotes, or takes over from, a raw row that waits in another."""
     db.execute(REFUSALS["check"][0])
     copies = [
         event(event_id="e", occurred_at="2003-01-01"),

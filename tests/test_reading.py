@@ -436,7 +436,7 @@ def test_the_property_that_carries_money_is_a_setting(db: psycopg.Connection) ->
 
 
 def test_the_slow_path_says_the_same(db: psycopg.Connection) -> None:
-    """A batch is halved where the warehouse refuses an event; what others end as stays equal."""
+    """A batch is parted where the warehouse refuses an event; what others end as stays equal."""
     cases = [event(event_id=f"e{n}", occurred_at=at) for n, (at, _) in enumerate(TIMES)]
     cases += [event(occurred_at=at) for at in (*NO_TIMES, *OUT_OF_RANGE, *TOO_LATE)]
     cases += [event(properties={"revenue": amount}) for amount in (*NO_MONEY, *dict(MONEY))]

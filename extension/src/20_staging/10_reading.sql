@@ -211,6 +211,12 @@ BEGIN
                             AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
                                 - interval '1 day') <> 29
                             THEN NULL
+                        -- A cast takes a leap second, but no part of one.
+                        WHEN substr(txt.occurred_at, 17, 4) = ':60.'
+                            THEN (overlay(txt.occurred_at PLACING '59' FROM 18 FOR 2)
+                                || CASE WHEN substr(txt.occurred_at, 20) ~ '[Z+-]' THEN ''
+                                    ELSE ' UTC'
+                                END)::timestamptz + interval '1 second'
                         WHEN right(txt.occurred_at, 1) = 'Z' OR strpos(txt.occurred_at, '+') > 0
                             OR strpos(substr(txt.occurred_at, 12), '-') > 0
                             THEN txt.occurred_at::timestamptz

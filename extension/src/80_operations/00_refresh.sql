@@ -195,7 +195,7 @@ DECLARE
     v_built bigint;
     v_cleared bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+    PERFORM spectrum._hold_reports();
     v_as_of := least(now(), spectrum._pending_since());
 
     counted := spectrum._count_news(p_events);

@@ -137,7 +137,8 @@ EXCEPTION
             p_step, p_run_id, v_message, v_state;
         PERFORM spectrum._log_step(p_run_id, split_part(p_step, ' ', 1), v_started_at, NULL,
             format('%s (SQLSTATE %s)', v_message, v_state));
-        RETURN false;
+        -- Somebody else won a deadlock: it is gone with this transaction.
+        RETURN v_state = '40P01';
 END
 $$;
 COMMENT ON FUNCTION spectrum._do_step(bigint, text) IS
