@@ -4394,9 +4394,7 @@ BEGIN
                     WHEN p_breakdown = 'country' THEN e.country
                     WHEN p_breakdown = 'region' THEN e.region
                     WHEN p_breakdown = 'city' THEN e.city
-                    -- As far as it may stand in a key of the standing funnels.
-                    WHEN p_breakdown IS NOT NULL
-                        THEN nullif(left(e.properties ->> p_breakdown, 200), '')
+                    ELSE nullif(left(e.properties ->> p_breakdown, 200), '')
                 END AS label
             FROM analytics.events AS e
             WHERE e.user_key <> 0
@@ -21390,8 +21388,25 @@ BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
 
     -- 1.0 to 1.1. Each step can be taken again; one that cannot asks spectrum._tables_release().
-    ALTER TABLE spectrum.config ADD COLUMN IF NOT EXISTS raw_keep interval
-        CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0');
+    ALTER TABLE spectrum.config
+        ADD COLUMN IF NOT EXISTS raw_keep interval
+            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0'),
+        ADD COLUMN IF NOT EXISTS max_payload_bytes integer NOT NULL DEFAULT 1048576
+            CONSTRAINT config_max_payload_bytes_range
+            CHECK (max_payload_bytes BETWEEN 2000 AND 1000000000),
+        ADD COLUMN IF NOT EXISTS max_properties integer NOT NULL DEFAULT 1000
+            CONSTRAINT config_max_properties_range CHECK (max_properties BETWEEN 1 AND 10000000),
+        ADD COLUMN IF NOT EXISTS max_new_event_types integer NOT NULL DEFAULT 1000
+            CONSTRAINT config_max_new_event_types_range CHECK (max_new_event_types >= 0),
+        ADD COLUMN IF NOT EXISTS max_new_places integer NOT NULL DEFAULT 10000
+            CONSTRAINT config_max_new_places_range CHECK (max_new_places >= 0),
+        ADD COLUMN IF NOT EXISTS max_new_accounts integer NOT NULL DEFAULT 1000000
+            CONSTRAINT config_max_new_accounts_range CHECK (max_new_accounts >= 0),
+        ADD COLUMN IF NOT EXISTS account_share numeric NOT NULL DEFAULT 0.5
+            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
+        ADD COLUMN IF NOT EXISTS max_idle interval NOT NULL DEFAULT '5 minutes'
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms');
+    ALTER TABLE spectrum.intake ADD COLUMN IF NOT EXISTS late_seq bigint NOT NULL DEFAULT 0;
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
         CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep'));

@@ -130,9 +130,7 @@ BEGIN
                     WHEN p_breakdown = 'country' THEN e.country
                     WHEN p_breakdown = 'region' THEN e.region
                     WHEN p_breakdown = 'city' THEN e.city
-                    -- As far as it may stand in a key of the standing funnels.
-                    WHEN p_breakdown IS NOT NULL
-                        THEN nullif(left(e.properties ->> p_breakdown, 200), '')
+                    ELSE nullif(left(e.properties ->> p_breakdown, 200), '')
                 END AS label
             FROM analytics.events AS e
             WHERE e.user_key <> 0
