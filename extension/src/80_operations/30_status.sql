@@ -110,9 +110,10 @@ BEGIN
         state.last_run_error IS NOT NULL AS last_run_has_error, state.months_ready,
         state.last_refresh_at, state.as_of, state.lag_seconds, state.uncounted,
         state.reports_building
-    FROM spectrum.pipeline AS state;
+    FROM spectrum.pipeline AS state
+    WHERE (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.pipeline_status IS
-        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
+        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline. None for tenants.';
 
     CREATE VIEW analytics.pipeline WITH (security_barrier) AS
     SELECT
@@ -120,9 +121,11 @@ BEGIN
         extract(epoch FROM log.finished_at - log.started_at)::double precision AS seconds,
         log.claimed, log.loaded, log.duplicates, log.failed, log.detail,
         log.error_msg IS NOT NULL AS has_error
-    FROM spectrum.run_log AS log;
+    FROM spectrum.run_log AS log
+    WHERE (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.pipeline IS
-        'The run log for dashboards, without the texts of errors: see spectrum.run_log.';
+        'The run log for dashboards, without the texts of errors: see spectrum.run_log. Empty for '
+        'tenants.';
     COMMENT ON COLUMN analytics.pipeline.seconds IS 'How long the step took; NULL under way.';
     COMMENT ON COLUMN analytics.pipeline.has_error IS 'Whether an error ended it.';
 END

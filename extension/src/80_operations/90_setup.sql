@@ -49,8 +49,10 @@ BEGIN
     PERFORM spectrum._create_facts();
     PERFORM spectrum._create_news();
     PERFORM spectrum._create_reports();
-    PERFORM spectrum._create_events();
+    PERFORM spectrum._create_settings();
+    PERFORM spectrum._create_tenants();
     PERFORM spectrum._create_daily_events();
+    PERFORM spectrum._create_events();
     PERFORM spectrum._create_active_users();
     PERFORM spectrum._create_lifecycle();
     PERFORM spectrum._create_stickiness();
