@@ -13100,15 +13100,18 @@ COMMENT ON FUNCTION spectrum._log_beta_cdf(
     'leave next to nothing.';
 
 CREATE FUNCTION spectrum._beta_log_odds(
-    p_log_p double precision, p_a double precision, p_b double precision
+    p_log_p double precision,
+    p_a double precision,
+    p_b double precision,
+    p_start double precision DEFAULT NULL
 )
 RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_w double precision := ln(p_a) - sqrt(-2 * p_log_p / p_a)
-        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p);
+    v_w double precision := coalesce(p_start, ln(p_a) - sqrt(-2 * p_log_p / p_a)
+        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p));
     v_odds double precision;
     v_excess double precision;
     v_log_cdf double precision;
@@ -13123,7 +13126,7 @@ BEGIN
         v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
         v_w := v_w + v_step;
         -- one more step squares the error; still climbing past e^2000, any quantile is at its end
-        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-6
             OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
             OR (v_w > 2000 AND v_step > 0);
     END LOOP;
@@ -13131,11 +13134,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._beta_log_odds(
-    double precision, double precision, double precision
+    double precision, double precision, double precision, double precision
 ) IS
     'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
     'Newton''s method climbs to the root from any start below it, where its first step also leads '
-    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
+    'from a start above. Unless given, the start is near the tail bounds of the two gamma variables whose ratio '
     'the odds are (Laurent and Massart 2000, lemma 1).';
 
 CREATE FUNCTION spectrum._beta_excess(
@@ -13440,6 +13443,24 @@ $$;
 COMMENT ON FUNCTION spectrum.student_t_cdf(double precision, double precision) IS
     'P(T <= t) of Student''s t with df > 0 degrees of freedom: student_t_sf(-t, df).';
 
+CREATE FUNCTION spectrum._student_t_guess(p_tail double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_root double precision := sqrt(-2 * ln(p_tail));
+    v_z double precision := v_root - (2.515517 + v_root * (0.802853 + v_root * 0.010328))
+        / (1 + v_root * (1.432788 + v_root * (0.189269 + v_root * 0.001308)));
+BEGIN
+    RETURN v_z + (v_z ^ 3 + v_z) / (4 * p_df)
+        + (5 * v_z ^ 5 + 16 * v_z ^ 3 + 3 * v_z) / (96 * p_df ^ 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum._student_t_guess(double precision, double precision) IS
+    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) and '
+    'two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
+
 CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
 RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -13448,6 +13469,7 @@ AS $$
 DECLARE
     v_df double precision := greatest(least(p_df, 1e30), 1e-100);
     v_tail double precision := least(p_p, 1 - p_p);
+    v_guess double precision;
     v_log_square double precision;
 BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
@@ -13458,10 +13480,14 @@ BEGIN
         RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
     END IF;
 
+    IF v_tail BETWEEN 1e-6 AND 0.25 AND p_df > 10 THEN
+        v_guess := ln(v_df) - 2 * ln(spectrum._student_t_guess(v_tail, v_df));
+    END IF;
     -- near the centre by the probability between -t and t, which is as exact as p - 1/2
     v_log_square := ln(v_df) + CASE
         WHEN v_tail < 0.25
-            THEN -spectrum._beta_log_odds(ln(v_tail) + ln(2::double precision), v_df / 2, 0.5)
+            THEN -spectrum._beta_log_odds(
+                ln(v_tail) + ln(2::double precision), v_df / 2, 0.5, v_guess)
         ELSE spectrum._beta_log_odds(ln(abs(2 * p_p - 1)), 0.5, v_df / 2)
     END;
     RETURN sign(p_p - 0.5) * spectrum._exponential(v_log_square / 2);
