@@ -85,6 +85,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/30_status.sql \
 	80_operations/40_verify.sql \
 	80_operations/52_reprocess.sql \
+	80_operations/54_purge_raw.sql \
 	80_operations/90_setup.sql \
 	90_privileges.sql \
 	99_epilogue.sql \
@@ -178,6 +179,9 @@ bench:  ## load and processing speed
 bench-refresh:  ## refreshes, views and questions at 1 and 10 million events (BENCH_EVENTS)
 	@scripts/bench refresh
 
+soak:  ## load, process, refresh, purge for ten minutes (SOAK_SECONDS): what grows
+	@scripts/bench soak
+
 help:  ## this list
 	@printf '%-18s  %s\n' make 'build $(SCRIPT)' \
 		'make install' 'install it into the server of $(PG_CONFIG)' \
@@ -185,4 +189,4 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test style bench bench-refresh help
+.PHONY: check-built demo psql stop clean-demo test style bench bench-refresh soak help

@@ -78,7 +78,9 @@ BEGIN
         run_log_keep interval NOT NULL DEFAULT '30 days'
             CONSTRAINT config_run_log_keep_range CHECK (run_log_keep >= '1 hour'),
         cron_log_keep interval NOT NULL DEFAULT '7 days'
-            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour')
+            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour'),
+        raw_keep interval
+            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -113,6 +115,8 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.run_log_keep IS 'Age at which run log rows are deleted.';
     COMMENT ON COLUMN spectrum.config.cron_log_keep IS
         'Age at which rows of pg_cron''s own log about Spectrum''s jobs are deleted.';
+    COMMENT ON COLUMN spectrum.config.raw_keep IS
+        'Age at which raw events that are done are deleted; NULL: never.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -438,7 +442,10 @@ BEGIN
         attempts integer NOT NULL DEFAULT 0,
         next_attempt_at timestamptz,
         copy_of uuid
-    ) WITH (fillfactor = 50);
+    ) WITH (
+        fillfactor = 50,
+        autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
+    );
     -- NULL for all but copies, so marking an ordinary event does not touch this index.
     CREATE INDEX raw_events_copy_of_idx ON @extschema@.raw_events (copy_of)
     WHERE copy_of IS NOT NULL;
@@ -13093,15 +13100,18 @@ COMMENT ON FUNCTION spectrum._log_beta_cdf(
     'leave next to nothing.';
 
 CREATE FUNCTION spectrum._beta_log_odds(
-    p_log_p double precision, p_a double precision, p_b double precision
+    p_log_p double precision,
+    p_a double precision,
+    p_b double precision,
+    p_start double precision DEFAULT NULL
 )
 RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_w double precision := ln(p_a) - sqrt(-2 * p_log_p / p_a)
-        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p);
+    v_w double precision := coalesce(p_start, ln(p_a) - sqrt(-2 * p_log_p / p_a)
+        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p));
     v_odds double precision;
     v_excess double precision;
     v_log_cdf double precision;
@@ -13116,7 +13126,7 @@ BEGIN
         v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
         v_w := v_w + v_step;
         -- one more step squares the error; still climbing past e^2000, any quantile is at its end
-        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-6
             OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
             OR (v_w > 2000 AND v_step > 0);
     END LOOP;
@@ -13124,11 +13134,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._beta_log_odds(
-    double precision, double precision, double precision
+    double precision, double precision, double precision, double precision
 ) IS
     'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
     'Newton''s method climbs to the root from any start below it, where its first step also leads '
-    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
+    'from a start above. Unless given, the start is near the tail bounds of the two gamma variables whose ratio '
     'the odds are (Laurent and Massart 2000, lemma 1).';
 
 CREATE FUNCTION spectrum._beta_excess(
@@ -13433,6 +13443,24 @@ $$;
 COMMENT ON FUNCTION spectrum.student_t_cdf(double precision, double precision) IS
     'P(T <= t) of Student''s t with df > 0 degrees of freedom: student_t_sf(-t, df).';
 
+CREATE FUNCTION spectrum._student_t_guess(p_tail double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_root double precision := sqrt(-2 * ln(p_tail));
+    v_z double precision := v_root - (2.515517 + v_root * (0.802853 + v_root * 0.010328))
+        / (1 + v_root * (1.432788 + v_root * (0.189269 + v_root * 0.001308)));
+BEGIN
+    RETURN v_z + (v_z ^ 3 + v_z) / (4 * p_df)
+        + (5 * v_z ^ 5 + 16 * v_z ^ 3 + 3 * v_z) / (96 * p_df ^ 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum._student_t_guess(double precision, double precision) IS
+    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) and '
+    'two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
+
 CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
 RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -13441,6 +13469,7 @@ AS $$
 DECLARE
     v_df double precision := greatest(least(p_df, 1e30), 1e-100);
     v_tail double precision := least(p_p, 1 - p_p);
+    v_guess double precision;
     v_log_square double precision;
 BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
@@ -13451,10 +13480,14 @@ BEGIN
         RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
     END IF;
 
+    IF v_tail BETWEEN 1e-6 AND 0.25 AND p_df > 10 THEN
+        v_guess := ln(v_df) - 2 * ln(spectrum._student_t_guess(v_tail, v_df));
+    END IF;
     -- near the centre by the probability between -t and t, which is as exact as p - 1/2
     v_log_square := ln(v_df) + CASE
         WHEN v_tail < 0.25
-            THEN -spectrum._beta_log_odds(ln(v_tail) + ln(2::double precision), v_df / 2, 0.5)
+            THEN -spectrum._beta_log_odds(
+                ln(v_tail) + ln(2::double precision), v_df / 2, 0.5, v_guess)
         ELSE spectrum._beta_log_odds(ln(abs(2 * p_p - 1)), 0.5, v_df / 2)
     END;
     RETURN sign(p_p - 0.5) * spectrum._exponential(v_log_square / 2);
@@ -18888,7 +18921,7 @@ RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY['reprocess']
+    SELECT ARRAY['reprocess', 'purge_raw']
 $$;
 COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
 
@@ -19155,12 +19188,14 @@ BEGIN
     DELETE FROM spectrum.run_log
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
+    PERFORM spectrum._request_purge_raw();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
 END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
-    'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind.';
+    'Step of a run: old log rows, pg_cron''s log, old raw events, and a look at a part of what '
+    'lies behind.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean
@@ -19925,6 +19960,197 @@ COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, te
     'status failed (default), done or all, of one event type, with an error_msg LIKE p_error. The '
     'next batches read them again, with today''s rules and settings; nothing is counted twice. '
     'Done in steps, a commit after each: call it outside of a transaction block.';
+-- Room 80, purge_raw: raw events that are done may go after a while. Their facts stay, and so do
+-- their entries in the ledger: a copy that comes later is still a copy. What goes with them is the
+-- way back: they cannot be read again, and nothing can be compared with them.
+
+CREATE FUNCTION spectrum._check_purge_raw(p_arguments jsonb)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_age text := p_arguments ->> 'older_than';
+BEGIN
+    PERFORM spectrum._check_arguments(
+        p_arguments, '{"older_than": "interval", "failed": "boolean"}'
+    );
+    IF v_age IS NULL OR v_age::interval < interval '0' THEN
+        PERFORM spectrum._reject('p_older_than', v_age, 'an age, such as 90 days');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_purge_raw(jsonb) IS 'Refuses what purge_raw cannot take.';
+
+CREATE FUNCTION spectrum._first_seq(p_received_at timestamptz)
+RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_low bigint;
+    v_high bigint;
+    v_middle bigint;
+    r_row record;
+BEGIN
+    SELECT min(raw.seq), max(raw.seq) + 1 INTO v_low, v_high FROM @extschema@.raw_events AS raw;
+    WHILE v_low < v_high LOOP
+        v_middle := v_low + (v_high - v_low) / 2;
+        SELECT raw.seq, raw.received_at INTO r_row FROM @extschema@.raw_events AS raw
+        WHERE raw.seq >= v_middle
+        ORDER BY raw.seq
+        LIMIT 1;
+        IF r_row.received_at < p_received_at THEN
+            v_low := r_row.seq + 1;
+        ELSE
+            v_high := v_middle;
+        END IF;
+    END LOOP;
+    RETURN v_low;
+END
+$$;
+COMMENT ON FUNCTION spectrum._first_seq(timestamptz) IS
+    'About the seq from which on raw events were received at or after a time, by halving: the '
+    'order of the two differs by the length of inserting transactions. NULL without raw events.';
+
+CREATE FUNCTION spectrum._do_purge_raw(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    r_task record;
+    v_before timestamptz;
+    v_seqs bigint[];
+    v_ids uuid[];
+    v_until bigint;
+    v_looked_at bigint;
+BEGIN
+    SELECT task.position, task.done, task.total, task.arguments, task.asked_at INTO r_task
+    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
+    v_before := r_task.asked_at - (r_task.arguments ->> 'older_than')::interval;
+    -- total is the last seq to look at, less the first: rows that went before leave gaps.
+    IF r_task.total IS NULL THEN
+        SELECT min(raw.seq) - 1 INTO r_task.position FROM @extschema@.raw_events AS raw;
+        r_task.total := coalesce(spectrum._first_seq(v_before) - 1 - r_task.position, 0);
+        r_task.position := coalesce(r_task.position, 0);
+    END IF;
+    SELECT max(chunk.seq), count(*), array_agg(chunk.seq) FILTER (WHERE chunk.may_go),
+        array_agg(chunk.id) FILTER (WHERE chunk.may_go)
+    INTO v_until, v_looked_at, v_seqs, v_ids
+    FROM (
+        SELECT raw.seq, raw.id, raw.received_at < v_before AND (raw.status = 'done'
+                OR (raw.status = 'failed' AND raw.next_attempt_at IS NULL
+                    AND (r_task.arguments ->> 'failed')::boolean)) AS may_go
+        FROM @extschema@.raw_events AS raw
+        WHERE raw.seq > r_task.position
+            AND raw.seq <= r_task.position + r_task.total - r_task.done
+        ORDER BY raw.seq
+        LIMIT 20000
+    ) AS chunk;
+
+    -- What repeats a row that goes names the event itself from now on.
+    UPDATE @extschema@.raw_events AS raw SET copy_of = reading.event_id
+    FROM spectrum.readings AS reading
+    WHERE raw.copy_of = ANY (v_ids) AND raw.seq <> ALL (v_seqs) AND reading.seq = raw.seq;
+    WITH gone AS (
+        -- As they are now: one that was set back meanwhile stays.
+        DELETE FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = ANY (v_seqs) AND raw.status IN ('done', 'failed')
+        RETURNING raw.status
+    )
+    UPDATE spectrum.tasks AS task
+    SET position = coalesce(v_until, r_task.position),
+        done = CASE WHEN v_until IS NULL THEN r_task.total
+            ELSE r_task.done + v_until - r_task.position END,
+        total = r_task.total,
+        unit = 'places in the receive order',
+        outcome = jsonb_build_object(
+            'received_before', v_before,
+            'deleted', coalesce((task.outcome ->> 'deleted')::bigint, 0)
+                + (SELECT count(*) FROM gone)
+        )
+    WHERE task.task_id = p_task_id;
+    RETURN v_until IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION spectrum._do_purge_raw(bigint) IS
+    'Step of purge_raw: the next 20,000 raw events. Its position is the last seq looked at.';
+
+CREATE PROCEDURE spectrum.purge_raw(
+    p_older_than interval,
+    p_failed boolean DEFAULT false,
+    INOUT deleted bigint DEFAULT NULL
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task_id bigint;
+    v_has_more boolean := true;
+BEGIN
+    -- Inside a transaction block this fails, before anything is done.
+    COMMIT;
+    v_task_id := spectrum.request('purge_raw', pg_catalog.jsonb_build_object(
+        'older_than', p_older_than, 'failed', p_failed
+    ));
+    WHILE v_has_more LOOP
+        COMMIT;
+        v_has_more := spectrum._work_on_task(v_task_id);
+    END LOOP;
+    COMMIT;
+    deleted := pg_catalog.jsonb_extract_path_text(
+        spectrum._task_outcome(v_task_id), 'deleted'
+    )::pg_catalog.int8;
+END
+$$;
+COMMENT ON PROCEDURE spectrum.purge_raw(interval, boolean, bigint) IS
+    'Deletes raw events that are done, and failed ones if asked for, received longer ago than '
+    'p_older_than, and returns how many. Facts, ledger and every number stay; what is deleted '
+    'cannot be read again. Done in steps, a commit after each: call it outside of a transaction '
+    'block. config.raw_keep has it done by the runs.';
+
+CREATE FUNCTION spectrum._request_purge_raw()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_keep interval := (SELECT config.raw_keep FROM spectrum.config);
+BEGIN
+    -- A tenth more than is kept, so that it is some purges in that time, not one a run.
+    IF v_keep IS NOT NULL
+        AND NOT EXISTS (
+            SELECT FROM spectrum.tasks AS task
+            WHERE task.kind = 'purge_raw' AND task.state IN ('waiting', 'running')
+        )
+        AND EXISTS (
+            SELECT FROM (
+                SELECT raw.received_at FROM @extschema@.raw_events AS raw
+                WHERE raw.seq > coalesce((
+                        SELECT max(task.position) FROM spectrum.tasks AS task
+                        WHERE task.kind = 'purge_raw' AND task.state = 'done'
+                    ), 0)
+                    AND raw.status = 'done'
+                ORDER BY raw.seq
+                LIMIT 1
+            ) AS oldest
+            WHERE oldest.received_at < now() - v_keep * 1.1
+        )
+    THEN
+        PERFORM spectrum.request('purge_raw', jsonb_build_object('older_than', v_keep));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._request_purge_raw() IS
+    'Asks for a purge where config.raw_keep is set and older raw events are there.';
 -- Room 80, setup: makes the tables and views, room by room, and gives them to the user. Members of
 -- an extension are left out of dumps and vanish with DROP EXTENSION; events must not.
 

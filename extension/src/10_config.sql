@@ -50,7 +50,9 @@ BEGIN
         run_log_keep interval NOT NULL DEFAULT '30 days'
             CONSTRAINT config_run_log_keep_range CHECK (run_log_keep >= '1 hour'),
         cron_log_keep interval NOT NULL DEFAULT '7 days'
-            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour')
+            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour'),
+        raw_keep interval
+            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -85,6 +87,8 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.run_log_keep IS 'Age at which run log rows are deleted.';
     COMMENT ON COLUMN spectrum.config.cron_log_keep IS
         'Age at which rows of pg_cron''s own log about Spectrum''s jobs are deleted.';
+    COMMENT ON COLUMN spectrum.config.raw_keep IS
+        'Age at which raw events that are done are deleted; NULL: never.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END

@@ -30,7 +30,10 @@ BEGIN
         attempts integer NOT NULL DEFAULT 0,
         next_attempt_at timestamptz,
         copy_of uuid
-    ) WITH (fillfactor = 50);
+    ) WITH (
+        fillfactor = 50,
+        autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
+    );
     -- NULL for all but copies, so marking an ordinary event does not touch this index.
     CREATE INDEX raw_events_copy_of_idx ON @extschema@.raw_events (copy_of)
     WHERE copy_of IS NOT NULL;
