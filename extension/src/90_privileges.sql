@@ -188,6 +188,55 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum.revoke_analyst(regrole) IS 'Takes back what grant_analyst gave.';
 
+CREATE FUNCTION spectrum._set_operator(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
+    -- health() names raw_events, and reads nothing of it. Cf. _set_ingest.
+    IF p_is_granted THEN
+        PERFORM spectrum._set_privilege('USAGE ON SCHEMA @extschema@', p_role, true);
+    END IF;
+    PERFORM spectrum._set_privilege('SELECT ON spectrum.pipeline, spectrum.progress, '
+        'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.reports, '
+        'spectrum.report_kinds, spectrum.funnels, spectrum.retentions, spectrum.metrics, '
+        'spectrum.features, spectrum.experiments', p_role, p_is_granted);
+    -- Not define_report: it names a function, which the owner's runs would call.
+    PERFORM spectrum._set_privilege(
+        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
+    FROM pg_proc AS routine
+    WHERE routine.pronamespace = 'spectrum'::regnamespace AND routine.proname IN (
+        'status', 'health', '_cron_state', '_job_name', '_check_ownership', 'request',
+        'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
+        'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
+        'drop_experiment'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_operator(regrole, boolean) IS 'What grant_operator covers.';
+
+CREATE FUNCTION spectrum.grant_operator(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_operator(p_role, true)
+$$;
+COMMENT ON FUNCTION spectrum.grant_operator(regrole) IS
+    'Lets a role look after the pipeline: status, health, the run log, progress, definitions, and '
+    'asking for long work, which the owner''s runs carry out. It reads no event and no answer.';
+
+CREATE FUNCTION spectrum.revoke_operator(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_operator(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_operator(regrole) IS 'Takes back what grant_operator gave.';
+
 CREATE FUNCTION spectrum._check_tenant(p_role regrole, p_account text, p_as text)
 RETURNS void
 LANGUAGE plpgsql STABLE

@@ -59,6 +59,14 @@ BEGIN
     CREATE VIEW warehouse.caller AS
     SELECT has_table_privilege('analytics.all_accounts'::regclass, 'SELECT') AS sees_all;
     COMMENT ON VIEW warehouse.caller IS 'Whether the caller sees all accounts, one row.';
+
+    ALTER TABLE warehouse.fact_events ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY own_accounts ON warehouse.fact_events FOR SELECT USING (
+        (SELECT caller.sees_all FROM warehouse.caller)
+        OR account_key IN (SELECT own.account_key FROM warehouse.own_account_keys AS own)
+    );
+    COMMENT ON POLICY own_accounts ON warehouse.fact_events IS
+        'Who sees which events. It does not hold for the owner.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_tenants() IS
@@ -91,13 +99,6 @@ DECLARE
     );
     v_wait text := spectrum._bound_lock_waits();
 BEGIN
-    IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = 'warehouse.fact_events'::regclass) THEN
-        ALTER TABLE warehouse.fact_events ENABLE ROW LEVEL SECURITY;
-        CREATE POLICY own_accounts ON warehouse.fact_events FOR SELECT USING (
-            (SELECT caller.sees_all FROM warehouse.caller)
-            OR account_key IN (SELECT own.account_key FROM warehouse.own_account_keys AS own)
-        );
-    END IF;
     IF v_named <> v_roles AND v_named <> '{}' THEN
         DROP POLICY all_accounts ON warehouse.fact_events;
     END IF;
@@ -111,6 +112,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._guard_facts() IS
-    'Brings the policies of warehouse.fact_events up to who may read it: own_accounts, which holds '
-    'for everyone, and all_accounts, which saves analysts of all accounts its price. Takes a short '
-    'lock; raises 55P03 where it cannot be had within config.lock_timeout.';
+    'Keeps the policy all_accounts of warehouse.fact_events up to who sees all accounts: it shows '
+    'no more than own_accounts, but saves analysts its price. Takes a short lock where that '
+    'changed; raises 55P03 where it cannot be had within config.lock_timeout.';

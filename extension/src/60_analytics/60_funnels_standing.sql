@@ -296,7 +296,7 @@ CREATE FUNCTION spectrum.define_funnel(
     p_exclude jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -323,7 +323,7 @@ COMMENT ON FUNCTION spectrum.define_funnel(
 
 CREATE FUNCTION spectrum.drop_funnel(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

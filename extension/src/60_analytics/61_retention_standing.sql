@@ -175,7 +175,7 @@ CREATE FUNCTION spectrum.define_retention(
     p_where jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -201,7 +201,7 @@ COMMENT ON FUNCTION spectrum.define_retention(
 
 CREATE FUNCTION spectrum.drop_retention(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -151,7 +151,8 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'operations' AND report.state = 'served'
-    ) AND sums.minute >= now() - interval '7 days' AND ((SELECT caller.sees_all FROM warehouse.caller)
+    ) AND sums.minute >= now() - interval '7 days'
+    AND ((SELECT caller.sees_all FROM warehouse.caller)
         OR sums.account_id = ANY (ARRAY(
             SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.throughput_minutes IS

@@ -113,7 +113,8 @@ BEGIN
     FROM spectrum.pipeline AS state
     WHERE (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.pipeline_status IS
-        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline. None for tenants.';
+        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline. None for '
+        'tenants.';
 
     CREATE VIEW analytics.pipeline WITH (security_barrier) AS
     SELECT
