@@ -240,9 +240,10 @@ EXCEPTION
         OR syntax_error_or_access_rule_violation OR program_limit_exceeded
         OR plpgsql_error OR feature_not_supported
     THEN
-        UPDATE spectrum.report_definitions SET error_msg = SQLERRM WHERE report = v_name;
+        UPDATE spectrum.report_definitions SET error_msg = spectrum._one_line(SQLERRM)
+        WHERE report = v_name;
         PERFORM spectrum._discard_reports('custom', v_name);
-        RAISE WARNING 'report % is given up: %', v_name, SQLERRM
+        RAISE WARNING 'report % is given up: %', v_name, spectrum._one_line(SQLERRM)
             USING HINT = 'Mend its function, then call spectrum.define_report() again.';
 END
 $$;

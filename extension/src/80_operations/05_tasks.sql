@@ -168,7 +168,7 @@ BEGIN
     UPDATE spectrum.tasks
     SET state = v_state,
         finished_at = CASE WHEN v_state <> 'running' THEN clock_timestamp() END,
-        error_msg = translate(v_message, E'\n\r', '  '),
+        error_msg = spectrum._one_line(v_message),
         next_step_at = CASE WHEN v_state = 'running'
             THEN clock_timestamp() + (SELECT config.retry_delay FROM spectrum.config) END
     WHERE task_id = p_task_id;
