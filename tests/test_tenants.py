@@ -532,6 +532,26 @@ def test_grants_that_contradict_each_other_are_refused(party: Party) -> None:
         party.owner.execute("SELECT spectrum.grant_tenant(current_user::regrole, 'a')")
 
 
+def test_what_ends_has_ended(party: Party) -> None:
+    """No list of who sees all outlives what it was made of."""
+    tenant, session = party.role(f"grant_tenant({{}}, '{OWN}')")
+    group, _ = party.role("grant_analyst({})")
+    count = "SELECT count(*) FROM analytics.events"
+    with psycopg.connect(make_conninfo(party.dsn, user=dsn_user()), autocommit=True) as admin:
+        admin.execute(f'GRANT "{group}" TO "{tenant}"')
+        assert value(session, count) == value(party.owner, count)
+        party.role("grant_analyst({})")  # the policies are looked after
+        admin.execute(f'REVOKE "{group}" FROM "{tenant}"')
+    assert value(session, count) == len(OWN_EVENTS)
+
+    name, analyst = party.role("grant_analyst({})")
+    assert value(analyst, count) == value(party.owner, count)
+    party.owner.execute(f"SELECT spectrum.revoke_reader({quoted(name)})")
+    assert value(analyst, count) == 0
+    party.owner.execute(f"SELECT spectrum.grant_analyst({quoted(name)})")
+    assert value(analyst, count) == value(party.owner, count)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -87,6 +87,7 @@ AS $$
 BEGIN
     PERFORM spectrum._set_privilege('SELECT ON analytics.all_accounts', p_role, p_is_granted);
     PERFORM spectrum._set_views(p_role, p_is_granted);
+    PERFORM spectrum._guard_facts();
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_reader(regrole, boolean) IS 'What grant_reader covers.';

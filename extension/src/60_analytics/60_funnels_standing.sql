@@ -232,10 +232,7 @@ BEGIN
         f.steps, NULL, NULL, f.time_window, f.step_order, f.entry, f.unit, NULL, f.breakdown,
         f.attribution, f.exclusions, scopes.by_account
     ) AS r
-    WHERE report.kind = 'funnel' AND report.state = 'served'
-        AND ((SELECT caller.sees_all FROM warehouse.caller)
-            OR sums.account_id = ANY (ARRAY(
-                SELECT own.account_id FROM warehouse.own_accounts AS own)));
+    WHERE report.kind = 'funnel' AND report.state = 'served';
 END
 $$;
 COMMENT ON FUNCTION analytics._standing_conversion_funnels() IS
