@@ -13138,8 +13138,8 @@ COMMENT ON FUNCTION spectrum._beta_log_odds(
 ) IS
     'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
     'Newton''s method climbs to the root from any start below it, where its first step also leads '
-    'from a start above. Unless given, the start is near the tail bounds of the two gamma variables whose ratio '
-    'the odds are (Laurent and Massart 2000, lemma 1).';
+    'from a start above. Unless given, the start is near the tail bounds of the two gamma '
+    'variables whose ratio the odds are (Laurent and Massart 2000, lemma 1).';
 
 CREATE FUNCTION spectrum._beta_excess(
     p_x double precision, p_a double precision, p_b double precision
@@ -13458,8 +13458,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._student_t_guess(double precision, double precision) IS
-    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) and '
-    'two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
+    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) '
+    'and two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
 
 CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
 RETURNS double precision

@@ -281,8 +281,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._student_t_guess(double precision, double precision) IS
-    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) and '
-    'two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
+    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) '
+    'and two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
 
 CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
 RETURNS double precision

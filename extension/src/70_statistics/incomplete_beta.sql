@@ -297,8 +297,8 @@ COMMENT ON FUNCTION spectrum._beta_log_odds(
 ) IS
     'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
     'Newton''s method climbs to the root from any start below it, where its first step also leads '
-    'from a start above. Unless given, the start is near the tail bounds of the two gamma variables whose ratio '
-    'the odds are (Laurent and Massart 2000, lemma 1).';
+    'from a start above. Unless given, the start is near the tail bounds of the two gamma '
+    'variables whose ratio the odds are (Laurent and Massart 2000, lemma 1).';
 
 CREATE FUNCTION spectrum._beta_excess(
     p_x double precision, p_a double precision, p_b double precision
