@@ -142,9 +142,22 @@ def test_operator_does_not_become_the_owner(
         f"define_retention({literal}, {literal}, {literal})",
         f"define_metric({literal}, 'mean', {literal}, {literal})",
         f"define_feature({literal}, {literal})",
-        f"""define_experiment({literal}, '{{"a": 1, "b": 1}}', 'a', jsonb_build_array({literal}))""",
+        f"""define_experiment({literal}, '{{"a": 1, "b": 1}}', 'a',
+            jsonb_build_array({literal}))""",
     ):
         operator.execute(f"SELECT spectrum.{call}")
+    # Nor by settings that change how the literals of a function are read.
+    with_settings = psycopg.connect(
+        operator.info.dsn,
+        options="-c standard_conforming_strings=off -c backslash_quote=on",
+        autocommit=True,
+    )
+    with with_settings as careless:
+        for text in (HOSTILE + "2", "\\'; SELECT 1/0; --", "\\"):
+            careless.execute("SELECT spectrum.define_metric(%s, 'mean', %s, %s)", [text] * 3)
+            careless.execute("SELECT spectrum.drop_metric(%s)", (text,))
+            asked = "SELECT spectrum.request('reprocess', jsonb_build_object('error', %s::text))"
+            careless.execute(asked, (text,))
     for kind, arguments in (
         (HOSTILE, "{}"), ("reprocess'; --", "{}"), ("reprocess", '{"error": "\\\\"}'),
         ("reprocess", '{"from": "now()); DROP TABLE raw_events; --"}'),

@@ -547,6 +547,9 @@ def test_what_ends_has_ended(party: Party) -> None:
     name, analyst = party.role("grant_analyst({})")
     assert value(analyst, count) == value(party.owner, count)
     party.owner.execute(f"SELECT spectrum.revoke_reader({quoted(name)})")
+    with pytest.raises(errors.InsufficientPrivilege):
+        value(analyst, count)
+    party.owner.execute(f'GRANT USAGE ON SCHEMA analytics TO "{name}"')
     assert value(analyst, count) == 0
     party.owner.execute(f"SELECT spectrum.grant_analyst({quoted(name)})")
     assert value(analyst, count) == value(party.owner, count)
@@ -578,8 +581,12 @@ def test_a_later_role_of_the_same_name_inherits_nothing(party: Party) -> None:
         admin.execute(f'DROP OWNED BY "{name}"')
         admin.execute(f'DROP ROLE "{name}"')
         admin.execute(f'CREATE ROLE "{name}" LOGIN')
-    party.owner.execute(f"SELECT spectrum.grant_tenant({quoted(name)}, '{OWN}')")
     again = party.connect(make_conninfo(party.dsn, user=name))
+    # What is left of the former one does not count, and goes with the next grant.
+    party.owner.execute(f'GRANT USAGE ON SCHEMA analytics TO "{name}"')
+    party.owner.execute(f'GRANT SELECT ON analytics.accounts TO "{name}"')
+    assert rows(again, "SELECT account_id FROM analytics.accounts") == []
+    party.owner.execute(f"SELECT spectrum.grant_tenant({quoted(name)}, '{OWN}')")
     assert rows(again, "SELECT account_id FROM analytics.accounts") == [(OWN,)]
     assert rows(
         party.owner, "SELECT account_id FROM spectrum.tenants WHERE role_name = %s", name

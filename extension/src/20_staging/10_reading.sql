@@ -11,7 +11,8 @@ AS $$
     SELECT p_field || ': expected ' || p_expected || ', got '
         || CASE
             WHEN p_value IS NULL THEN 'nothing'
-            WHEN length(p_value::text) > 100 THEN spectrum._one_line(left(p_value::text, 100)) || '...'
+            WHEN length(p_value::text) > 100
+                THEN spectrum._one_line(left(p_value::text, 100)) || '...'
             ELSE spectrum._one_line(p_value::text)
         END
 $$;
