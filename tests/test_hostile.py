@@ -183,7 +183,7 @@ def test_arguments_change_nothing_but_data(owner_db: psycopg.Connection) -> None
         for at, of in enumerate(types):
             if of not in ("text", "jsonb", "text[]", "regproc"):
                 continue
-            for text in NASTY[:19]:
+            for text in NASTY[:14]:
                 for hostile in hostile_values(of, text):
                     # Ordinary values up to there, so that this one is looked at.
                     given = {names[n]: ORDINARY.get(types[n]) for n in range(at)}
@@ -208,7 +208,7 @@ def test_arguments_change_nothing_but_data(owner_db: psycopg.Connection) -> None
                             and "does not exist" in str(error)
                             and f"function {name}(" in str(error)
                         ), (name, arguments, hostile, str(error))
-    assert refused > 1000 and answered > 300
+    assert refused > 1000 and answered > 200
     # Names of definitions are data: what was taken is kept, refreshed, and shown.
     owner_db.execute("CALL spectrum.run()")
     one_line(owner_db)
