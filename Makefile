@@ -19,6 +19,7 @@ SOURCES = $(addprefix extension/src/, \
 	40_facts/20_process.sql \
 	50_rollups/00_reports.sql \
 	50_rollups/10_news.sql \
+	60_analytics/00_tenants.sql \
 	60_analytics/00_events.sql \
 	60_analytics/05_ranges.sql \
 	60_analytics/60_funnel_walks.sql \

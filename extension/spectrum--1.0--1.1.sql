@@ -185,6 +185,17 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_config() IS 'Room 10: makes spectrum.config and its row.';
 
+CREATE OR REPLACE FUNCTION spectrum._one_line(p_text text)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT regexp_replace(p_text, '[\u0001-\u001f\u007f-\u009f\u2028\u2029]+', ' ', 'g')
+$$;
+COMMENT ON FUNCTION spectrum._one_line(text) IS
+    'A message as it is kept: without line feeds and other control characters, which could make '
+    'a log say what nobody wrote.';
+
 CREATE OR REPLACE FUNCTION spectrum._reject(p_argument text, p_value text, p_expected text)
 RETURNS void
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -648,8 +659,9 @@ AS $$
     SELECT p_field || ': expected ' || p_expected || ', got '
         || CASE
             WHEN p_value IS NULL THEN 'nothing'
-            WHEN length(p_value::text) > 100 THEN left(p_value::text, 100) || '...'
-            ELSE p_value::text
+            WHEN length(p_value::text) > 100
+                THEN spectrum._one_line(left(p_value::text, 100)) || '...'
+            ELSE spectrum._one_line(p_value::text)
         END
 $$;
 COMMENT ON FUNCTION spectrum._complaint(text, text, jsonb) IS
@@ -2638,7 +2650,7 @@ BEGIN
     END;
     UPDATE pg_temp.spectrum_batch
     SET is_readable = false,
-        error_msg = translate(p_reason, E'\n\r', '  '),
+        error_msg = spectrum._one_line(p_reason),
         can_pass = p_can_pass;
     PERFORM spectrum._withdraw_reread(true);
     PERFORM spectrum._mark_rows();
@@ -3505,10 +3517,130 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._add_arrays(bigint[], bigint[]) IS
     'Adds two arrays element by element; what one lacks is 0.';
+-- Room 60, tenants: which accounts a role may see. The rule is positive, and in one place:
+--   who may SELECT from analytics.all_accounts sees every account, and the rows of all together;
+--   everyone else sees the accounts in spectrum.tenants of roles that he is a member of;
+--   who has neither sees nothing, whatever else was granted to him.
+-- Views of cells say it in their WHERE; warehouse.fact_events says it by row-level security, which
+-- is decided when a query is planned: so nothing changes in the plans of those who see all.
+-- current_user is the caller, also inside a view that runs with its owner's rights.
+
+CREATE OR REPLACE FUNCTION spectrum._create_tenants()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.tenants') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.tenants (
+        role_name text COLLATE "C" NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        granted_at timestamptz NOT NULL DEFAULT now(),
+        CONSTRAINT tenants_pkey PRIMARY KEY (role_name, account_id)
+    );
+    COMMENT ON TABLE spectrum.tenants IS
+        'Which accounts roles see that do not see all: see spectrum.grant_tenant().';
+    -- A name, since oids mean nothing in a restored dump, and a regrole there is an error where
+    -- the role is missing.
+    COMMENT ON COLUMN spectrum.tenants.role_name IS
+        'The role. It counts while the role holds what grant_tenant gave it, so not for another '
+        'role that is called so later.';
+    COMMENT ON COLUMN spectrum.tenants.account_id IS 'The account, which need not have events yet.';
+    COMMENT ON COLUMN spectrum.tenants.granted_at IS 'Since when.';
+
+    CREATE VIEW analytics.all_accounts WITH (security_barrier) AS
+    SELECT dim_accounts.account_id, dim_accounts.first_seen, dim_accounts.last_seen
+    FROM warehouse.dim_accounts
+    WHERE dim_accounts.account_key <> 0;
+    COMMENT ON VIEW analytics.all_accounts IS
+        'Every account. Who may read this view sees every account in all other views and answers '
+        'too: it is for readers and analysts, not for tenants.';
+
+    -- analytics.settings is what every reader and every tenant may read.
+    CREATE VIEW warehouse.own_accounts AS
+    SELECT tenant.account_id
+    FROM spectrum.tenants AS tenant
+    JOIN pg_roles AS role ON role.rolname = tenant.role_name
+    WHERE pg_has_role(role.oid, 'USAGE')
+        AND has_table_privilege(role.oid, 'analytics.settings'::regclass, 'SELECT');
+    COMMENT ON VIEW warehouse.own_accounts IS
+        'The accounts that the caller was given as a tenant, or a role that he is a member of.';
+
+    CREATE VIEW warehouse.own_account_keys AS
+    SELECT dim_accounts.account_key
+    FROM warehouse.own_accounts AS own
+    JOIN warehouse.dim_accounts ON dim_accounts.account_id = own.account_id;
+    COMMENT ON VIEW warehouse.own_account_keys IS 'warehouse.own_accounts by their keys in facts.';
+
+    CREATE VIEW warehouse.caller AS
+    SELECT has_table_privilege('analytics.all_accounts'::regclass, 'SELECT') AS sees_all;
+    COMMENT ON VIEW warehouse.caller IS 'Whether the caller sees all accounts, one row.';
+
+    ALTER TABLE warehouse.fact_events ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY own_accounts ON warehouse.fact_events FOR SELECT USING (
+        (SELECT caller.sees_all FROM warehouse.caller)
+        OR account_key IN (SELECT own.account_key FROM warehouse.own_account_keys AS own)
+    );
+    COMMENT ON POLICY own_accounts ON warehouse.fact_events IS
+        'Who sees which events. It does not hold for the owner.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_tenants() IS
+    'Room 60: makes spectrum.tenants and the views that say what the caller may see.';
+
+CREATE OR REPLACE FUNCTION spectrum._guard_facts()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Who may ask and sees all, each by a grant of his own, since what he has as a member of
+    -- another role may end unnoticed. For these PostgreSQL plans without any filter.
+    v_roles oid[] := ARRAY(
+        SELECT entry.grantee
+        FROM pg_class AS events
+        CROSS JOIN LATERAL aclexplode(events.relacl) AS entry
+        WHERE events.oid IN (
+                'warehouse.fact_events'::regclass, 'analytics.all_accounts'::regclass
+            ) AND entry.grantee NOT IN (0, events.relowner) AND entry.privilege_type = 'SELECT'
+        GROUP BY entry.grantee
+        HAVING count(DISTINCT events.oid) = 2
+        ORDER BY entry.grantee
+    );
+    v_named oid[] := ARRAY(
+        SELECT named.oid
+        FROM pg_policy AS policy
+        CROSS JOIN LATERAL unnest(policy.polroles) AS named (oid)
+        WHERE policy.polrelid = 'warehouse.fact_events'::regclass
+            AND policy.polname = 'all_accounts'
+        ORDER BY named.oid
+    );
+    v_wait text := spectrum._bound_lock_waits();
+BEGIN
+    IF v_named <> v_roles AND v_named <> '{}' THEN
+        DROP POLICY all_accounts ON warehouse.fact_events;
+    END IF;
+    IF v_named <> v_roles AND v_roles <> '{}' THEN
+        EXECUTE format(
+            'CREATE POLICY all_accounts ON warehouse.fact_events FOR SELECT TO %s USING (true)',
+            (SELECT string_agg(role.oid::regrole::text, ', ') FROM unnest(v_roles) AS role (oid))
+        );
+    END IF;
+    PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._guard_facts() IS
+    'Keeps the policy all_accounts of warehouse.fact_events up to who sees all accounts: it shows '
+    'no more than own_accounts, but saves analysts its price. Takes a short lock where that '
+    'changed; raises 55P03 where it cannot be had within config.lock_timeout.';
 -- Room 60, the events: every question reads analytics.events, or one of its narrower sisters, and
--- nothing below. These views run with their owner's rights and are security barriers, so a role
--- needs no right on the warehouse; and whoever is to see less is shown less in one place, which is
--- warehouse.visible_events, beneath all three.
+-- nothing below. Whoever is to see less is shown less in one place beneath all three: the policies
+-- of warehouse.fact_events (room 60, tenants). So these views run with the rights of the caller,
+-- who is granted what they read but not USAGE of schema warehouse; names come from views that run
+-- with their owner's rights. All are security barriers.
 --   events      everything about an event
 --   event_keys  its keys alone. Joins that a query does not need cost events its index-only scans
 --   timelines   the same by user and time, read in this order from an index, without a sort: of
@@ -3524,7 +3656,7 @@ BEGIN
         RETURN;
     END IF;
 
-    CREATE VIEW warehouse.visible_events AS
+    CREATE VIEW warehouse.visible_events WITH (security_invoker) AS
     SELECT
         fact.event_id, fact.occurred_at, fact.event_type_key, fact.account_key, fact.user_key,
         fact.geo_key, fact.properties, fact.revenue, fact.currency
@@ -3532,7 +3664,9 @@ BEGIN
     COMMENT ON VIEW warehouse.visible_events IS
         'The facts that questions may see: beneath analytics.events, event_keys and timelines.';
 
-    CREATE VIEW analytics.event_keys WITH (security_barrier) AS
+    PERFORM spectrum._create_names();
+
+    CREATE VIEW analytics.event_keys WITH (security_barrier, security_invoker) AS
     SELECT
         visible.event_id, visible.occurred_at, visible.event_type_key, visible.account_key,
         visible.user_key, visible.properties
@@ -3540,7 +3674,7 @@ BEGIN
     COMMENT ON VIEW analytics.event_keys IS
         'analytics.events without names: faster where an index holds all that a question reads.';
 
-    CREATE VIEW analytics.timelines WITH (security_barrier) AS
+    CREATE VIEW analytics.timelines WITH (security_barrier, security_invoker) AS
     SELECT
         visible.event_id, visible.occurred_at, visible.event_type_key, visible.account_key,
         visible.user_key, visible.properties
@@ -3549,29 +3683,29 @@ BEGIN
     COMMENT ON VIEW analytics.timelines IS
         'analytics.event_keys by user and time: faster where that is the order of an index.';
 
-    CREATE VIEW analytics.events WITH (security_barrier) AS
+    CREATE VIEW analytics.events WITH (security_barrier, security_invoker) AS
     SELECT
         fact.event_id,
         fact.occurred_at,
-        dim_event_types.event_type,
+        type.event_type,
         fact.event_type_key,
-        nullif(dim_accounts.account_id, '') AS account_id,
+        nullif(account.account_id, '') AS account_id,
         fact.account_key,
-        nullif(dim_users.user_id, '') AS user_id,
+        nullif(person.user_id, '') AS user_id,
         fact.user_key,
-        nullif(dim_geography.country, '') AS country,
-        nullif(dim_geography.region, '') AS region,
-        nullif(dim_geography.city, '') AS city,
+        nullif(place.country, '') AS country,
+        nullif(place.region, '') AS region,
+        nullif(place.city, '') AS city,
         fact.properties,
         fact.revenue,
         fact.currency
     FROM warehouse.visible_events AS fact
     -- Every key has its member; LEFT, so that a plan leaves out the joins that a question does
     -- not read: it halves most of them.
-    LEFT JOIN warehouse.dim_event_types USING (event_type_key)
-    LEFT JOIN warehouse.dim_accounts USING (account_key)
-    LEFT JOIN warehouse.dim_users USING (user_key)
-    LEFT JOIN warehouse.dim_geography USING (geo_key);
+    LEFT JOIN warehouse.event_type_names AS type USING (event_type_key)
+    LEFT JOIN warehouse.account_names AS account USING (account_key)
+    LEFT JOIN warehouse.user_names AS person USING (user_key)
+    LEFT JOIN warehouse.place_names AS place USING (geo_key);
     COMMENT ON VIEW analytics.events IS
         'Every event once, with its dimensions: what all questions are asked of.';
     COMMENT ON COLUMN analytics.events.event_id IS 'Identity of the event.';
@@ -3588,6 +3722,49 @@ BEGIN
     COMMENT ON COLUMN analytics.events.revenue IS 'Amount, NULL where it carries no money.';
     COMMENT ON COLUMN analytics.events.currency IS 'Of the amount.';
 
+    PERFORM spectrum._create_lookups();
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_events() IS
+    'Room 60: makes analytics.events and its sisters, and what they read.';
+
+CREATE OR REPLACE FUNCTION spectrum._create_names()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW warehouse.event_type_names AS
+    SELECT dim.event_type_key, dim.event_type FROM warehouse.dim_event_types AS dim;
+    COMMENT ON VIEW warehouse.event_type_names IS 'For analytics.events: names by key.';
+
+    CREATE VIEW warehouse.account_names AS
+    SELECT dim.account_key, dim.account_id FROM warehouse.dim_accounts AS dim;
+    COMMENT ON VIEW warehouse.account_names IS 'For analytics.events: names by key.';
+
+    CREATE VIEW warehouse.user_names AS
+    SELECT dim.user_key, dim.user_id FROM warehouse.dim_users AS dim;
+    COMMENT ON VIEW warehouse.user_names IS 'For analytics.events: names by key.';
+
+    CREATE VIEW warehouse.place_names AS
+    SELECT dim.geo_key, dim.country, dim.region, dim.city FROM warehouse.dim_geography AS dim;
+    COMMENT ON VIEW warehouse.place_names IS 'For analytics.events: names by key.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_names() IS
+    'Room 60: makes what analytics.events reads its names from. A grant on the dimensions '
+    'themselves would open their statistics in pg_stats.';
+
+CREATE OR REPLACE FUNCTION spectrum._create_settings()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.settings') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
     CREATE VIEW analytics.settings WITH (security_barrier) AS
     SELECT config.timezone, config.week_start, config.currency, config.refund_events
     FROM spectrum.config;
@@ -3597,29 +3774,52 @@ BEGIN
     COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
     COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
     COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_settings() IS 'Room 60: makes analytics.settings.';
 
+CREATE OR REPLACE FUNCTION spectrum._create_lookups()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- By the sums: to look among the events of all accounts for those of one would take long.
     CREATE VIEW analytics.event_types WITH (security_barrier) AS
     SELECT dim_event_types.event_type_key, dim_event_types.event_type
     FROM warehouse.dim_event_types
-    WHERE dim_event_types.event_type_key <> 0;
+    WHERE dim_event_types.event_type_key <> 0 AND (
+        (SELECT caller.sees_all FROM warehouse.caller)
+        OR dim_event_types.event_type_key IN (
+            SELECT kept.event_type_key
+            FROM warehouse.own_accounts AS own
+            JOIN spectrum.reports AS report ON report.kind = 'volume' AND report.state = 'served'
+            JOIN analytics.mv_daily_events AS kept
+                ON kept.report_id = report.report_id AND kept.account_id = own.account_id
+        )
+    );
     COMMENT ON VIEW analytics.event_types IS
-        'The event types by their keys, by which events are found fastest.';
+        'The event types by their keys, by which events are found fastest. A tenant sees those '
+        'that a refresh has counted for his account.';
     COMMENT ON COLUMN analytics.event_types.event_type_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.event_types.event_type IS 'As in analytics.events.';
 
     CREATE VIEW analytics.accounts WITH (security_barrier) AS
     SELECT dim_accounts.account_key, dim_accounts.account_id
     FROM warehouse.dim_accounts
-    WHERE dim_accounts.account_key <> 0;
+    WHERE dim_accounts.account_key <> 0 AND (
+        (SELECT caller.sees_all FROM warehouse.caller)
+        OR dim_accounts.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own))
+    );
     COMMENT ON VIEW analytics.accounts IS
-        'The accounts by their keys, by which events are found fastest.';
+        'The accounts that the caller sees, by their keys, by which events are found fastest.';
     COMMENT ON COLUMN analytics.accounts.account_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.accounts.account_id IS 'As in analytics.events.';
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_events() IS
-    'Room 60: makes analytics.events and its sisters, analytics.settings, '
-    'analytics.event_types and analytics.accounts.';
+COMMENT ON FUNCTION spectrum._create_lookups() IS
+    'Room 60: makes analytics.event_types and analytics.accounts.';
 
 CREATE OR REPLACE FUNCTION analytics._user_cuts()
 RETURNS bigint[]
@@ -5479,7 +5679,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.conversion_funnels AS
+    CREATE VIEW analytics.conversion_funnels WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS funnel,
@@ -5501,6 +5701,9 @@ BEGIN
     FROM spectrum.reports AS report
     JOIN analytics.mv_conversion_funnels AS sums USING (report_id)
     WHERE report.kind = 'funnel' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
     WINDOW steps AS (PARTITION BY report.name, sums.account_id, sums.breakdown ORDER BY sums.step);
     COMMENT ON VIEW analytics.conversion_funnels IS
         'How many get from step to step of each defined funnel (account_id *: all accounts). One '
@@ -5517,7 +5720,7 @@ BEGIN
     COMMENT ON COLUMN analytics.conversion_funnels.unit IS
         'What is counted: user, account or session.';
 
-    CREATE VIEW analytics.funnel_days AS
+    CREATE VIEW analytics.funnel_days WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS funnel,
@@ -5527,7 +5730,10 @@ BEGIN
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM spectrum.reports AS report
     JOIN analytics.mv_funnel_days AS sums USING (report_id)
-    WHERE report.kind = 'funnel' AND report.state = 'served';
+    WHERE report.kind = 'funnel' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.funnel_days IS
         'Each defined funnel by the day of entry (account_id *: all accounts).';
 END
@@ -5624,7 +5830,7 @@ CREATE OR REPLACE FUNCTION spectrum.define_funnel(
     p_exclude jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -5651,7 +5857,7 @@ COMMENT ON FUNCTION spectrum.define_funnel(
 
 CREATE OR REPLACE FUNCTION spectrum.drop_funnel(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -6590,7 +6796,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_retention_cohorts.period_ends IS
         'Element k + 1: when the period k periods later ends.';
 
-    CREATE VIEW analytics.retention_cohorts AS
+    CREATE VIEW analytics.retention_cohorts WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS retention,
@@ -6608,7 +6814,10 @@ BEGIN
         AS back (users, ends_at, number)
     -- A period that has not begun is no row.
     WHERE report.kind = 'retention' AND report.state = 'served'
-        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now());
+        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now())
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.retention_cohorts IS
         'How many users of each cohort come back, by period (account_id *: all accounts).';
     COMMENT ON COLUMN analytics.retention_cohorts.cohort IS
@@ -6672,7 +6881,7 @@ CREATE OR REPLACE FUNCTION spectrum.define_retention(
     p_where jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -6698,7 +6907,7 @@ COMMENT ON FUNCTION spectrum.define_retention(
 
 CREATE OR REPLACE FUNCTION spectrum.drop_retention(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -6990,7 +7199,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_active_users.mau IS
         'Distinct users of the 30 days that end with it.';
 
-    CREATE VIEW analytics.active_users AS
+    CREATE VIEW analytics.active_users WITH (security_barrier) AS
     SELECT
         scope.account_id,
         scope.first_day + calendar.number AS day,
@@ -7005,15 +7214,13 @@ BEGIN
         WHERE known.report_id = (
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'activity' AND report.state = 'served'
-        )
+        ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR known.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
         GROUP BY known.report_id, known.account_id
     ) AS scope
     CROSS JOIN LATERAL generate_series(0, (
-        SELECT max(events.day) FROM analytics.mv_daily_events AS events
-        WHERE events.report_id = (
-            SELECT report.report_id FROM spectrum.reports AS report
-            WHERE report.kind = 'volume' AND report.state = 'served'
-        ) AND events.account_id = '*'
+        SELECT last.day FROM warehouse.last_day AS last
     ) - scope.first_day) AS calendar (number)
     LEFT JOIN analytics.mv_active_users AS sums
         ON sums.report_id = scope.report_id AND sums.account_id = scope.account_id
@@ -7046,28 +7253,30 @@ BEGIN
     WHERE kept.scope >= 0 AND kept.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served'
-    )
+    ) AND (SELECT caller.sees_all FROM warehouse.caller)
     UNION ALL
     SELECT came.user_key, came.occurred_at
     FROM spectrum.news
     CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats) AS came (user_key, occurred_at)
-    WHERE came.user_key <> 0;
+    WHERE came.user_key <> 0 AND (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.user_days IS
         'When each user was active, to the day: the days that are kept, at noon, and the events '
         'that no refresh has counted yet. A tenth of the events and less, for questions that ask '
-        'on which days, not how often. Exact where user_days_state says so.';
+        'on which days, not how often. Exact where user_days_state says so; empty for tenants, '
+        'as it does not know accounts.';
     COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
 
     CREATE VIEW analytics.user_days_state WITH (security_barrier) AS
-    SELECT NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
+    SELECT caller.sees_all AND NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
         SELECT FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
-    ) AS is_exact;
+    ) AS is_exact
+    FROM warehouse.caller;
     COMMENT ON VIEW analytics.user_days_state IS
         'Whether analytics.user_days says just what analytics.events says, one row: not while '
         'facts that were taken back are still counted, nor after a change of the calendar until '
-        'the days are cut anew.';
+        'the days are cut anew, nor for a tenant.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
 END
 $$;
@@ -7504,7 +7713,7 @@ BEGIN
         'Users of the period before who are not active here, as a negative number.';
 
     -- Each period that is kept, and the empty ones from there to the next.
-    CREATE VIEW analytics.lifecycle_periods AS
+    CREATE VIEW analytics.lifecycle_periods WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.period_kind,
@@ -7522,16 +7731,14 @@ BEGIN
         WHERE kept.report_id = (
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'lifecycle' AND report.state = 'served'
-        )
+        ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR kept.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
     ) AS sums
     CROSS JOIN LATERAL generate_series(
         sums.period::timestamp,
         least(sums.next_period - 1, (
-            SELECT max(events.day) FROM analytics.mv_daily_events AS events
-            WHERE events.report_id = (
-                SELECT report.report_id FROM spectrum.reports AS report
-                WHERE report.kind = 'volume' AND report.state = 'served'
-            ) AND events.account_id = '*'
+            SELECT last.day FROM warehouse.last_day AS last
         ))::timestamp,
         ('1 ' || sums.period_kind)::interval
     ) WITH ORDINALITY AS calendar (period, number);
@@ -7924,7 +8131,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_stickiness.users IS
         'Element k: users active on exactly k days of it; as many elements as it has days.';
 
-    CREATE VIEW analytics.stickiness_periods AS
+    CREATE VIEW analytics.stickiness_periods WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.period_kind,
@@ -7940,7 +8147,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'stickiness' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.stickiness_periods IS
         'On how many days of a week or month users were active, by account (account_id *: all '
         'accounts): one row for each number of days that it has, in periods with an active user.';
@@ -8309,7 +8518,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_daily_events.event_type_key IS 'dim_event_types.';
     COMMENT ON COLUMN analytics.mv_daily_events.events IS 'Events, of the unknown user too.';
 
-    CREATE VIEW analytics.daily_events AS
+    CREATE VIEW analytics.daily_events WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.day,
@@ -8321,9 +8530,29 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'volume' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.daily_events IS
         'Events per account (* is all), day and type; days without such an event are no rows.';
+
+    CREATE VIEW warehouse.last_day AS
+    SELECT CASE WHEN (SELECT caller.sees_all FROM warehouse.caller)
+        THEN (
+            SELECT max(kept.day) FROM analytics.mv_daily_events AS kept
+            WHERE kept.report_id = report.report_id AND kept.account_id = '*'
+        )
+        ELSE (
+            SELECT max(kept.day)
+            FROM warehouse.own_accounts AS own
+            JOIN analytics.mv_daily_events AS kept
+                ON kept.report_id = report.report_id AND kept.account_id = own.account_id
+        )
+        END AS day
+    FROM spectrum.reports AS report
+    WHERE report.kind = 'volume' AND report.state = 'served';
+    COMMENT ON VIEW warehouse.last_day IS
+        'The last day with an event that the caller sees: how far the calendars of views go.';
     PERFORM spectrum._add_kind('volume', 10, '_maintain_daily_events',
         '{analytics.mv_daily_events}', '{daily_events}');
     PERFORM spectrum._begin_report('volume');
@@ -8657,7 +8886,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_revenue_summary.paying_users IS
         'Distinct users with an order above 0.';
 
-    CREATE VIEW analytics.revenue_summary AS
+    CREATE VIEW analytics.revenue_summary WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.day, sums.currency, sums.orders, sums.gross, sums.refunds,
         sums.gross - sums.refunds AS net,
@@ -8675,7 +8904,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'revenue' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.revenue_summary IS
         'Orders, refunds, net revenue, per user too, by account (* is all), day and currency.';
     COMMENT ON COLUMN analytics.revenue_summary.active_users IS
@@ -9514,7 +9745,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.mrr_movements AS
+    CREATE VIEW analytics.mrr_movements WITH (security_barrier) AS
     SELECT
         b.account_id, b.period_kind, b.period, b.currency,
         trim_scale(b.end_mrr - b.change) AS start_mrr,
@@ -9564,18 +9795,16 @@ BEGIN
             WHERE known.report_id = (
                 SELECT report.report_id FROM spectrum.reports AS report
                 WHERE report.kind = 'mrr' AND report.state = 'served'
-            )
+            ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+                OR known.account_id = ANY (ARRAY(
+                    SELECT own.account_id FROM warehouse.own_accounts AS own)))
             GROUP BY known.report_id, known.account_id, known.period_kind, known.currency
         ) AS first
         JOIN (
             VALUES ('week', interval '1 week', 52), ('month', interval '1 month', 12)
         ) AS kind (name, step, per_year) ON kind.name = first.period_kind
         CROSS JOIN LATERAL generate_series(first.period::timestamp, (
-            SELECT max(events.day) FROM analytics.mv_daily_events AS events
-            WHERE events.report_id = (
-                SELECT report.report_id FROM spectrum.reports AS report
-                WHERE report.kind = 'volume' AND report.state = 'served'
-            ) AND events.account_id = '*'
+            SELECT last.day FROM warehouse.last_day AS last
         )::timestamp, kind.step) AS calendar (start)
         LEFT JOIN LATERAL (
             SELECT known.* FROM analytics.mv_mrr_movements AS known
@@ -10986,7 +11215,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.sessions_daily AS
+    CREATE VIEW analytics.sessions_daily WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.day,
@@ -11004,7 +11233,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'sessions' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.sessions_daily IS
         'The sessions that begin on a day, per account (* is all), in each breakdown; days without '
         'sessions are no rows.';
@@ -11225,7 +11456,7 @@ CREATE OR REPLACE FUNCTION spectrum.define_feature(
     p_where jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -11252,7 +11483,7 @@ COMMENT ON FUNCTION spectrum.define_feature(text, text, jsonb) IS
 
 CREATE OR REPLACE FUNCTION spectrum.drop_feature(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -11754,7 +11985,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.feature_adoption AS
+    CREATE VIEW analytics.feature_adoption WITH (security_barrier) AS
     SELECT
         shown.account_id,
         shown.feature,
@@ -11794,7 +12025,10 @@ BEGIN
     LEFT JOIN analytics.mv_feature_adoption AS sums
         ON sums.report_id = shown.report_id AND sums.account_id = shown.account_id
             AND sums.feature = shown.feature AND sums.cohort_week = shown.cohort_week
-            AND sums.period = shown.period;
+            AND sums.period = shown.period
+    WHERE ((SELECT caller.sees_all FROM warehouse.caller)
+        OR shown.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.feature_adoption IS
         'Who of those who were active in a week used a feature, by account (account_id *: all '
         'accounts), feature and week of the user''s first event. Each feature that is defined or '
@@ -12536,7 +12770,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.operations AS
+    CREATE VIEW analytics.operations WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.day, nullif(sums.endpoint, '') AS endpoint, sums.requests,
         sums.p50, sums.p95, sums.p99, sums.errors,
@@ -12547,7 +12781,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'operations' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.operations IS
         'Requests by account (* is all), day and endpoint: how many, exact percentiles of '
         'latency_ms, errors. As analytics.latency tells.';
@@ -12555,7 +12791,7 @@ BEGIN
     COMMENT ON COLUMN analytics.operations.error_rate IS 'errors / requests.';
     COMMENT ON COLUMN analytics.operations.measured IS 'Requests that the percentiles are of.';
 
-    CREATE VIEW analytics.error_rates_daily AS
+    CREATE VIEW analytics.error_rates_daily WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.day, nullif(sums.service, '') AS service,
         nullif(sums.version, '') AS version, sums.requests, sums.errors,
@@ -12566,14 +12802,16 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'operations' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.error_rates_daily IS
         'Requests and errors by account (* is all), day, service and version, and the events of '
         'type error beside them. As analytics.error_rates tells.';
     COMMENT ON COLUMN analytics.error_rates_daily.error_rate IS
         'errors / requests; NULL without requests.';
 
-    CREATE VIEW analytics.throughput_minutes AS
+    CREATE VIEW analytics.throughput_minutes WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.minute, sums.events,
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
@@ -12581,7 +12819,10 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'operations' AND report.state = 'served'
-    ) AND sums.minute >= now() - interval '7 days';
+    ) AND sums.minute >= now() - interval '7 days'
+    AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.throughput_minutes IS
         'Events by account (* is all) and minute of the last seven days; a minute without events '
         'is no row. For other times ask analytics.throughput.';
@@ -13052,7 +13293,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_reports.users IS 'Users who contribute.';
     COMMENT ON COLUMN analytics.mv_reports.amount IS 'Sum of what they contribute.';
 
-    CREATE VIEW analytics.reports AS
+    CREATE VIEW analytics.reports WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS report,
@@ -13062,7 +13303,10 @@ BEGIN
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM spectrum.reports AS report
     JOIN analytics.mv_reports AS sums USING (report_id)
-    WHERE report.kind = 'custom' AND report.state = 'served';
+    WHERE report.kind = 'custom' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.reports IS
         'The user''s own reports, by account as their functions say (account_id *: all accounts).';
     COMMENT ON COLUMN analytics.reports.report IS 'Name in spectrum.report_definitions.';
@@ -13232,9 +13476,10 @@ EXCEPTION
         OR syntax_error_or_access_rule_violation OR program_limit_exceeded
         OR plpgsql_error OR feature_not_supported
     THEN
-        UPDATE spectrum.report_definitions SET error_msg = SQLERRM WHERE report = v_name;
+        UPDATE spectrum.report_definitions SET error_msg = spectrum._one_line(SQLERRM)
+        WHERE report = v_name;
         PERFORM spectrum._discard_reports('custom', v_name);
-        RAISE WARNING 'report % is given up: %', v_name, SQLERRM
+        RAISE WARNING 'report % is given up: %', v_name, spectrum._one_line(SQLERRM)
             USING HINT = 'Mend its function, then call spectrum.define_report() again.';
 END
 $$;
@@ -13316,7 +13561,7 @@ BEGIN
         'Of the first event; NULL while the facts that say so are being withdrawn.';
     COMMENT ON COLUMN analytics.mv_event_catalog.last_at IS 'Of the last.';
 
-    CREATE VIEW analytics.event_catalog AS
+    CREATE VIEW analytics.event_catalog WITH (security_barrier) AS
     SELECT
         sums.account_id,
         dim_event_types.event_type,
@@ -13336,7 +13581,9 @@ BEGIN
         WHERE kept.report_id = (
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'catalog' AND report.state = 'served'
-        )
+        ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR kept.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
         GROUP BY kept.account_id, kept.event_type_key, kept.property, kept.json_type <> ''
     ) AS sums
     JOIN warehouse.dim_event_types USING (event_type_key);
@@ -15043,7 +15290,7 @@ CREATE OR REPLACE FUNCTION spectrum.define_metric(
     p_guardrail boolean DEFAULT false
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -15111,7 +15358,7 @@ COMMENT ON FUNCTION spectrum.define_metric(
 
 CREATE OR REPLACE FUNCTION spectrum.drop_metric(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -15246,7 +15493,7 @@ CREATE OR REPLACE FUNCTION spectrum.define_experiment(
     p_sequential bigint DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -15296,7 +15543,7 @@ COMMENT ON FUNCTION spectrum.define_experiment(
 
 CREATE OR REPLACE FUNCTION spectrum.drop_experiment(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -16723,14 +16970,14 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.metrics AS
+    CREATE VIEW analytics.metrics WITH (security_barrier) AS
     SELECT
         metric, kind, event_type, property, properties_filter, time_window,
         denominator_event_type, denominator_property, denominator_filter, is_guardrail, changed_at
     FROM spectrum.metrics;
     COMMENT ON VIEW analytics.metrics IS 'The defined metrics, for all who may ask questions.';
 
-    CREATE VIEW analytics.experiments AS
+    CREATE VIEW analytics.experiments WITH (security_barrier) AS
     SELECT
         experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
         changed_at, winsorize, cuped, sequential
@@ -16741,7 +16988,7 @@ BEGIN
     PERFORM spectrum._create_experiment_tables();
     PERFORM spectrum._comment_experiment_results();
 
-    CREATE VIEW analytics.experiment_results AS
+    CREATE VIEW analytics.experiment_results WITH (security_barrier) AS
     SELECT
         v.account_id, v.experiment, v.metric, v.variant, v.is_control, v.units, v.excluded_units,
         v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
@@ -16752,7 +16999,10 @@ BEGIN
         v.variance_reduction, v.is_sequential
     FROM spectrum.reports AS report
     JOIN analytics.mv_experiment_results AS v USING (report_id)
-    WHERE report.kind = 'experiment' AND report.state = 'served';
+    WHERE report.kind = 'experiment' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR v.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.experiment_results IS
         'Each metric of each defined experiment in each variant, compared with control '
         '(account_id *: all accounts).';
@@ -19726,7 +19976,7 @@ BEGIN
     COMMENT ON COLUMN spectrum.tasks.arguments IS 'To what: see the procedure of that name.';
     COMMENT ON COLUMN spectrum.tasks.state IS
         'waiting, running, done, failed (a step raised an error) or cancelled.';
-    COMMENT ON COLUMN spectrum.tasks.asked_by IS 'The role that asked for it.';
+    COMMENT ON COLUMN spectrum.tasks.asked_by IS 'Who asked for it, by the name at log-in.';
     COMMENT ON COLUMN spectrum.tasks.asked_at IS 'When.';
     COMMENT ON COLUMN spectrum.tasks.started_at IS 'Begin of the first step.';
     COMMENT ON COLUMN spectrum.tasks.finished_at IS 'End of the last step.';
@@ -19755,7 +20005,7 @@ COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
 
 CREATE OR REPLACE FUNCTION spectrum.request(p_kind text, p_arguments jsonb DEFAULT '{}')
 RETURNS bigint
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -19767,7 +20017,9 @@ BEGIN
         PERFORM spectrum._reject('p_arguments', p_arguments::text, 'a JSON object');
     END IF;
     EXECUTE format('SELECT spectrum.%I($1)', '_check_' || p_kind) USING v_arguments;
-    INSERT INTO spectrum.tasks (kind, arguments) VALUES (p_kind, v_arguments)
+    -- The function runs as its owner; who logged in is what it cannot be told wrongly.
+    INSERT INTO spectrum.tasks (kind, arguments, asked_by)
+    VALUES (p_kind, v_arguments, session_user)
     RETURNING tasks.task_id INTO v_task_id;
     RETURN v_task_id;
 END
@@ -19848,7 +20100,7 @@ BEGIN
     UPDATE spectrum.tasks
     SET state = v_state,
         finished_at = CASE WHEN v_state <> 'running' THEN clock_timestamp() END,
-        error_msg = translate(v_message, E'\n\r', '  '),
+        error_msg = spectrum._one_line(v_message),
         next_step_at = CASE WHEN v_state = 'running'
             THEN clock_timestamp() + (SELECT config.retry_delay FROM spectrum.config) END
     WHERE task_id = p_task_id;
@@ -19889,7 +20141,7 @@ COMMENT ON FUNCTION spectrum._task_outcome(bigint) IS
 
 CREATE OR REPLACE FUNCTION spectrum.cancel_task(p_task_id bigint)
 RETURNS boolean
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -20061,6 +20313,7 @@ BEGIN
 EXCEPTION
     WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_state = RETURNED_SQLSTATE;
+        v_message := spectrum._one_line(v_message);
         RAISE WARNING 'spectrum: step % of run % failed and was undone: % (SQLSTATE %)',
             p_step, p_run_id, v_message, v_state;
         PERFORM spectrum._log_step(p_run_id, split_part(p_step, ' ', 1), v_started_at, NULL,
@@ -20570,9 +20823,11 @@ BEGIN
         state.last_run_error IS NOT NULL AS last_run_has_error, state.months_ready,
         state.last_refresh_at, state.as_of, state.lag_seconds, state.uncounted,
         state.reports_building
-    FROM spectrum.pipeline AS state;
+    FROM spectrum.pipeline AS state
+    WHERE (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.pipeline_status IS
-        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
+        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline. None for '
+        'tenants.';
 
     CREATE VIEW analytics.pipeline WITH (security_barrier) AS
     SELECT
@@ -20580,9 +20835,11 @@ BEGIN
         extract(epoch FROM log.finished_at - log.started_at)::double precision AS seconds,
         log.claimed, log.loaded, log.duplicates, log.failed, log.detail,
         log.error_msg IS NOT NULL AS has_error
-    FROM spectrum.run_log AS log;
+    FROM spectrum.run_log AS log
+    WHERE (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.pipeline IS
-        'The run log for dashboards, without the texts of errors: see spectrum.run_log.';
+        'The run log for dashboards, without the texts of errors: see spectrum.run_log. Empty for '
+        'tenants.';
     COMMENT ON COLUMN analytics.pipeline.seconds IS 'How long the step took; NULL under way.';
     COMMENT ON COLUMN analytics.pipeline.has_error IS 'Whether an error ended it.';
 END
@@ -20732,6 +20989,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    r_owner record;
     r_state record;
 BEGIN
     RETURN QUERY SELECT 'release', made.release = spectrum._release(),
@@ -20741,6 +20999,13 @@ BEGIN
     FROM spectrum._tables_release() AS made (release);
     IF spectrum._tables_release() <> spectrum._release() THEN
         -- The further checks may read what is not there yet.
+        RETURN;
+    END IF;
+
+    SELECT owner.* INTO r_owner FROM spectrum._check_ownership() AS owner;
+    RETURN QUERY SELECT 'ownership', r_owner.ok, r_owner.message, r_owner.what_to_do;
+    IF NOT r_owner.ok THEN
+        -- The further checks may read what belongs to another.
         RETURN;
     END IF;
     SELECT state.* INTO r_state FROM spectrum.status() AS state;
@@ -20806,9 +21071,6 @@ BEGIN
 
     RETURN QUERY SELECT 'caps', refused.ok, refused.message, refused.what_to_do
     FROM spectrum._check_caps() AS refused;
-
-    RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
-    FROM spectrum._check_ownership() AS owner;
 
     RETURN QUERY SELECT 'standby', standby.ok, standby.message, standby.what_to_do
     FROM spectrum._check_standby() AS standby;
@@ -21508,10 +21770,11 @@ BEGIN
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
         'releases', 'config', 'run_log', 'raw_events', 'intake', 'reading', 'floods',
-        'dimensions', 'caps', 'facts', 'news', 'reports', 'events', 'daily_events',
-        'active_users', 'lifecycle', 'stickiness', 'revenue', 'funnels', 'retention',
-        'sessions', 'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr',
-        'operations', 'event_catalog', 'experiments', 'glass', 'tasks', 'status'
+        'dimensions', 'caps', 'facts', 'news', 'reports', 'settings', 'tenants',
+        'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness', 'revenue',
+        'funnels', 'retention', 'sessions', 'features', 'cohorts', 'feature_adoption',
+        'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments', 'glass',
+        'tasks', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
@@ -21568,7 +21831,7 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._set_ingest(regrole, boolean) IS 'What grant_ingest covers.';
 
-CREATE OR REPLACE FUNCTION spectrum._set_reader(p_role regrole, p_is_granted boolean)
+CREATE OR REPLACE FUNCTION spectrum._set_views(p_role regrole, p_is_granted boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -21579,7 +21842,48 @@ BEGIN
         format('SELECT ON %s', view.oid::regclass), p_role, p_is_granted)
     FROM pg_class AS view
     WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
-        AND view.relname NOT IN ('events', 'event_keys', 'timelines', 'user_days');
+        AND view.relname NOT IN ('all_accounts', 'events', 'event_keys', 'timelines', 'user_days');
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_views(regrole, boolean) IS
+    'The standing views: what readers and tenants have in common.';
+
+CREATE OR REPLACE FUNCTION spectrum._set_questions(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('SELECT ON analytics.events, analytics.event_keys, '
+        'analytics.timelines, analytics.user_days', p_role, p_is_granted);
+    -- What these read, with the rights of the caller; without USAGE of warehouse he cannot name it.
+    PERFORM spectrum._set_privilege('SELECT ON warehouse.visible_events, warehouse.fact_events, '
+        'warehouse.caller, warehouse.own_account_keys, warehouse.event_type_names, '
+        'warehouse.account_names, warehouse.user_names, warehouse.place_names',
+        p_role, p_is_granted);
+    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
+    -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a
+    -- parallel plan; what works the pipeline or keeps the standing views may not.
+    PERFORM spectrum._set_privilege(
+        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
+    FROM pg_proc AS routine
+    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel IN ('s', 'r')
+        AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
+    PERFORM spectrum._guard_facts();
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_questions(regrole, boolean) IS
+    'The events and the functions: what analysts and tenants have in common.';
+
+CREATE OR REPLACE FUNCTION spectrum._set_reader(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('SELECT ON analytics.all_accounts', p_role, p_is_granted);
+    PERFORM spectrum._set_views(p_role, p_is_granted);
+    PERFORM spectrum._guard_facts();
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_reader(regrole, boolean) IS 'What grant_reader covers.';
@@ -21591,20 +21895,34 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._set_reader(p_role, p_is_granted);
-    PERFORM spectrum._set_privilege(
-        'SELECT ON analytics.events, analytics.event_keys, analytics.timelines, '
-        'analytics.user_days', p_role, p_is_granted);
-    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
-    -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a
-    -- parallel plan; what works the pipeline or keeps the standing views may not.
-    PERFORM spectrum._set_privilege(
-        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
-    FROM pg_proc AS routine
-    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel IN ('s', 'r')
-        AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
+    PERFORM spectrum._set_questions(p_role, p_is_granted);
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_analyst(regrole, boolean) IS 'What grant_analyst covers.';
+
+CREATE OR REPLACE FUNCTION spectrum._refuse_tenants(p_role regrole)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_accounts text := (
+        SELECT string_agg(quote_literal(tenant.account_id), ', ' ORDER BY tenant.account_id)
+        FROM spectrum.tenants AS tenant
+        JOIN pg_roles AS role ON role.rolname = tenant.role_name
+        WHERE role.oid = p_role AND has_table_privilege(role.oid, 'analytics.settings', 'SELECT')
+    );
+BEGIN
+    IF v_accounts IS NOT NULL THEN
+        RAISE EXCEPTION 'role % is a tenant', p_role
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                DETAIL = 'It sees the accounts ' || v_accounts || ', and would see all.',
+                HINT = format('If it shall: SELECT spectrum.revoke_tenant(%L);', p_role::text);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._refuse_tenants(regrole) IS
+    'Raises 55000 where a role is a tenant: what it is given next would open all accounts to it.';
 
 CREATE OR REPLACE FUNCTION spectrum.grant_ingest(p_role regrole)
 RETURNS void
@@ -21631,6 +21949,7 @@ RETURNS void
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT spectrum._refuse_tenants(p_role);
     SELECT spectrum._set_reader(p_role, true)
 $$;
 COMMENT ON FUNCTION spectrum.grant_reader(regrole) IS
@@ -21650,6 +21969,7 @@ RETURNS void
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT spectrum._refuse_tenants(p_role);
     SELECT spectrum._set_analyst(p_role, true)
 $$;
 COMMENT ON FUNCTION spectrum.grant_analyst(regrole) IS
@@ -21664,6 +21984,137 @@ AS $$
     SELECT spectrum._set_analyst(p_role, false)
 $$;
 COMMENT ON FUNCTION spectrum.revoke_analyst(regrole) IS 'Takes back what grant_analyst gave.';
+
+CREATE OR REPLACE FUNCTION spectrum._set_operator(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
+    -- health() names raw_events, and reads nothing of it. Cf. _set_ingest.
+    IF p_is_granted THEN
+        PERFORM spectrum._set_privilege('USAGE ON SCHEMA @extschema@', p_role, true);
+    END IF;
+    PERFORM spectrum._set_privilege('SELECT ON spectrum.pipeline, spectrum.progress, '
+        'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.reports, '
+        'spectrum.report_kinds, spectrum.funnels, spectrum.retentions, spectrum.metrics, '
+        'spectrum.features, spectrum.experiments', p_role, p_is_granted);
+    -- Not define_report: it names a function, which the owner's runs would call.
+    PERFORM spectrum._set_privilege(
+        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
+    FROM pg_proc AS routine
+    WHERE routine.pronamespace = 'spectrum'::regnamespace AND routine.proname IN (
+        'status', 'health', '_cron_state', '_job_name', '_check_ownership', 'request',
+        'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
+        'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
+        'drop_experiment'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_operator(regrole, boolean) IS 'What grant_operator covers.';
+
+CREATE OR REPLACE FUNCTION spectrum.grant_operator(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_operator(p_role, true)
+$$;
+COMMENT ON FUNCTION spectrum.grant_operator(regrole) IS
+    'Lets a role look after the pipeline: status, health, the run log, progress, definitions, and '
+    'asking for long work, which the owner''s runs carry out. It reads no event and no answer.';
+
+CREATE OR REPLACE FUNCTION spectrum.revoke_operator(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_operator(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_operator(regrole) IS 'Takes back what grant_operator gave.';
+
+CREATE OR REPLACE FUNCTION spectrum._check_tenant(p_role regrole, p_account text, p_as text)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_role IS NULL THEN
+        PERFORM spectrum._reject('p_role', NULL, 'a role');
+    ELSIF p_account IS NULL OR p_account IN ('', '*') OR length(p_account) > 200 THEN
+        PERFORM spectrum._reject('p_account', p_account, 'the account_id of one account');
+    END IF;
+    PERFORM spectrum._check_choice('p_as', p_as, '{analyst, reader}');
+    IF has_table_privilege(p_role, 'analytics.all_accounts', 'SELECT')
+        OR (SELECT rolbypassrls FROM pg_roles WHERE oid = p_role)
+    THEN
+        RAISE EXCEPTION 'role % sees all accounts already', p_role
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                DETAIL = 'It, or a role that it is a member of, owns Spectrum, was granted reader '
+                    'or analyst, may read all data or pass row-level security.',
+                HINT = format('If it was granted so: SELECT spectrum.revoke_analyst(%L);',
+                    p_role::text);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_tenant(regrole, text, text) IS
+    'Raises 22023 unless the arguments are a role, an account and a kind, 55000 where the role '
+    'sees all accounts.';
+
+CREATE OR REPLACE FUNCTION spectrum.grant_tenant(
+    p_role regrole,
+    p_account text,
+    p_as text DEFAULT 'analyst'
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_name text := (SELECT rolname FROM pg_roles WHERE oid = p_role);
+BEGIN
+    PERFORM spectrum._check_tenant(p_role, p_account, p_as);
+    -- What is left of another role of this name opens nothing to this one.
+    IF NOT has_table_privilege(p_role, 'analytics.settings', 'SELECT') THEN
+        DELETE FROM spectrum.tenants WHERE role_name = v_name;
+    END IF;
+    INSERT INTO spectrum.tenants (role_name, account_id) VALUES (v_name, p_account)
+    ON CONFLICT (role_name, account_id) DO NOTHING;
+    PERFORM spectrum._set_views(p_role, true);
+    IF p_as = 'analyst' THEN
+        PERFORM spectrum._set_questions(p_role, true);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum.grant_tenant(regrole, text, text) IS
+    'Lets a role see one account and nothing of others: as analyst the standing views, the event '
+    'view and the functions, as reader the standing views alone. Again with another account: it '
+    'sees both, each with its own rows.';
+
+CREATE OR REPLACE FUNCTION spectrum.revoke_tenant(p_role regrole, p_account text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_name text := (SELECT rolname FROM pg_roles WHERE oid = p_role);
+BEGIN
+    IF p_role IS NULL THEN
+        PERFORM spectrum._reject('p_role', NULL, 'a role');
+    END IF;
+    DELETE FROM spectrum.tenants
+    WHERE role_name = v_name AND (p_account IS NULL OR account_id = p_account);
+    IF NOT FOUND OR EXISTS (SELECT FROM spectrum.tenants WHERE role_name = v_name) THEN
+        RETURN;
+    END IF;
+    PERFORM spectrum._set_views(p_role, false);
+    PERFORM spectrum._set_questions(p_role, false);
+END
+$$;
+COMMENT ON FUNCTION spectrum.revoke_tenant(regrole, text) IS
+    'Takes one account from a tenant, or all of them (p_account NULL); with the last one all that '
+    'grant_tenant gave.';
 
 
 -- What is new is open to PUBLIC as yet. Only that: to touch the rights of others here would make

@@ -90,11 +90,12 @@ def test_restored_by_whomever_it_goes_on_where_it_stood(
 def test_what_waits_and_what_was_granted_come_along(
     make_db: MakeDb, make_role: MakeRole, connect: Connect, tmp_path: Path
 ) -> None:
-    ingest, analyst = make_role("ingest"), make_role("analyst")
+    ingest, analyst, tenant = make_role("ingest"), make_role("analyst"), make_role("tenant")
     source = make_db("source")
     with connect(source) as db, connect(source, autocommit=False) as writer:
         db.execute(f"SELECT spectrum.grant_ingest('{ingest}'), spectrum.grant_analyst('{analyst}')")
-        insert(db, [event("visit", event_id=f"e{number}") for number in range(5)])
+        db.execute(f"SELECT spectrum.grant_tenant('{tenant}', 'acme')")
+        insert(db, [event("visit", event_id=f"e{n}", account_id="acme"[: n * 4]) for n in range(5)])
         # A writer holds the marks back; one row is set back, one waits, one is another worker's.
         insert(writer, [event("visit")])
         drain(db)
@@ -120,6 +121,10 @@ def test_what_waits_and_what_was_granted_come_along(
         assert value(db, "SELECT sum(value) FROM analytics.trend('visit')") == 8
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             db.execute("SELECT * FROM raw_events")
+    with connect(f"{target} user={tenant}") as db:
+        assert value(db, "SELECT sum(value) FROM analytics.trend('visit')") == 4
+        assert value(db, "SELECT count(*) FROM analytics.events") == 4
+        assert rows(db, "SELECT DISTINCT account_id FROM analytics.daily_events") == [("acme",)]
 
 
 def test_the_definitions_come_back_to_the_letter(

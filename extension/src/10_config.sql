@@ -125,6 +125,17 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_config() IS 'Room 10: makes spectrum.config and its row.';
 
+CREATE FUNCTION spectrum._one_line(p_text text)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT regexp_replace(p_text, '[\u0001-\u001f\u007f-\u009f\u2028\u2029]+', ' ', 'g')
+$$;
+COMMENT ON FUNCTION spectrum._one_line(text) IS
+    'A message as it is kept: without line feeds and other control characters, which could make '
+    'a log say what nobody wrote.';
+
 CREATE FUNCTION spectrum._reject(p_argument text, p_value text, p_expected text)
 RETURNS void
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE

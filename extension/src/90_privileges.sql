@@ -35,7 +35,7 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._set_ingest(regrole, boolean) IS 'What grant_ingest covers.';
 
-CREATE FUNCTION spectrum._set_reader(p_role regrole, p_is_granted boolean)
+CREATE FUNCTION spectrum._set_views(p_role regrole, p_is_granted boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -46,7 +46,48 @@ BEGIN
         format('SELECT ON %s', view.oid::regclass), p_role, p_is_granted)
     FROM pg_class AS view
     WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
-        AND view.relname NOT IN ('events', 'event_keys', 'timelines', 'user_days');
+        AND view.relname NOT IN ('all_accounts', 'events', 'event_keys', 'timelines', 'user_days');
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_views(regrole, boolean) IS
+    'The standing views: what readers and tenants have in common.';
+
+CREATE FUNCTION spectrum._set_questions(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('SELECT ON analytics.events, analytics.event_keys, '
+        'analytics.timelines, analytics.user_days', p_role, p_is_granted);
+    -- What these read, with the rights of the caller; without USAGE of warehouse he cannot name it.
+    PERFORM spectrum._set_privilege('SELECT ON warehouse.visible_events, warehouse.fact_events, '
+        'warehouse.caller, warehouse.own_account_keys, warehouse.event_type_names, '
+        'warehouse.account_names, warehouse.user_names, warehouse.place_names',
+        p_role, p_is_granted);
+    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
+    -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a
+    -- parallel plan; what works the pipeline or keeps the standing views may not.
+    PERFORM spectrum._set_privilege(
+        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
+    FROM pg_proc AS routine
+    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel IN ('s', 'r')
+        AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
+    PERFORM spectrum._guard_facts();
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_questions(regrole, boolean) IS
+    'The events and the functions: what analysts and tenants have in common.';
+
+CREATE FUNCTION spectrum._set_reader(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('SELECT ON analytics.all_accounts', p_role, p_is_granted);
+    PERFORM spectrum._set_views(p_role, p_is_granted);
+    PERFORM spectrum._guard_facts();
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_reader(regrole, boolean) IS 'What grant_reader covers.';
@@ -58,20 +99,34 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._set_reader(p_role, p_is_granted);
-    PERFORM spectrum._set_privilege(
-        'SELECT ON analytics.events, analytics.event_keys, analytics.timelines, '
-        'analytics.user_days', p_role, p_is_granted);
-    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
-    -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a
-    -- parallel plan; what works the pipeline or keeps the standing views may not.
-    PERFORM spectrum._set_privilege(
-        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
-    FROM pg_proc AS routine
-    WHERE routine.prokind IN ('f', 'a') AND routine.proparallel IN ('s', 'r')
-        AND routine.pronamespace IN ('analytics'::regnamespace, 'spectrum'::regnamespace);
+    PERFORM spectrum._set_questions(p_role, p_is_granted);
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_analyst(regrole, boolean) IS 'What grant_analyst covers.';
+
+CREATE FUNCTION spectrum._refuse_tenants(p_role regrole)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_accounts text := (
+        SELECT string_agg(quote_literal(tenant.account_id), ', ' ORDER BY tenant.account_id)
+        FROM spectrum.tenants AS tenant
+        JOIN pg_roles AS role ON role.rolname = tenant.role_name
+        WHERE role.oid = p_role AND has_table_privilege(role.oid, 'analytics.settings', 'SELECT')
+    );
+BEGIN
+    IF v_accounts IS NOT NULL THEN
+        RAISE EXCEPTION 'role % is a tenant', p_role
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                DETAIL = 'It sees the accounts ' || v_accounts || ', and would see all.',
+                HINT = format('If it shall: SELECT spectrum.revoke_tenant(%L);', p_role::text);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._refuse_tenants(regrole) IS
+    'Raises 55000 where a role is a tenant: what it is given next would open all accounts to it.';
 
 CREATE FUNCTION spectrum.grant_ingest(p_role regrole)
 RETURNS void
@@ -98,6 +153,7 @@ RETURNS void
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT spectrum._refuse_tenants(p_role);
     SELECT spectrum._set_reader(p_role, true)
 $$;
 COMMENT ON FUNCTION spectrum.grant_reader(regrole) IS
@@ -117,6 +173,7 @@ RETURNS void
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+    SELECT spectrum._refuse_tenants(p_role);
     SELECT spectrum._set_analyst(p_role, true)
 $$;
 COMMENT ON FUNCTION spectrum.grant_analyst(regrole) IS
@@ -131,5 +188,136 @@ AS $$
     SELECT spectrum._set_analyst(p_role, false)
 $$;
 COMMENT ON FUNCTION spectrum.revoke_analyst(regrole) IS 'Takes back what grant_analyst gave.';
+
+CREATE FUNCTION spectrum._set_operator(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
+    -- health() names raw_events, and reads nothing of it. Cf. _set_ingest.
+    IF p_is_granted THEN
+        PERFORM spectrum._set_privilege('USAGE ON SCHEMA @extschema@', p_role, true);
+    END IF;
+    PERFORM spectrum._set_privilege('SELECT ON spectrum.pipeline, spectrum.progress, '
+        'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.reports, '
+        'spectrum.report_kinds, spectrum.funnels, spectrum.retentions, spectrum.metrics, '
+        'spectrum.features, spectrum.experiments', p_role, p_is_granted);
+    -- Not define_report: it names a function, which the owner's runs would call.
+    PERFORM spectrum._set_privilege(
+        format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
+    FROM pg_proc AS routine
+    WHERE routine.pronamespace = 'spectrum'::regnamespace AND routine.proname IN (
+        'status', 'health', '_cron_state', '_job_name', '_check_ownership', 'request',
+        'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
+        'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
+        'drop_experiment'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_operator(regrole, boolean) IS 'What grant_operator covers.';
+
+CREATE FUNCTION spectrum.grant_operator(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_operator(p_role, true)
+$$;
+COMMENT ON FUNCTION spectrum.grant_operator(regrole) IS
+    'Lets a role look after the pipeline: status, health, the run log, progress, definitions, and '
+    'asking for long work, which the owner''s runs carry out. It reads no event and no answer.';
+
+CREATE FUNCTION spectrum.revoke_operator(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_operator(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_operator(regrole) IS 'Takes back what grant_operator gave.';
+
+CREATE FUNCTION spectrum._check_tenant(p_role regrole, p_account text, p_as text)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_role IS NULL THEN
+        PERFORM spectrum._reject('p_role', NULL, 'a role');
+    ELSIF p_account IS NULL OR p_account IN ('', '*') OR length(p_account) > 200 THEN
+        PERFORM spectrum._reject('p_account', p_account, 'the account_id of one account');
+    END IF;
+    PERFORM spectrum._check_choice('p_as', p_as, '{analyst, reader}');
+    IF has_table_privilege(p_role, 'analytics.all_accounts', 'SELECT')
+        OR (SELECT rolbypassrls FROM pg_roles WHERE oid = p_role)
+    THEN
+        RAISE EXCEPTION 'role % sees all accounts already', p_role
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                DETAIL = 'It, or a role that it is a member of, owns Spectrum, was granted reader '
+                    'or analyst, may read all data or pass row-level security.',
+                HINT = format('If it was granted so: SELECT spectrum.revoke_analyst(%L);',
+                    p_role::text);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_tenant(regrole, text, text) IS
+    'Raises 22023 unless the arguments are a role, an account and a kind, 55000 where the role '
+    'sees all accounts.';
+
+CREATE FUNCTION spectrum.grant_tenant(
+    p_role regrole,
+    p_account text,
+    p_as text DEFAULT 'analyst'
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_name text := (SELECT rolname FROM pg_roles WHERE oid = p_role);
+BEGIN
+    PERFORM spectrum._check_tenant(p_role, p_account, p_as);
+    -- What is left of another role of this name opens nothing to this one.
+    IF NOT has_table_privilege(p_role, 'analytics.settings', 'SELECT') THEN
+        DELETE FROM spectrum.tenants WHERE role_name = v_name;
+    END IF;
+    INSERT INTO spectrum.tenants (role_name, account_id) VALUES (v_name, p_account)
+    ON CONFLICT (role_name, account_id) DO NOTHING;
+    PERFORM spectrum._set_views(p_role, true);
+    IF p_as = 'analyst' THEN
+        PERFORM spectrum._set_questions(p_role, true);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum.grant_tenant(regrole, text, text) IS
+    'Lets a role see one account and nothing of others: as analyst the standing views, the event '
+    'view and the functions, as reader the standing views alone. Again with another account: it '
+    'sees both, each with its own rows.';
+
+CREATE FUNCTION spectrum.revoke_tenant(p_role regrole, p_account text DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_name text := (SELECT rolname FROM pg_roles WHERE oid = p_role);
+BEGIN
+    IF p_role IS NULL THEN
+        PERFORM spectrum._reject('p_role', NULL, 'a role');
+    END IF;
+    DELETE FROM spectrum.tenants
+    WHERE role_name = v_name AND (p_account IS NULL OR account_id = p_account);
+    IF NOT FOUND OR EXISTS (SELECT FROM spectrum.tenants WHERE role_name = v_name) THEN
+        RETURN;
+    END IF;
+    PERFORM spectrum._set_views(p_role, false);
+    PERFORM spectrum._set_questions(p_role, false);
+END
+$$;
+COMMENT ON FUNCTION spectrum.revoke_tenant(regrole, text) IS
+    'Takes one account from a tenant, or all of them (p_account NULL); with the last one all that '
+    'grant_tenant gave.';
 
 REVOKE ALL ON ALL ROUTINES IN SCHEMA spectrum, warehouse, analytics FROM PUBLIC;

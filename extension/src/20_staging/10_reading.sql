@@ -11,8 +11,9 @@ AS $$
     SELECT p_field || ': expected ' || p_expected || ', got '
         || CASE
             WHEN p_value IS NULL THEN 'nothing'
-            WHEN length(p_value::text) > 100 THEN left(p_value::text, 100) || '...'
-            ELSE p_value::text
+            WHEN length(p_value::text) > 100
+                THEN spectrum._one_line(left(p_value::text, 100)) || '...'
+            ELSE spectrum._one_line(p_value::text)
         END
 $$;
 COMMENT ON FUNCTION spectrum._complaint(text, text, jsonb) IS

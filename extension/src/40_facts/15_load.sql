@@ -128,7 +128,7 @@ BEGIN
     END;
     UPDATE pg_temp.spectrum_batch
     SET is_readable = false,
-        error_msg = translate(p_reason, E'\n\r', '  '),
+        error_msg = spectrum._one_line(p_reason),
         can_pass = p_can_pass;
     PERFORM spectrum._withdraw_reread(true);
     PERFORM spectrum._mark_rows();

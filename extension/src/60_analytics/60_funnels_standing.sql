@@ -142,7 +142,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.conversion_funnels AS
+    CREATE VIEW analytics.conversion_funnels WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS funnel,
@@ -164,6 +164,9 @@ BEGIN
     FROM spectrum.reports AS report
     JOIN analytics.mv_conversion_funnels AS sums USING (report_id)
     WHERE report.kind = 'funnel' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
     WINDOW steps AS (PARTITION BY report.name, sums.account_id, sums.breakdown ORDER BY sums.step);
     COMMENT ON VIEW analytics.conversion_funnels IS
         'How many get from step to step of each defined funnel (account_id *: all accounts). One '
@@ -180,7 +183,7 @@ BEGIN
     COMMENT ON COLUMN analytics.conversion_funnels.unit IS
         'What is counted: user, account or session.';
 
-    CREATE VIEW analytics.funnel_days AS
+    CREATE VIEW analytics.funnel_days WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS funnel,
@@ -190,7 +193,10 @@ BEGIN
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM spectrum.reports AS report
     JOIN analytics.mv_funnel_days AS sums USING (report_id)
-    WHERE report.kind = 'funnel' AND report.state = 'served';
+    WHERE report.kind = 'funnel' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.funnel_days IS
         'Each defined funnel by the day of entry (account_id *: all accounts).';
 END
@@ -287,7 +293,7 @@ CREATE FUNCTION spectrum.define_funnel(
     p_exclude jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -314,7 +320,7 @@ COMMENT ON FUNCTION spectrum.define_funnel(
 
 CREATE FUNCTION spectrum.drop_funnel(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

@@ -90,7 +90,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_retention_cohorts.period_ends IS
         'Element k + 1: when the period k periods later ends.';
 
-    CREATE VIEW analytics.retention_cohorts AS
+    CREATE VIEW analytics.retention_cohorts WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS retention,
@@ -108,7 +108,10 @@ BEGIN
         AS back (users, ends_at, number)
     -- A period that has not begun is no row.
     WHERE report.kind = 'retention' AND report.state = 'served'
-        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now());
+        AND (back.number = 1 OR sums.period_ends[back.number - 1] <= now())
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.retention_cohorts IS
         'How many users of each cohort come back, by period (account_id *: all accounts).';
     COMMENT ON COLUMN analytics.retention_cohorts.cohort IS
@@ -172,7 +175,7 @@ CREATE FUNCTION spectrum.define_retention(
     p_where jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -198,7 +201,7 @@ COMMENT ON FUNCTION spectrum.define_retention(
 
 CREATE FUNCTION spectrum.drop_retention(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

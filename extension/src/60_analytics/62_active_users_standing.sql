@@ -49,7 +49,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_active_users.mau IS
         'Distinct users of the 30 days that end with it.';
 
-    CREATE VIEW analytics.active_users AS
+    CREATE VIEW analytics.active_users WITH (security_barrier) AS
     SELECT
         scope.account_id,
         scope.first_day + calendar.number AS day,
@@ -64,15 +64,13 @@ BEGIN
         WHERE known.report_id = (
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'activity' AND report.state = 'served'
-        )
+        ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR known.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
         GROUP BY known.report_id, known.account_id
     ) AS scope
     CROSS JOIN LATERAL generate_series(0, (
-        SELECT max(events.day) FROM analytics.mv_daily_events AS events
-        WHERE events.report_id = (
-            SELECT report.report_id FROM spectrum.reports AS report
-            WHERE report.kind = 'volume' AND report.state = 'served'
-        ) AND events.account_id = '*'
+        SELECT last.day FROM warehouse.last_day AS last
     ) - scope.first_day) AS calendar (number)
     LEFT JOIN analytics.mv_active_users AS sums
         ON sums.report_id = scope.report_id AND sums.account_id = scope.account_id
@@ -105,28 +103,30 @@ BEGIN
     WHERE kept.scope >= 0 AND kept.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served'
-    )
+    ) AND (SELECT caller.sees_all FROM warehouse.caller)
     UNION ALL
     SELECT came.user_key, came.occurred_at
     FROM spectrum.news
     CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats) AS came (user_key, occurred_at)
-    WHERE came.user_key <> 0;
+    WHERE came.user_key <> 0 AND (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.user_days IS
         'When each user was active, to the day: the days that are kept, at noon, and the events '
         'that no refresh has counted yet. A tenth of the events and less, for questions that ask '
-        'on which days, not how often. Exact where user_days_state says so.';
+        'on which days, not how often. Exact where user_days_state says so; empty for tenants, '
+        'as it does not know accounts.';
     COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
 
     CREATE VIEW analytics.user_days_state WITH (security_barrier) AS
-    SELECT NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
+    SELECT caller.sees_all AND NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
         SELECT FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
-    ) AS is_exact;
+    ) AS is_exact
+    FROM warehouse.caller;
     COMMENT ON VIEW analytics.user_days_state IS
         'Whether analytics.user_days says just what analytics.events says, one row: not while '
         'facts that were taken back are still counted, nor after a change of the calendar until '
-        'the days are cut anew.';
+        'the days are cut anew, nor for a tenant.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
 END
 $$;

@@ -39,7 +39,7 @@ BEGIN
         'Users of the period before who are not active here, as a negative number.';
 
     -- Each period that is kept, and the empty ones from there to the next.
-    CREATE VIEW analytics.lifecycle_periods AS
+    CREATE VIEW analytics.lifecycle_periods WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.period_kind,
@@ -57,16 +57,14 @@ BEGIN
         WHERE kept.report_id = (
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'lifecycle' AND report.state = 'served'
-        )
+        ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR kept.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
     ) AS sums
     CROSS JOIN LATERAL generate_series(
         sums.period::timestamp,
         least(sums.next_period - 1, (
-            SELECT max(events.day) FROM analytics.mv_daily_events AS events
-            WHERE events.report_id = (
-                SELECT report.report_id FROM spectrum.reports AS report
-                WHERE report.kind = 'volume' AND report.state = 'served'
-            ) AND events.account_id = '*'
+            SELECT last.day FROM warehouse.last_day AS last
         ))::timestamp,
         ('1 ' || sums.period_kind)::interval
     ) WITH ORDINALITY AS calendar (period, number);

@@ -30,7 +30,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_stickiness.users IS
         'Element k: users active on exactly k days of it; as many elements as it has days.';
 
-    CREATE VIEW analytics.stickiness_periods AS
+    CREATE VIEW analytics.stickiness_periods WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.period_kind,
@@ -46,7 +46,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'stickiness' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.stickiness_periods IS
         'On how many days of a week or month users were active, by account (account_id *: all '
         'accounts): one row for each number of days that it has, in periods with an active user.';

@@ -26,7 +26,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_daily_events.event_type_key IS 'dim_event_types.';
     COMMENT ON COLUMN analytics.mv_daily_events.events IS 'Events, of the unknown user too.';
 
-    CREATE VIEW analytics.daily_events AS
+    CREATE VIEW analytics.daily_events WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.day,
@@ -38,9 +38,29 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'volume' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.daily_events IS
         'Events per account (* is all), day and type; days without such an event are no rows.';
+
+    CREATE VIEW warehouse.last_day AS
+    SELECT CASE WHEN (SELECT caller.sees_all FROM warehouse.caller)
+        THEN (
+            SELECT max(kept.day) FROM analytics.mv_daily_events AS kept
+            WHERE kept.report_id = report.report_id AND kept.account_id = '*'
+        )
+        ELSE (
+            SELECT max(kept.day)
+            FROM warehouse.own_accounts AS own
+            JOIN analytics.mv_daily_events AS kept
+                ON kept.report_id = report.report_id AND kept.account_id = own.account_id
+        )
+        END AS day
+    FROM spectrum.reports AS report
+    WHERE report.kind = 'volume' AND report.state = 'served';
+    COMMENT ON VIEW warehouse.last_day IS
+        'The last day with an event that the caller sees: how far the calendars of views go.';
     PERFORM spectrum._add_kind('volume', 10, '_maintain_daily_events',
         '{analytics.mv_daily_events}', '{daily_events}');
     PERFORM spectrum._begin_report('volume');

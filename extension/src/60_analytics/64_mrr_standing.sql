@@ -89,7 +89,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.mrr_movements AS
+    CREATE VIEW analytics.mrr_movements WITH (security_barrier) AS
     SELECT
         b.account_id, b.period_kind, b.period, b.currency,
         trim_scale(b.end_mrr - b.change) AS start_mrr,
@@ -139,18 +139,16 @@ BEGIN
             WHERE known.report_id = (
                 SELECT report.report_id FROM spectrum.reports AS report
                 WHERE report.kind = 'mrr' AND report.state = 'served'
-            )
+            ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+                OR known.account_id = ANY (ARRAY(
+                    SELECT own.account_id FROM warehouse.own_accounts AS own)))
             GROUP BY known.report_id, known.account_id, known.period_kind, known.currency
         ) AS first
         JOIN (
             VALUES ('week', interval '1 week', 52), ('month', interval '1 month', 12)
         ) AS kind (name, step, per_year) ON kind.name = first.period_kind
         CROSS JOIN LATERAL generate_series(first.period::timestamp, (
-            SELECT max(events.day) FROM analytics.mv_daily_events AS events
-            WHERE events.report_id = (
-                SELECT report.report_id FROM spectrum.reports AS report
-                WHERE report.kind = 'volume' AND report.state = 'served'
-            ) AND events.account_id = '*'
+            SELECT last.day FROM warehouse.last_day AS last
         )::timestamp, kind.step) AS calendar (start)
         LEFT JOIN LATERAL (
             SELECT known.* FROM analytics.mv_mrr_movements AS known

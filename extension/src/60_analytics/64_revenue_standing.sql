@@ -50,7 +50,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_revenue_summary.paying_users IS
         'Distinct users with an order above 0.';
 
-    CREATE VIEW analytics.revenue_summary AS
+    CREATE VIEW analytics.revenue_summary WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.day, sums.currency, sums.orders, sums.gross, sums.refunds,
         sums.gross - sums.refunds AS net,
@@ -68,7 +68,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'revenue' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.revenue_summary IS
         'Orders, refunds, net revenue, per user too, by account (* is all), day and currency.';
     COMMENT ON COLUMN analytics.revenue_summary.active_users IS

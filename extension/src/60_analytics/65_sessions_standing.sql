@@ -86,7 +86,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.sessions_daily AS
+    CREATE VIEW analytics.sessions_daily WITH (security_barrier) AS
     SELECT
         sums.account_id,
         sums.day,
@@ -104,7 +104,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'sessions' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.sessions_daily IS
         'The sessions that begin on a day, per account (* is all), in each breakdown; days without '
         'sessions are no rows.';

@@ -51,7 +51,7 @@ CREATE FUNCTION spectrum.define_feature(
     p_where jsonb DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -78,7 +78,7 @@ COMMENT ON FUNCTION spectrum.define_feature(text, text, jsonb) IS
 
 CREATE FUNCTION spectrum.drop_feature(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

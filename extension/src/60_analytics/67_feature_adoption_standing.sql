@@ -79,7 +79,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.feature_adoption AS
+    CREATE VIEW analytics.feature_adoption WITH (security_barrier) AS
     SELECT
         shown.account_id,
         shown.feature,
@@ -119,7 +119,10 @@ BEGIN
     LEFT JOIN analytics.mv_feature_adoption AS sums
         ON sums.report_id = shown.report_id AND sums.account_id = shown.account_id
             AND sums.feature = shown.feature AND sums.cohort_week = shown.cohort_week
-            AND sums.period = shown.period;
+            AND sums.period = shown.period
+    WHERE ((SELECT caller.sees_all FROM warehouse.caller)
+        OR shown.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.feature_adoption IS
         'Who of those who were active in a week used a feature, by account (account_id *: all '
         'accounts), feature and week of the user''s first event. Each feature that is defined or '

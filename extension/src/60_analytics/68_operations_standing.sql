@@ -102,7 +102,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.operations AS
+    CREATE VIEW analytics.operations WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.day, nullif(sums.endpoint, '') AS endpoint, sums.requests,
         sums.p50, sums.p95, sums.p99, sums.errors,
@@ -113,7 +113,9 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'operations' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.operations IS
         'Requests by account (* is all), day and endpoint: how many, exact percentiles of '
         'latency_ms, errors. As analytics.latency tells.';
@@ -121,7 +123,7 @@ BEGIN
     COMMENT ON COLUMN analytics.operations.error_rate IS 'errors / requests.';
     COMMENT ON COLUMN analytics.operations.measured IS 'Requests that the percentiles are of.';
 
-    CREATE VIEW analytics.error_rates_daily AS
+    CREATE VIEW analytics.error_rates_daily WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.day, nullif(sums.service, '') AS service,
         nullif(sums.version, '') AS version, sums.requests, sums.errors,
@@ -132,14 +134,16 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'operations' AND report.state = 'served'
-    );
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.error_rates_daily IS
         'Requests and errors by account (* is all), day, service and version, and the events of '
         'type error beside them. As analytics.error_rates tells.';
     COMMENT ON COLUMN analytics.error_rates_daily.error_rate IS
         'errors / requests; NULL without requests.';
 
-    CREATE VIEW analytics.throughput_minutes AS
+    CREATE VIEW analytics.throughput_minutes WITH (security_barrier) AS
     SELECT
         sums.account_id, sums.minute, sums.events,
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
@@ -147,7 +151,10 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'operations' AND report.state = 'served'
-    ) AND sums.minute >= now() - interval '7 days';
+    ) AND sums.minute >= now() - interval '7 days'
+    AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.throughput_minutes IS
         'Events by account (* is all) and minute of the last seven days; a minute without events '
         'is no row. For other times ask analytics.throughput.';

@@ -50,7 +50,7 @@ BEGIN
         'Of the first event; NULL while the facts that say so are being withdrawn.';
     COMMENT ON COLUMN analytics.mv_event_catalog.last_at IS 'Of the last.';
 
-    CREATE VIEW analytics.event_catalog AS
+    CREATE VIEW analytics.event_catalog WITH (security_barrier) AS
     SELECT
         sums.account_id,
         dim_event_types.event_type,
@@ -70,7 +70,9 @@ BEGIN
         WHERE kept.report_id = (
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'catalog' AND report.state = 'served'
-        )
+        ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR kept.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)))
         GROUP BY kept.account_id, kept.event_type_key, kept.property, kept.json_type <> ''
     ) AS sums
     JOIN warehouse.dim_event_types USING (event_type_key);

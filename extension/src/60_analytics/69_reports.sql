@@ -60,7 +60,7 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_reports.users IS 'Users who contribute.';
     COMMENT ON COLUMN analytics.mv_reports.amount IS 'Sum of what they contribute.';
 
-    CREATE VIEW analytics.reports AS
+    CREATE VIEW analytics.reports WITH (security_barrier) AS
     SELECT
         sums.account_id,
         report.name AS report,
@@ -70,7 +70,10 @@ BEGIN
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM spectrum.reports AS report
     JOIN analytics.mv_reports AS sums USING (report_id)
-    WHERE report.kind = 'custom' AND report.state = 'served';
+    WHERE report.kind = 'custom' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.reports IS
         'The user''s own reports, by account as their functions say (account_id *: all accounts).';
     COMMENT ON COLUMN analytics.reports.report IS 'Name in spectrum.report_definitions.';
@@ -240,9 +243,10 @@ EXCEPTION
         OR syntax_error_or_access_rule_violation OR program_limit_exceeded
         OR plpgsql_error OR feature_not_supported
     THEN
-        UPDATE spectrum.report_definitions SET error_msg = SQLERRM WHERE report = v_name;
+        UPDATE spectrum.report_definitions SET error_msg = spectrum._one_line(SQLERRM)
+        WHERE report = v_name;
         PERFORM spectrum._discard_reports('custom', v_name);
-        RAISE WARNING 'report % is given up: %', v_name, SQLERRM
+        RAISE WARNING 'report % is given up: %', v_name, spectrum._one_line(SQLERRM)
             USING HINT = 'Mend its function, then call spectrum.define_report() again.';
 END
 $$;

@@ -109,7 +109,7 @@ CREATE FUNCTION spectrum.define_metric(
     p_guardrail boolean DEFAULT false
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -177,7 +177,7 @@ COMMENT ON FUNCTION spectrum.define_metric(
 
 CREATE FUNCTION spectrum.drop_metric(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -312,7 +312,7 @@ CREATE FUNCTION spectrum.define_experiment(
     p_sequential bigint DEFAULT NULL
 )
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -362,7 +362,7 @@ COMMENT ON FUNCTION spectrum.define_experiment(
 
 CREATE FUNCTION spectrum.drop_experiment(p_name text)
 RETURNS void
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

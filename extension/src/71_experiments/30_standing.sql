@@ -7,14 +7,14 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    CREATE VIEW analytics.metrics AS
+    CREATE VIEW analytics.metrics WITH (security_barrier) AS
     SELECT
         metric, kind, event_type, property, properties_filter, time_window,
         denominator_event_type, denominator_property, denominator_filter, is_guardrail, changed_at
     FROM spectrum.metrics;
     COMMENT ON VIEW analytics.metrics IS 'The defined metrics, for all who may ask questions.';
 
-    CREATE VIEW analytics.experiments AS
+    CREATE VIEW analytics.experiments WITH (security_barrier) AS
     SELECT
         experiment, variants, control, metrics, starts_at, ends_at, confidence, correction,
         changed_at, winsorize, cuped, sequential
@@ -25,7 +25,7 @@ BEGIN
     PERFORM spectrum._create_experiment_tables();
     PERFORM spectrum._comment_experiment_results();
 
-    CREATE VIEW analytics.experiment_results AS
+    CREATE VIEW analytics.experiment_results WITH (security_barrier) AS
     SELECT
         v.account_id, v.experiment, v.metric, v.variant, v.is_control, v.units, v.excluded_units,
         v.conversions, v.value, v.ci_low, v.ci_high, v.difference, v.difference_low,
@@ -36,7 +36,10 @@ BEGIN
         v.variance_reduction, v.is_sequential
     FROM spectrum.reports AS report
     JOIN analytics.mv_experiment_results AS v USING (report_id)
-    WHERE report.kind = 'experiment' AND report.state = 'served';
+    WHERE report.kind = 'experiment' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR v.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.experiment_results IS
         'Each metric of each defined experiment in each variant, compared with control '
         '(account_id *: all accounts).';

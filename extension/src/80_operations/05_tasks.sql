@@ -44,7 +44,7 @@ BEGIN
     COMMENT ON COLUMN spectrum.tasks.arguments IS 'To what: see the procedure of that name.';
     COMMENT ON COLUMN spectrum.tasks.state IS
         'waiting, running, done, failed (a step raised an error) or cancelled.';
-    COMMENT ON COLUMN spectrum.tasks.asked_by IS 'The role that asked for it.';
+    COMMENT ON COLUMN spectrum.tasks.asked_by IS 'Who asked for it, by the name at log-in.';
     COMMENT ON COLUMN spectrum.tasks.asked_at IS 'When.';
     COMMENT ON COLUMN spectrum.tasks.started_at IS 'Begin of the first step.';
     COMMENT ON COLUMN spectrum.tasks.finished_at IS 'End of the last step.';
@@ -73,7 +73,7 @@ COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
 
 CREATE FUNCTION spectrum.request(p_kind text, p_arguments jsonb DEFAULT '{}')
 RETURNS bigint
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -85,7 +85,9 @@ BEGIN
         PERFORM spectrum._reject('p_arguments', p_arguments::text, 'a JSON object');
     END IF;
     EXECUTE format('SELECT spectrum.%I($1)', '_check_' || p_kind) USING v_arguments;
-    INSERT INTO spectrum.tasks (kind, arguments) VALUES (p_kind, v_arguments)
+    -- The function runs as its owner; who logged in is what it cannot be told wrongly.
+    INSERT INTO spectrum.tasks (kind, arguments, asked_by)
+    VALUES (p_kind, v_arguments, session_user)
     RETURNING tasks.task_id INTO v_task_id;
     RETURN v_task_id;
 END
@@ -166,7 +168,7 @@ BEGIN
     UPDATE spectrum.tasks
     SET state = v_state,
         finished_at = CASE WHEN v_state <> 'running' THEN clock_timestamp() END,
-        error_msg = translate(v_message, E'\n\r', '  '),
+        error_msg = spectrum._one_line(v_message),
         next_step_at = CASE WHEN v_state = 'running'
             THEN clock_timestamp() + (SELECT config.retry_delay FROM spectrum.config) END
     WHERE task_id = p_task_id;
@@ -207,7 +209,7 @@ COMMENT ON FUNCTION spectrum._task_outcome(bigint) IS
 
 CREATE FUNCTION spectrum.cancel_task(p_task_id bigint)
 RETURNS boolean
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN

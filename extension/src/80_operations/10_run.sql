@@ -133,6 +133,7 @@ BEGIN
 EXCEPTION
     WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_state = RETURNED_SQLSTATE;
+        v_message := spectrum._one_line(v_message);
         RAISE WARNING 'spectrum: step % of run % failed and was undone: % (SQLSTATE %)',
             p_step, p_run_id, v_message, v_state;
         PERFORM spectrum._log_step(p_run_id, split_part(p_step, ' ', 1), v_started_at, NULL,

@@ -118,9 +118,11 @@ BEGIN
         state.last_run_error IS NOT NULL AS last_run_has_error, state.months_ready,
         state.last_refresh_at, state.as_of, state.lag_seconds, state.uncounted,
         state.reports_building
-    FROM spectrum.pipeline AS state;
+    FROM spectrum.pipeline AS state
+    WHERE (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.pipeline_status IS
-        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline.';
+        'The state of the pipeline, one row, for dashboards: see spectrum.pipeline. None for '
+        'tenants.';
 
     CREATE VIEW analytics.pipeline WITH (security_barrier) AS
     SELECT
@@ -128,9 +130,11 @@ BEGIN
         extract(epoch FROM log.finished_at - log.started_at)::double precision AS seconds,
         log.claimed, log.loaded, log.duplicates, log.failed, log.detail,
         log.error_msg IS NOT NULL AS has_error
-    FROM spectrum.run_log AS log;
+    FROM spectrum.run_log AS log
+    WHERE (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.pipeline IS
-        'The run log for dashboards, without the texts of errors: see spectrum.run_log.';
+        'The run log for dashboards, without the texts of errors: see spectrum.run_log. Empty for '
+        'tenants.';
     COMMENT ON COLUMN analytics.pipeline.seconds IS 'How long the step took; NULL under way.';
     COMMENT ON COLUMN analytics.pipeline.has_error IS 'Whether an error ended it.';
 END
@@ -280,6 +284,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    r_owner record;
     r_state record;
 BEGIN
     RETURN QUERY SELECT 'release', made.release = spectrum._release(),
@@ -289,6 +294,13 @@ BEGIN
     FROM spectrum._tables_release() AS made (release);
     IF spectrum._tables_release() <> spectrum._release() THEN
         -- The further checks may read what is not there yet.
+        RETURN;
+    END IF;
+
+    SELECT owner.* INTO r_owner FROM spectrum._check_ownership() AS owner;
+    RETURN QUERY SELECT 'ownership', r_owner.ok, r_owner.message, r_owner.what_to_do;
+    IF NOT r_owner.ok THEN
+        -- The further checks may read what belongs to another.
         RETURN;
     END IF;
     SELECT state.* INTO r_state FROM spectrum.status() AS state;
@@ -354,9 +366,6 @@ BEGIN
 
     RETURN QUERY SELECT 'caps', refused.ok, refused.message, refused.what_to_do
     FROM spectrum._check_caps() AS refused;
-
-    RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
-    FROM spectrum._check_ownership() AS owner;
 
     RETURN QUERY SELECT 'standby', standby.ok, standby.message, standby.what_to_do
     FROM spectrum._check_standby() AS standby;

@@ -52,10 +52,11 @@ BEGIN
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
         'releases', 'config', 'run_log', 'raw_events', 'intake', 'reading', 'floods',
-        'dimensions', 'caps', 'facts', 'news', 'reports', 'events', 'daily_events',
-        'active_users', 'lifecycle', 'stickiness', 'revenue', 'funnels', 'retention',
-        'sessions', 'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr',
-        'operations', 'event_catalog', 'experiments', 'glass', 'tasks', 'status'
+        'dimensions', 'caps', 'facts', 'news', 'reports', 'settings', 'tenants',
+        'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness', 'revenue',
+        'funnels', 'retention', 'sessions', 'features', 'cohorts', 'feature_adoption',
+        'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments', 'glass',
+        'tasks', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
