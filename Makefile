@@ -165,6 +165,9 @@ clean-demo:  ## stop the demo and remove its data
 test:  ## everything: build, style, regress, pytest
 	@scripts/test
 
+test-all:  ## the same, then regress and pytest on PostgreSQL 16, 17 and 18
+	@scripts/test-all
+
 style:  ## the static checks alone
 	@scripts/python-env test
 	@scripts/style
@@ -182,4 +185,4 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test style bench bench-refresh help
+.PHONY: check-built demo psql stop clean-demo test test-all style bench bench-refresh help
