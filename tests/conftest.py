@@ -117,13 +117,10 @@ def tidy_server() -> Iterator[None]:
     if not os.environ.get("PGHOST"):
         pytest.fail("PGHOST is not set: run the tests by `make test`, or see tests/conftest.py")
     try:
-        available = run_sql(
-            dsn_of("postgres"),
-            "SELECT count(*) FROM pg_available_extensions WHERE name = 'spectrum'",
-        )
+        is_installed = has_extension("spectrum")
     except psycopg.OperationalError as error:
         pytest.fail(f"no server at PGHOST={os.environ['PGHOST']}: {error}")
-    if available == [(0,)]:
+    if not is_installed:
         pytest.fail("the extension is not installed: make install")
     _drop_leftovers()
     run_sql(dsn_of("postgres"), f"CREATE ROLE {OWNER} LOGIN")
@@ -228,10 +225,14 @@ def make_role(tidy_server: None) -> MakeRole:
     return make
 
 
-def need_extension(name: str) -> None:
-    """Skips the test on a server that does not have it: other versions come without."""
+def has_extension(name: str) -> bool:
+    """Whether it can be created on this server: those of other versions come without some."""
     query = f"SELECT count(*) FROM pg_available_extensions WHERE name = '{name}'"
-    if run_sql(dsn_of("postgres"), query) == [(0,)]:
+    return run_sql(dsn_of("postgres"), query) == [(1,)]
+
+
+def need_extension(name: str) -> None:
+    if not has_extension(name):
         pytest.skip(f"this server has no {name}")
 
 
