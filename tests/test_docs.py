@@ -89,7 +89,11 @@ def run_step(step: Step, dsn: str, directory: str) -> str:
     settings = {f"PG{name.upper()}": str(value) for name, value in conninfo_to_dict(dsn).items()}
     settings["PGDATABASE"] = settings.pop("PGDBNAME")
     environment = os.environ | settings | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": ":".join([
+            str(Path(sys.executable).parent),
+            *filter(None, [os.environ.get("SPECTRUM_DUMP_BINDIR")]),
+            os.environ["PATH"],
+        ]),
         "SPECTRUM_DSN": "", "PGTZ": "UTC", "LC_ALL": "C.UTF-8", "COLUMNS": "100", "NO_COLOR": "1",
     }  # fmt: skip
     done = subprocess.run(
