@@ -188,6 +188,9 @@ test:  ## everything: build, style, regress, pytest
 test-faults:  ## 100 crashes on purpose, and the proof that nothing is lost (FAULTS="--rounds 8")
 	@scripts/test-faults $(FAULTS)
 
+test-all:  ## the same, then regress and pytest on PostgreSQL 16, 17 and 18
+	@scripts/test-all
+
 style:  ## the static checks alone
 	@scripts/python-env test
 	@scripts/style
@@ -211,5 +214,5 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test test-faults test-poison style bench bench-refresh \
-	soak help
+.PHONY: check-built demo psql stop clean-demo test test-faults test-poison test-all style \
+	bench bench-refresh soak help

@@ -20178,6 +20178,24 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._work_on_tasks() IS
     'Step of a run: one step of the oldest open task; NULL where there is none.';
+
+CREATE OR REPLACE FUNCTION spectrum._check_tasks(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg), '; ')
+    INTO message
+    FROM spectrum.tasks AS task
+    WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
+        OR task.state = 'running');
+    ok := message IS NULL;
+    message := coalesce(message, 'none failed in a day');
+    what_to_do := 'SELECT * FROM spectrum.tasks; and once the cause is gone, ask for it again.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_tasks() IS
+    'Check of health(): tasks that failed lately or are held up.';
 -- Room 80, run: the tick. run() only loops and commits; each step is one function call and one
 -- transaction, so that a crash loses at most the step under way. Turns are taken by advisory
 -- locks that end with the transaction: a cancelled run leaves none behind.
@@ -21056,13 +21074,8 @@ BEGIN
             || ' and see idle_in_transaction_session_timeout.'
     FROM spectrum._idle_transactions() AS idle;
 
-    RETURN QUERY SELECT 'tasks', count(*) = 0,
-        coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
-            '; '), 'none failed in a day'),
-        'SELECT * FROM spectrum.tasks; and once the cause is gone, ask for it again.'
-    FROM spectrum.tasks AS task
-    WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
-        OR task.state = 'running');
+    RETURN QUERY SELECT 'tasks', task.ok, task.message, task.what_to_do
+    FROM spectrum._check_tasks() AS task;
 
     RETURN QUERY SELECT 'floods', r_state.flooded_by IS NULL,
         coalesce(r_state.flooded_by, 'no account holds up the others'),
@@ -21084,6 +21097,8 @@ CREATE OR REPLACE FUNCTION spectrum._verify_facts()
 RETURNS TABLE (check_name text, expected bigint, actual bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+-- Whole tables against whole tables: statistics of an hour ago must not make it quadratic.
+SET enable_nestloop = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -21693,13 +21708,18 @@ DECLARE
     r_statement record;
 BEGIN
     FOR r_statement IN
-        SELECT piece.words[1] AS text, piece.words[2] AS view
+        SELECT piece.words[1] AS text, piece.words[2] AS view, piece.words[3] AS part
         FROM regexp_split_to_table(v_source, ';\n') WITH ORDINALITY AS part (text, number)
         CROSS JOIN LATERAL regexp_match(part.text,
-            '^(?:\s|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON)\s.*)$') AS piece (words)
+            '^(?:\s|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON|'
+            'PERFORM spectrum\.(_create_\w+))[\s(].*)$') AS piece (words)
         WHERE piece.words IS NOT NULL
         ORDER BY part.number
     LOOP
+        IF r_statement.part IS NOT NULL THEN
+            PERFORM spectrum._replace_views(r_statement.part);
+            CONTINUE;
+        END IF;
         v_view := to_regclass(r_statement.view);
         -- In an update's script only what belongs to the extension may be replaced; setup()
         -- releases it again.

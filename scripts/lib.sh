@@ -7,6 +7,9 @@ VENV=$ROOT/.venv
 # The demo and the tests use Debian's PostgreSQL 15, unless PG_CONFIG says otherwise.
 export PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
 PYTHON=${PYTHON:-python3}
+# The private servers live in the checkout, or in /var/tmp where their user cannot work there.
+INSIDE=$ROOT/.cluster
+OUTSIDE=/var/tmp/spectrum-$(id -u)-$(printf '%s' "$ROOT" | sha256sum | cut -c1-8)
 
 say() { printf '== %s\n' "$*"; }
 note() { printf '   %s\n' "$*"; }
@@ -16,6 +19,49 @@ die() {
 }
 
 is_root() { [ "$(id -u)" -eq 0 ]; }
+
+# A server does not run as root: root hands it to the user postgres.
+as_server() {
+    if is_root; then (cd / && runuser -u postgres -- "$@"); else "$@"; fi
+}
+
+# is_ours DIR: a directory, and nobody else's (in /var/tmp anyone may come first)
+is_ours() { [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]; }
+
+# own_dir DIR: is there, and is ours
+own_dir() {
+    [ -e "$1" ] || mkdir -m 755 "$1" 2>/dev/null
+    is_ours "$1"
+}
+
+# default_version: the major version of PG_CONFIG's PostgreSQL, or of what will be installed
+default_version() {
+    { "$PG_CONFIG" --version 2>/dev/null || echo 15; } | sed -E 's/^[^0-9]*([0-9]+).*/\1/'
+}
+
+# server_home VERSION: where the server of that major version is; nothing if it is not here
+server_home() {
+    local base
+    if [ "$1" = "$(default_version)" ]; then
+        dirname "$("$PG_CONFIG" --bindir)"
+        return
+    fi
+    for base in "$INSIDE" "$OUTSIDE"; do
+        if is_ours "$base" && is_ours "$base/.postgres-$1"; then
+            printf '%s' "$base/.postgres-$1"
+            return
+        fi
+    done
+}
+
+# server_share VERSION: that server's directory of extensions and other files
+server_share() {
+    if [ "$1" = "$(default_version)" ]; then
+        "$PG_CONFIG" --sharedir
+    else
+        printf '%s/share/postgresql' "$(server_home "$1")"
+    fi
+}
 
 # as_root COMMAND...: through sudo, for an ordinary user
 as_root() {

@@ -9,7 +9,8 @@ database of its own that holds Spectrum (but for the README's):
 
 A file's blocks work in one directory, which is empty at first. `...` in an output stands for what
 differs from run to run; on a line of its own for any lines. `<!-- not run: why -->` before a block
-leaves it out. Other blocks (```sh, or with no name) are not run.
+leaves it out, `<!-- needs pg_cron -->` does on a server that has none. Other blocks (```sh, or with
+no name) are not run.
 
 After a change of what is printed, `scripts/cluster run test .venv/bin/python tests/test_docs.py
 DATABASE FILE...` writes the outputs anew, from an existing database: read the difference.
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import MakeDb, dsn_of, run_sql
+from conftest import MakeDb, dsn_of, has_extension, run_sql
 from psycopg.conninfo import conninfo_to_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,7 @@ BLOCK = re.compile(
 COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<shown>(?:(?!\$ ).*\n)*)", re.MULTILINE)
 PROGRAMS = {"sql": ["psql", "-X"], "python": [sys.executable]}
 SHELL = ["bash"]
+NEEDS = re.compile(r"<!-- needs (?P<extension>\w+) -->")
 LINK = re.compile(r"\]\((?!https?://)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]*))?\)")
 FAULT = re.compile(r"^(ERROR|Traceback)", re.MULTILINE)
 ROLE = re.compile(r"CREATE ROLE (\w+)")
@@ -58,6 +60,7 @@ class Step:
     source: str
     shown: str | None
     span: tuple[int, int]
+    needs: str | None = None
 
 
 def read_steps(text: str) -> Iterator[Step]:
@@ -66,7 +69,11 @@ def read_steps(text: str) -> Iterator[Step]:
             continue
         line = text.count("\n", 0, block.start("body")) + 1
         if program := PROGRAMS.get(block["kind"]):
-            yield Step(line, program, block["body"], block["shown"], block.span("shown"))
+            needs = NEEDS.match(block["before"])
+            yield Step(
+                line, program, block["body"], block["shown"], block.span("shown"),
+                needs and needs["extension"],
+            )  # fmt: skip
             continue
         for command in COMMAND.finditer(text, block.start("body"), block.end("body")):
             line = text.count("\n", 0, command.start()) + 1
@@ -82,7 +89,11 @@ def run_step(step: Step, dsn: str, directory: str) -> str:
     settings = {f"PG{name.upper()}": str(value) for name, value in conninfo_to_dict(dsn).items()}
     settings["PGDATABASE"] = settings.pop("PGDBNAME")
     environment = os.environ | settings | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": ":".join([
+            str(Path(sys.executable).parent),
+            *filter(None, [os.environ.get("SPECTRUM_DUMP_BINDIR")]),
+            os.environ["PATH"],
+        ]),
         "SPECTRUM_DSN": "", "PGTZ": "UTC", "LC_ALL": "C.UTF-8", "COLUMNS": "100", "NO_COLOR": "1",
     }  # fmt: skip
     done = subprocess.run(
@@ -116,6 +127,8 @@ def test_outputs(name: str, no_roles: None, make_db: MakeDb, tmp_path: Path) -> 
     # The README begins with CREATE EXTENSION.
     dsn = make_db("docs", template="" if name == "README.md" else "spectrum")
     for step in steps_of(name):
+        if step.needs and not has_extension(step.needs):
+            continue
         printed = run_step(step, dsn, str(tmp_path))
         what = f"{name}:{step.line}\n{step.source}"
         if step.shown is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from conftest import need_extension
 
 SCHEMAS = ["spectrum", "warehouse", "analytics"]
 # An assignment between two integer types; the hint is meant for hot loops, and there is none.
@@ -68,6 +69,7 @@ def found(db: psycopg.Connection, query: str) -> str:
 # be there, and are after one of each kind of report was kept.
 @pytest.fixture
 def checked_db(cron_db: psycopg.Connection) -> psycopg.Connection:
+    need_extension("plpgsql_check")
     cron_db.execute("CREATE EXTENSION plpgsql_check")
     cron_db.execute("""
         INSERT INTO raw_events (payload) VALUES

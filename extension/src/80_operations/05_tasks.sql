@@ -246,3 +246,21 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._work_on_tasks() IS
     'Step of a run: one step of the oldest open task; NULL where there is none.';
+
+CREATE FUNCTION spectrum._check_tasks(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg), '; ')
+    INTO message
+    FROM spectrum.tasks AS task
+    WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
+        OR task.state = 'running');
+    ok := message IS NULL;
+    message := coalesce(message, 'none failed in a day');
+    what_to_do := 'SELECT * FROM spectrum.tasks; and once the cause is gone, ask for it again.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_tasks() IS
+    'Check of health(): tasks that failed lately or are held up.';

@@ -351,13 +351,8 @@ BEGIN
             || ' and see idle_in_transaction_session_timeout.'
     FROM spectrum._idle_transactions() AS idle;
 
-    RETURN QUERY SELECT 'tasks', count(*) = 0,
-        coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
-            '; '), 'none failed in a day'),
-        'SELECT * FROM spectrum.tasks; and once the cause is gone, ask for it again.'
-    FROM spectrum.tasks AS task
-    WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
-        OR task.state = 'running');
+    RETURN QUERY SELECT 'tasks', task.ok, task.message, task.what_to_do
+    FROM spectrum._check_tasks() AS task;
 
     RETURN QUERY SELECT 'floods', r_state.flooded_by IS NULL,
         coalesce(r_state.flooded_by, 'no account holds up the others'),

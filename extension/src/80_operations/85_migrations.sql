@@ -218,13 +218,18 @@ DECLARE
     r_statement record;
 BEGIN
     FOR r_statement IN
-        SELECT piece.words[1] AS text, piece.words[2] AS view
+        SELECT piece.words[1] AS text, piece.words[2] AS view, piece.words[3] AS part
         FROM regexp_split_to_table(v_source, ';\n') WITH ORDINALITY AS part (text, number)
         CROSS JOIN LATERAL regexp_match(part.text,
-            '^(?:\s|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON)\s.*)$') AS piece (words)
+            '^(?:\s|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON|'
+            'PERFORM spectrum\.(_create_\w+))[\s(].*)$') AS piece (words)
         WHERE piece.words IS NOT NULL
         ORDER BY part.number
     LOOP
+        IF r_statement.part IS NOT NULL THEN
+            PERFORM spectrum._replace_views(r_statement.part);
+            CONTINUE;
+        END IF;
         v_view := to_regclass(r_statement.view);
         -- In an update's script only what belongs to the extension may be replaced; setup()
         -- releases it again.
