@@ -20551,7 +20551,7 @@ COMMENT ON FUNCTION spectrum.unschedule() IS
 
 CREATE OR REPLACE FUNCTION spectrum._longest_pause(p_cron text)
 RETURNS interval
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
@@ -20962,7 +20962,8 @@ BEGIN
         sum(recent.events) OVER (), recent.cap, recent.events, to_json(recent.account_id))
     INTO message
     FROM spectrum.refusals AS recent
-    WHERE recent.day >= spectrum.period_date(now()) - 1
+    CROSS JOIN spectrum.config
+    WHERE recent.day >= (now() AT TIME ZONE config.timezone)::date - 1
     ORDER BY recent.events DESC, recent.cap, recent.account_id
     LIMIT 1;
     ok := message IS NULL;
@@ -21498,7 +21499,7 @@ COMMENT ON FUNCTION spectrum._request_purge_raw() IS
 
 CREATE OR REPLACE FUNCTION spectrum._release()
 RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT '1.1'
@@ -21711,8 +21712,8 @@ BEGIN
         SELECT piece.words[1] AS text, piece.words[2] AS view, piece.words[3] AS part
         FROM regexp_split_to_table(v_source, ';\n') WITH ORDINALITY AS part (text, number)
         CROSS JOIN LATERAL regexp_match(part.text,
-            '^(?:\s|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON|'
-            'PERFORM spectrum\.(_create_\w+))[\s(].*)$') AS piece (words)
+            '^(?:\s|BEGIN\n|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON|'
+            'PERFORM spectrum\.(_(?:create|show)_\w+))[\s(].*)$') AS piece (words)
         WHERE piece.words IS NOT NULL
         ORDER BY part.number
     LOOP
@@ -22017,7 +22018,8 @@ BEGIN
         PERFORM spectrum._set_privilege('USAGE ON SCHEMA @extschema@', p_role, true);
     END IF;
     PERFORM spectrum._set_privilege('SELECT ON spectrum.pipeline, spectrum.progress, '
-        'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.reports, '
+        'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.releases, spectrum.refusals, '
+        'spectrum.reports, '
         'spectrum.report_kinds, spectrum.funnels, spectrum.retentions, spectrum.metrics, '
         'spectrum.features, spectrum.experiments', p_role, p_is_granted);
     -- Not define_report: it names a function, which the owner's runs would call.
@@ -22025,7 +22027,9 @@ BEGIN
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
     WHERE routine.pronamespace = 'spectrum'::regnamespace AND routine.proname IN (
-        'status', 'health', '_cron_state', '_job_name', '_check_ownership', 'request',
+        'status', 'health', '_cron_state', '_cron_is_down', '_cron_advice',
+        '_longest_pause', '_job_name', '_idle_transactions', '_release', '_tables_release',
+        '_check_ownership', '_check_standby', '_check_tasks', '_check_caps', 'request',
         'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
         'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
         'drop_experiment'

@@ -201,7 +201,8 @@ BEGIN
         PERFORM spectrum._set_privilege('USAGE ON SCHEMA @extschema@', p_role, true);
     END IF;
     PERFORM spectrum._set_privilege('SELECT ON spectrum.pipeline, spectrum.progress, '
-        'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.reports, '
+        'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.releases, spectrum.refusals, '
+        'spectrum.reports, '
         'spectrum.report_kinds, spectrum.funnels, spectrum.retentions, spectrum.metrics, '
         'spectrum.features, spectrum.experiments', p_role, p_is_granted);
     -- Not define_report: it names a function, which the owner's runs would call.
@@ -209,7 +210,9 @@ BEGIN
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
     FROM pg_proc AS routine
     WHERE routine.pronamespace = 'spectrum'::regnamespace AND routine.proname IN (
-        'status', 'health', '_cron_state', '_job_name', '_check_ownership', 'request',
+        'status', 'health', '_cron_state', '_cron_is_down', '_cron_advice',
+        '_longest_pause', '_job_name', '_idle_transactions', '_release', '_tables_release',
+        '_check_ownership', '_check_standby', '_check_tasks', '_check_caps', 'request',
         'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
         'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
         'drop_experiment'

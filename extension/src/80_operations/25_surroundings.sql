@@ -3,7 +3,7 @@
 
 CREATE FUNCTION spectrum._longest_pause(p_cron text)
 RETURNS interval
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE

@@ -239,7 +239,8 @@ BEGIN
         sum(recent.events) OVER (), recent.cap, recent.events, to_json(recent.account_id))
     INTO message
     FROM spectrum.refusals AS recent
-    WHERE recent.day >= spectrum.period_date(now()) - 1
+    CROSS JOIN spectrum.config
+    WHERE recent.day >= (now() AT TIME ZONE config.timezone)::date - 1
     ORDER BY recent.events DESC, recent.cap, recent.account_id
     LIMIT 1;
     ok := message IS NULL;

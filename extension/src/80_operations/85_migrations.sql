@@ -8,7 +8,7 @@
 
 CREATE FUNCTION spectrum._release()
 RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT '1.1'
@@ -221,8 +221,8 @@ BEGIN
         SELECT piece.words[1] AS text, piece.words[2] AS view, piece.words[3] AS part
         FROM regexp_split_to_table(v_source, ';\n') WITH ORDINALITY AS part (text, number)
         CROSS JOIN LATERAL regexp_match(part.text,
-            '^(?:\s|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON|'
-            'PERFORM spectrum\.(_create_\w+))[\s(].*)$') AS piece (words)
+            '^(?:\s|BEGIN\n|--[^\n]*\n)*((?:CREATE VIEW (\S+)|COMMENT ON|'
+            'PERFORM spectrum\.(_(?:create|show)_\w+))[\s(].*)$') AS piece (words)
         WHERE piece.words IS NOT NULL
         ORDER BY part.number
     LOOP
