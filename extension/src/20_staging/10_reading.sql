@@ -61,12 +61,15 @@ BEGIN
             THEN coalesce(upper(part.properties ->> 'currency'), config.currency)
         END AS currency,
         CASE
-            WHEN jsonb_typeof(raw.payload) <> 'object'
-                THEN spectrum._complaint('payload', 'a JSON object', raw.payload)
+            WHEN jsonb_typeof(said.payload) <> 'object'
+                THEN spectrum._complaint('payload', 'a JSON object', said.payload)
             WHEN jsonb_typeof(part.event_type) IS DISTINCT FROM 'string'
                 OR length(txt.event_type) NOT BETWEEN 1 AND 200
-                THEN spectrum._complaint('event_type', 'a text of 1 to 200 characters',
-                    part.event_type)
+                THEN CASE WHEN said.payload = spectrum._forgotten_payload()
+                    THEN 'user_id: was forgotten on request'
+                    ELSE spectrum._complaint('event_type', 'a text of 1 to 200 characters',
+                        part.event_type)
+                END
             WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number', 'null')
                 OR length(txt.event_id) > 200
                 THEN spectrum._complaint('event_id', 'a text of at most 200 characters',
@@ -120,30 +123,40 @@ BEGIN
         END AS error_msg
     FROM @extschema@.raw_events AS raw
     CROSS JOIN spectrum.config
+    -- Personal data as the rules leave it. Whether there are rules is asked once a query.
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN (SELECT privacy.rules FROM spectrum.privacy) IS NULL THEN raw.payload
+            ELSE spectrum._protect(raw.payload, raw.treated,
+                (SELECT privacy.rules FROM spectrum.privacy),
+                (SELECT known.inner_pad FROM spectrum.pii_key AS known),
+                (SELECT known.outer_pad FROM spectrum.pii_key AS known))
+        END AS payload
+        OFFSET 0
+    ) AS said
     CROSS JOIN LATERAL (
         SELECT
-            raw.payload -> 'event_id' AS event_id,
-            raw.payload -> 'event_type' AS event_type,
-            raw.payload -> 'account_id' AS account_id,
-            raw.payload -> 'user_id' AS user_id,
-            raw.payload -> 'geo' AS geo,
-            raw.payload -> 'geo' -> 'country' AS country,
-            raw.payload -> 'geo' -> 'region' AS region,
-            raw.payload -> 'geo' -> 'city' AS city,
-            raw.payload -> 'properties' AS properties,
-            raw.payload -> 'properties' -> config.revenue_property AS revenue,
-            coalesce(nullif(raw.payload -> 'occurred_at', 'null'), raw.payload -> 'timestamp')
+            said.payload -> 'event_id' AS event_id,
+            said.payload -> 'event_type' AS event_type,
+            said.payload -> 'account_id' AS account_id,
+            said.payload -> 'user_id' AS user_id,
+            said.payload -> 'geo' AS geo,
+            said.payload -> 'geo' -> 'country' AS country,
+            said.payload -> 'geo' -> 'region' AS region,
+            said.payload -> 'geo' -> 'city' AS city,
+            said.payload -> 'properties' AS properties,
+            said.payload -> 'properties' -> config.revenue_property AS revenue,
+            coalesce(nullif(said.payload -> 'occurred_at', 'null'), said.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN raw.payload -> 'occurred_at' <> 'null' THEN 'occurred_at' ELSE 'timestamp' END
+            CASE WHEN said.payload -> 'occurred_at' <> 'null' THEN 'occurred_at' ELSE 'timestamp' END
                 AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (
         SELECT
-            raw.payload ->> 'event_id' AS event_id,
-            raw.payload ->> 'event_type' AS event_type,
-            raw.payload ->> 'account_id' AS account_id,
-            raw.payload ->> 'user_id' AS user_id,
+            said.payload ->> 'event_id' AS event_id,
+            said.payload ->> 'event_type' AS event_type,
+            said.payload ->> 'account_id' AS account_id,
+            said.payload ->> 'user_id' AS user_id,
             part.geo ->> 'country' AS country,
             part.geo ->> 'region' AS region,
             part.geo ->> 'city' AS city,

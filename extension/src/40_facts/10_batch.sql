@@ -32,7 +32,8 @@ BEGIN
             was_read boolean,
             can_pass boolean NOT NULL DEFAULT false,
             error_msg text,
-            copy_of uuid
+            copy_of uuid,
+            is_forgotten boolean NOT NULL DEFAULT false
         ) ON COMMIT DELETE ROWS;
     END IF;
     DELETE FROM pg_temp.spectrum_batch;
@@ -68,6 +69,7 @@ BEGIN
     LEFT JOIN warehouse.dim_geography AS geography USING (country, region, city)
     LEFT JOIN warehouse.dim_event_types AS event_types USING (event_type)
     WHERE reading.row_id = ANY (p_rows);
+    PERFORM spectrum._withhold();
 END
 $$;
 COMMENT ON FUNCTION spectrum._read_batch(tid[]) IS

@@ -24,6 +24,8 @@ BEGIN
                 AND depend.classid = 'pg_class'::regclass AND depend.deptype = 'e'
         JOIN pg_class AS member ON member.oid = depend.objid
         WHERE extension.extname = 'spectrum'
+            -- No dump is to hold the key of the hashes.
+            AND member.oid IS DISTINCT FROM to_regclass('spectrum.pii_key')
         ORDER BY member.oid
     LOOP
         EXECUTE format('ALTER EXTENSION spectrum DROP %s %s', r_member.kind, r_member.name);
@@ -31,8 +33,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._release_data() IS
-    'Takes every table, view and sequence out of the extension, so that dumps hold them whole and '
-    'DROP EXTENSION refuses while they exist.';
+    'Takes every table, view and sequence out of the extension, but for the key of the hashes, so '
+    'that dumps hold them whole and DROP EXTENSION refuses while they exist.';
 
 CREATE FUNCTION spectrum.setup()
 RETURNS void
@@ -44,6 +46,8 @@ BEGIN
     PERFORM spectrum._create_run_log();
     PERFORM spectrum._create_raw_events();
     PERFORM spectrum._create_intake();
+    PERFORM spectrum._create_privacy();
+    PERFORM spectrum._create_forgotten();
     PERFORM spectrum._create_reading();
     PERFORM spectrum._create_dimensions();
     PERFORM spectrum._create_facts();
