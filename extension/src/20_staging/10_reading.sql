@@ -147,8 +147,8 @@ BEGIN
             said.payload -> 'properties' -> config.revenue_property AS revenue,
             coalesce(nullif(said.payload -> 'occurred_at', 'null'), said.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN said.payload -> 'occurred_at' <> 'null' THEN 'occurred_at' ELSE 'timestamp' END
-                AS time_field
+            CASE WHEN said.payload -> 'occurred_at' <> 'null'
+                THEN 'occurred_at' ELSE 'timestamp' END AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (

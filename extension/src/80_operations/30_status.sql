@@ -307,7 +307,7 @@ BEGIN
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
     FROM spectrum._check_ownership() AS owner;
 
-    RETURN QUERY SELECT 'PII key', known.ok, known.message, known.what_to_do
+    RETURN QUERY SELECT 'key of hashes', known.ok, known.message, known.what_to_do
     FROM spectrum._check_pii_key() AS known;
 END
 $$;

@@ -42,7 +42,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     SELECT spectrum._user_names(task.arguments ->> 'user_id'),
-        ARRAY(SELECT key::bigint FROM jsonb_array_elements_text(task.outcome -> 'user_keys') AS key),
+        ARRAY(
+            SELECT key::bigint FROM jsonb_array_elements_text(task.outcome -> 'user_keys') AS key
+        ),
         NOT task.arguments ?| '{event_type, from, to}',
         task.arguments ->> 'mode' IS NOT DISTINCT FROM 'anonymise',
         task.arguments ->> 'event_type',
@@ -58,7 +60,8 @@ BEGIN
     FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
 END
 $$;
-COMMENT ON FUNCTION spectrum._erasure(bigint) IS 'What a task forget_user is to do, and where it is.';
+COMMENT ON FUNCTION spectrum._erasure(bigint) IS
+    'What a task forget_user is to do, and where it is.';
 
 CREATE FUNCTION spectrum._do_forget_user(p_task_id bigint)
 RETURNS boolean
@@ -206,6 +209,7 @@ DECLARE
     v_event_ids uuid[];
     v_seqs bigint[];
     v_nameless bigint[];
+    v_nameless_ids uuid[];
 BEGIN
     SELECT max(chunk.seq), count(*) INTO v_until, v_looked
     FROM (
@@ -227,7 +231,8 @@ BEGIN
         FOR UPDATE
     );
     WITH found AS MATERIALIZED (
-        SELECT reading.seq, ledger.event_id, ledger.user_key = ANY (r_erasure.user_keys) AS is_his
+        SELECT reading.seq, ledger.event_id,
+            r_erasure.anonymises AND ledger.user_key <> ALL (r_erasure.user_keys) AS is_nameless
         FROM unnest(v_seqs) AS wanted (seq)
         CROSS JOIN LATERAL (
             SELECT known.seq, known.event_id, known.event_type, known.occurred_at
@@ -248,16 +253,16 @@ BEGIN
         array_agg(found.event_id ORDER BY found.event_id) FILTER (
             WHERE found.event_id IS NOT NULL AND NOT r_erasure.anonymises),
         array_agg(found.seq) FILTER (WHERE found.event_id IS NULL OR NOT r_erasure.anonymises),
-        array_agg(found.seq) FILTER (
-            WHERE found.event_id IS NOT NULL AND r_erasure.anonymises AND NOT found.is_his)
-    INTO v_event_ids, v_seqs, v_nameless FROM found;
+        array_agg(found.seq ORDER BY found.seq) FILTER (WHERE found.is_nameless),
+        array_agg(found.event_id ORDER BY found.seq) FILTER (WHERE found.is_nameless)
+    INTO v_event_ids, v_seqs, v_nameless, v_nameless_ids FROM found;
     IF v_seqs IS NOT NULL THEN
         PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
     END IF;
     IF v_nameless IS NOT NULL THEN
         -- They count for the unknown user: a rule took the name away.
-        PERFORM spectrum._rewrite_payloads(
-            p_task_id, v_nameless, array_fill(NULL::text, ARRAY[cardinality(v_nameless)]));
+        PERFORM spectrum._rewrite_payloads(p_task_id, v_nameless, v_nameless_ids,
+            array_fill(NULL::text, ARRAY[cardinality(v_nameless)]));
     END IF;
     UPDATE spectrum.tasks SET position = v_until, done = done + v_looked WHERE task_id = p_task_id;
     RETURN true;
@@ -331,9 +336,7 @@ BEGIN
         GET DIAGNOSTICS v_count = ROW_COUNT;
         PERFORM spectrum._note_rows(p_task_id, 'warehouse.dim_users', 'rows changed', v_count);
     END IF;
-    IF NOT r_erasure.anonymises THEN
-        PERFORM spectrum._forget_property_names();
-    END IF;
+    PERFORM spectrum._forget_property_names();
     IF r_erasure.is_whole THEN
         DELETE FROM spectrum.pii_values
         WHERE field = 'user_id' AND hash = ANY (r_erasure.names);

@@ -37,7 +37,7 @@ BEGIN
     END IF;
     PERFORM spectrum._scrub_errors(spectrum._texts_in(v_seqs), 4);
     PERFORM spectrum._forget_values(v_event_ids, v_seqs);
-    PERFORM spectrum._rewrite_payloads(p_task_id, v_seqs, v_names);
+    PERFORM spectrum._rewrite_payloads(p_task_id, v_seqs, v_event_ids, v_names);
     PERFORM spectrum._strip_facts(p_task_id, v_event_ids, r_erasure.properties);
 END
 $$;
@@ -45,7 +45,12 @@ COMMENT ON FUNCTION spectrum._anonymise_events(bigint) IS
     'Step of forget_user: another name for the user, in the dimension and in the raw events of his '
     'facts, and the properties that are to go, all at once.';
 
-CREATE FUNCTION spectrum._rewrite_payloads(p_task_id bigint, p_seqs bigint[], p_names text[])
+CREATE FUNCTION spectrum._rewrite_payloads(
+    p_task_id bigint,
+    p_seqs bigint[],
+    p_event_ids uuid[],
+    p_names text[]
+)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -57,10 +62,11 @@ DECLARE
     v_properties text[] := (SELECT properties FROM spectrum._erasure(p_task_id));
     v_count bigint;
 BEGIN
-    -- What readings do not know of may say anything: it goes too.
+    -- What readings do not know of may say anything: it goes too. So may the text of an event_id;
+    -- what readings make of it stays.
     UPDATE @extschema@.raw_events AS raw
     SET treated = array_append(raw.treated, 'user_id'),
-        payload = (
+        payload = jsonb_build_object('event_id', wanted.event_id) || (
             SELECT coalesce(jsonb_object_agg(field.key, CASE field.key
                     WHEN 'user_id' THEN to_jsonb(wanted.name)
                     WHEN 'geo' THEN (
@@ -74,16 +80,16 @@ BEGIN
                     ELSE field.value
                 END), '{}')
             FROM jsonb_each(raw.payload) AS field
-            WHERE field.key IN ('event_id', 'event_type', 'account_id', 'user_id', 'occurred_at',
-                'timestamp', 'geo', 'properties')
+            WHERE field.key IN ('event_type', 'account_id', 'user_id', 'occurred_at', 'timestamp',
+                'geo', 'properties')
         )
-    FROM unnest(p_seqs, p_names) AS wanted (seq, name)
+    FROM unnest(p_seqs, p_event_ids, p_names) AS wanted (seq, event_id, name)
     WHERE raw.seq = wanted.seq;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows changed', v_count);
 END
 $$;
-COMMENT ON FUNCTION spectrum._rewrite_payloads(bigint, bigint[], text[]) IS
+COMMENT ON FUNCTION spectrum._rewrite_payloads(bigint, bigint[], uuid[], text[]) IS
     'Puts other names into raw events, takes the properties that are to go from them, and fields '
     'that no reading looks at.';
 
@@ -305,6 +311,7 @@ DECLARE
     v_places bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
+    PERFORM spectrum._count_all_news();
     UPDATE warehouse.dim_users AS dim
     SET user_id = 'unused-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
         last_seen = NULL
@@ -330,4 +337,4 @@ $$;
 COMMENT ON FUNCTION spectrum.forget_members() IS
     'Takes the names of users, accounts and places that no fact names any more out of the '
     'dimensions, as after a PII rule and reprocessing, and returns how many. Keys stay. It reads '
-    'all facts, and batches wait meanwhile. Bring the views up to the facts before.';
+    'all facts, and batches wait meanwhile.';

@@ -231,46 +231,59 @@ $$;
 COMMENT ON FUNCTION spectrum._erase_frozen(bigint, bigint[]) IS
     'Removes what is still kept for users whose facts are gone, and says so.';
 
+CREATE FUNCTION spectrum._without_names(p_object text, p_cell jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p_cell || coalesce(jsonb_object_agg(part.key, '(erased)'), '{}')
+    FROM jsonb_each(p_cell) AS part
+    WHERE part.value <> 'null' AND (part.key IN ('property', 'value', 'feature', 'endpoint',
+            'service', 'version', 'variant', 'cell')
+        OR (part.key = 'breakdown' AND p_object = 'analytics.conversion_funnels'))
+$$;
+COMMENT ON FUNCTION spectrum._without_names(text, jsonb) IS
+    'A cell without what properties of events may have named it by.';
+
 CREATE FUNCTION spectrum._close_receipt(p_task_id bigint)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Names of properties and values by which a cell is called go with the cell.
     WITH lines AS (DELETE FROM spectrum.receipts WHERE task_id = p_task_id RETURNING *),
     sums AS MATERIALIZED (
         SELECT line.object, line.what, line.cell,
             (array_agg(line.before ORDER BY line.line_no))[1] AS before,
             (array_agg(line.after ORDER BY line.line_no DESC))[1] AS after,
             CASE WHEN bool_and(line.change IS NOT NULL) THEN sum(line.change) END AS change,
-            min(line.line_no) AS line_no
+            min(line.line_no) AS first_no, max(line.line_no) AS last_no
         FROM lines AS line
         GROUP BY line.object, line.what, line.cell
-    ), gone AS MATERIALIZED (
-        SELECT latest.object, latest.cell
-        FROM (
-            SELECT DISTINCT ON (line.object, line.cell) line.object, line.cell, line.after
-            FROM lines AS line
-            WHERE line.cell IS NOT NULL
-            ORDER BY line.object, line.cell, line.line_no DESC
-        ) AS latest
-        WHERE latest.after IS NULL
+    ), latest AS MATERIALIZED (
+        SELECT DISTINCT ON (sums.object, sums.cell) sums.object, sums.cell, sums.after IS NULL
+            AS is_gone
+        FROM sums
+        WHERE sums.cell IS NOT NULL
+        ORDER BY sums.object, sums.cell, sums.last_no DESC
     )
     INSERT INTO spectrum.receipts (task_id, object, what, cell, before, after, change)
-    SELECT p_task_id, sums.object, sums.what,
-        CASE WHEN gone.object IS NULL THEN sums.cell ELSE sums.cell || (
-            SELECT coalesce(jsonb_object_agg(part.key, '(erased)'), '{}')
-            FROM jsonb_each(sums.cell) AS part
-            WHERE part.value <> 'null' AND (part.key IN ('property', 'value', 'feature', 'endpoint',
-                    'service', 'version', 'variant', 'cell')
-                OR (part.key = 'breakdown' AND sums.object = 'analytics.conversion_funnels'))
-        ) END,
-        sums.before, sums.after, sums.change
+    SELECT p_task_id, sums.object, sums.what, sums.cell, sums.before,
+        CASE WHEN NOT latest.is_gone THEN sums.after END, sums.change
     FROM sums
-    LEFT JOIN gone ON gone.object = sums.object AND gone.cell = sums.cell
+    LEFT JOIN latest ON latest.object = sums.object AND latest.cell = sums.cell
     WHERE (sums.cell IS NULL AND sums.change <> 0) OR sums.before IS DISTINCT FROM sums.after
-    ORDER BY (sums.object LIKE 'analytics.%'), sums.object, sums.line_no;
+    ORDER BY (sums.object LIKE 'analytics.%'), sums.object, sums.first_no;
+
+    -- What a cell was called by goes with the cell, from older receipts too.
+    UPDATE spectrum.receipts AS line
+    SET cell = spectrum._without_names(line.object, line.cell)
+    FROM (
+        SELECT DISTINCT told.object, told.cell FROM spectrum.receipts AS told
+        WHERE told.task_id = p_task_id AND told.cell IS NOT NULL AND told.after IS NULL
+            AND spectrum._without_names(told.object, told.cell) <> told.cell
+    ) AS gone
+    WHERE line.object = gone.object AND line.cell = gone.cell;
 END
 $$;
 COMMENT ON FUNCTION spectrum._close_receipt(bigint) IS
