@@ -347,6 +347,33 @@ def test_a_batch_of_an_older_snapshot_is_refused(db: psycopg.Connection, connect
     finish(db)
 
 
+def test_an_older_snapshot_forgets_nobody(db: psycopg.Connection, connect: Connect) -> None:
+    caller = connect(autocommit=False)
+    caller.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    with pytest.raises(psycopg.errors.InvalidTransactionState) as call:
+        forget(caller)
+    assert call.value.diag.message_hint
+
+
+def test_a_batch_that_does_not_end_is_not_waited_for(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    insert(db, life(USER, MARKER))
+    db.execute("SELECT spectrum.configure('lock_timeout', '50 ms')")
+    worker = connect(autocommit=False)
+    process(worker, 1)
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        forget(db)
+    request(db)
+    db.execute("SELECT spectrum.configure('retry_delay', '0')")
+    assert (
+        value(db, "SELECT spectrum._work_on_task((SELECT max(task_id) FROM spectrum.tasks))")
+        is False
+    )
+    worker.commit()
+    finish(db)
+
+
 def test_what_is_kept_of_facts_that_are_gone_is_frozen(db: psycopg.Connection) -> None:
     """As after a month of facts went: his own rows go, and the receipt says so."""
     settle(db)

@@ -63,6 +63,29 @@ $$;
 COMMENT ON FUNCTION spectrum._erasure(bigint) IS
     'What a task forget_user is to do, and where it is.';
 
+CREATE FUNCTION spectrum._keep_batches_out()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_wait text;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'in a transaction of isolation % the latest facts would not be seen',
+            current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state',
+                HINT = 'Call it in a transaction of isolation read committed.';
+    END IF;
+    v_wait := spectrum._bound_lock_waits();
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
+    PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._keep_batches_out() IS
+    'Waits for the batches under way, no longer than config.lock_timeout, and has others wait '
+    'until this transaction ends: what one side takes in, the other would not see.';
+
 CREATE FUNCTION spectrum._do_forget_user(p_task_id bigint)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -75,16 +98,12 @@ DECLARE
     v_phases text[] := CASE WHEN r_erasure.anonymises
         THEN '{begin, count, rows, events, settle, end}'::text[]
         ELSE '{begin, count, events, rows, settle, end}'::text[] END;
-    v_wait text;
     v_is_over boolean := true;
 BEGIN
     IF r_erasure.phase IN ('count', 'settle') THEN
         v_is_over := (SELECT NOT step.has_more FROM spectrum._refresh_some(200000) AS step);
     ELSE
-        -- No batch beside: what one of them takes in, the other would not see.
-        v_wait := spectrum._bound_lock_waits();
-        PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
-        PERFORM set_config('lock_timeout', v_wait, true);
+        PERFORM spectrum._keep_batches_out();
         IF r_erasure.phase = 'begin' THEN
             PERFORM spectrum._begin_erasure(p_task_id);
         ELSIF r_erasure.phase = 'events' AND r_erasure.anonymises THEN

@@ -310,7 +310,7 @@ DECLARE
     v_accounts bigint;
     v_places bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
+    PERFORM spectrum._keep_batches_out();
     PERFORM spectrum._count_all_news();
     UPDATE warehouse.dim_users AS dim
     SET user_id = 'unused-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
