@@ -201,9 +201,9 @@ def test_public_has_nothing(db: psycopg.Connection) -> None:
         WHERE entry.grantee = 0 AND nspname IN ('spectrum', 'warehouse', 'analytics')
         """,
     ) == []  # fmt: skip
-    assert rows(db, "SELECT FROM pg_proc AS p, pg_namespace AS n"
+    assert rows(db, "SELECT proname FROM pg_proc AS p, pg_namespace AS n"
         " WHERE n.oid = p.pronamespace AND prosecdef"
-        " AND nspname IN ('spectrum', 'warehouse', 'analytics')") == []  # fmt: skip
+        " AND nspname IN ('spectrum', 'warehouse', 'analytics')") == [("capture",)]  # fmt: skip
 
 
 def test_what_each_role_holds(filled: psycopg.Connection, roles: dict[str, Role]) -> None:

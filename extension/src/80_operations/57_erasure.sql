@@ -302,10 +302,11 @@ DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
     v_row_ids uuid[];
     v_seqs bigint[];
+    v_accounts text[];
     v_count bigint;
 BEGIN
     IF p_event_ids IS NOT NULL THEN
-        PERFORM spectrum._note_before(p_event_ids);
+        v_accounts := spectrum._note_before(p_event_ids);
     END IF;
     v_row_ids := ARRAY(SELECT raw.id FROM @extschema@.raw_events AS raw
         WHERE raw.seq = ANY (p_seqs) ORDER BY raw.seq FOR UPDATE);
@@ -330,7 +331,7 @@ BEGIN
             p_task_id, 'warehouse.fact_events', 'rows removed', -cardinality(p_event_ids));
         PERFORM spectrum._note_rows(
             p_task_id, 'warehouse.event_ledger', 'rows removed', -cardinality(p_event_ids));
-        PERFORM spectrum._note_after(p_task_id);
+        PERFORM spectrum._note_after(p_task_id, v_accounts);
     END IF;
 END
 $$;

@@ -102,6 +102,7 @@ AS $$
 DECLARE
     v_event_ids uuid[];
     v_seqs bigint[];
+    v_accounts text[];
     v_after bigint := nextval('spectrum.news_note_no_seq');
 BEGIN
     SELECT array_agg(ledger.event_id ORDER BY ledger.event_id),
@@ -115,7 +116,7 @@ BEGIN
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
-    PERFORM spectrum._note_before(v_event_ids);
+    v_accounts := spectrum._note_before(v_event_ids);
     PERFORM spectrum._withdraw(v_event_ids);
     -- Made again as readings would make them of what is left.
     WITH stripped AS MATERIALIZED (
@@ -151,7 +152,7 @@ BEGIN
     FROM stripped;
     PERFORM spectrum._note_rows(
         p_task_id, 'warehouse.fact_events', 'rows changed', cardinality(v_event_ids));
-    PERFORM spectrum._note_after(p_task_id);
+    PERFORM spectrum._note_after(p_task_id, v_accounts);
 END
 $$;
 COMMENT ON FUNCTION spectrum._strip_facts(bigint, uuid[], text[]) IS
@@ -171,7 +172,7 @@ DECLARE
         (SELECT string_agg(own.error_msg, E'\n') FROM spectrum.report_definitions AS own));
 BEGIN
     IF v_errors = '' THEN
-        RETURN '{}';
+        RETURN ARRAY[]::text[];
     END IF;
     RETURN ARRAY(
         SELECT DISTINCT leaf #>> '{}'

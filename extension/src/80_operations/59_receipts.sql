@@ -42,7 +42,7 @@ COMMENT ON FUNCTION spectrum._standing_views() IS
     'The standing views, with the columns that name a cell and those that say something of it.';
 
 CREATE FUNCTION spectrum._note_before(p_event_ids uuid[])
-RETURNS void
+RETURNS text[]
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -62,19 +62,19 @@ BEGIN
             'SELECT * FROM analytics.%I WHERE account_id = ANY (%L)',
             'spectrum_before_' || v_view, v_view, v_accounts);
     END LOOP;
-    CREATE TEMPORARY TABLE spectrum_before ON COMMIT DROP AS SELECT v_accounts AS accounts;
+    RETURN v_accounts;
 END
 $$;
 COMMENT ON FUNCTION spectrum._note_before(uuid[]) IS
-    'Copies what the standing views say of the accounts of some events, and of all together.';
+    'Copies what the standing views say of the accounts of some events, and of all together, and '
+    'returns these accounts.';
 
-CREATE FUNCTION spectrum._note_after(p_task_id bigint)
+CREATE FUNCTION spectrum._note_after(p_task_id bigint, p_accounts text[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_accounts text[] := (SELECT accounts FROM pg_temp.spectrum_before);
     r_view record;
 BEGIN
     PERFORM spectrum._count_all_news();
@@ -108,13 +108,12 @@ BEGIN
             (SELECT string_agg(quote_ident(name), ', ') FROM unnest(r_view.columns) AS name),
             'spectrum_before_' || r_view.view, r_view.view, r_view.cell, r_view.amounts,
             'analytics.' || r_view.view)
-        USING p_task_id, v_accounts;
+        USING p_task_id, p_accounts;
         EXECUTE format('DROP TABLE pg_temp.%I', 'spectrum_before_' || r_view.view);
     END LOOP;
-    DROP TABLE pg_temp.spectrum_before;
 END
 $$;
-COMMENT ON FUNCTION spectrum._note_after(bigint) IS
+COMMENT ON FUNCTION spectrum._note_after(bigint, text[]) IS
     'Writes down what the standing views say otherwise than in the copy.';
 
 CREATE FUNCTION spectrum._change(p_before jsonb, p_after jsonb)
@@ -146,25 +145,23 @@ $$;
 COMMENT ON FUNCTION spectrum._note_rows(bigint, text, text, bigint) IS
     'Writes down how many rows of a table went (negative) or changed.';
 
-CREATE FUNCTION spectrum._user_rows(p_table text, p_user_keys bigint[], p_deletes boolean)
+CREATE FUNCTION spectrum._user_rows(p_table text, p_user_keys bigint[])
 RETURNS bigint
-LANGUAGE plpgsql VOLATILE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 AS $$
 DECLARE
     v_rows bigint;
 BEGIN
-    EXECUTE CASE WHEN p_deletes THEN format('WITH his AS (DELETE FROM %s AS kept %s RETURNING 1) '
-        'SELECT count(*) FROM his', p_table, spectrum._of_user(p_table))
-        ELSE format('SELECT count(*) FROM %s AS kept %s', p_table,
-            replace(spectrum._of_user(p_table), 'USING', 'CROSS JOIN')) END
+    EXECUTE format('SELECT count(*) FROM %s AS kept CROSS JOIN spectrum.reports AS report WHERE %s',
+        p_table, spectrum._of_user(p_table))
     INTO v_rows USING p_user_keys;
     RETURN v_rows;
 END
 $$;
-COMMENT ON FUNCTION spectrum._user_rows(text, bigint[], boolean) IS
-    'Counts, or deletes and counts, the rows of a rollup table that are kept for some users.';
+COMMENT ON FUNCTION spectrum._user_rows(text, bigint[]) IS
+    'How many rows of a rollup table are kept for some users.';
 
 CREATE FUNCTION spectrum._of_user(p_table text)
 RETURNS text
@@ -172,7 +169,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN 'USING spectrum.reports AS report WHERE report.report_id = kept.report_id '
+    RETURN 'report.report_id = kept.report_id '
         || CASE WHEN EXISTS (
             SELECT FROM pg_attribute
             WHERE attrelid = p_table::regclass AND attname = 'user_key' AND NOT attisdropped)
@@ -207,7 +204,7 @@ AS $$
 BEGIN
     -- Once with +, once with -: what is left when the receipt is closed are the rows that went.
     PERFORM spectrum._note_rows(p_task_id, kept.name, 'rows removed',
-        -p_sign * spectrum._user_rows(kept.name, p_user_keys, false))
+        -p_sign * spectrum._user_rows(kept.name, p_user_keys))
     FROM spectrum._user_tables() AS kept (name);
 END
 $$;
@@ -218,13 +215,20 @@ CREATE FUNCTION spectrum._erase_frozen(p_task_id bigint, p_user_keys bigint[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
 AS $$
+DECLARE
+    v_table text;
+    v_rows bigint;
 BEGIN
     -- All that follows from facts is gone by now. What is still here follows from facts that are
     -- not here any more: the sums made of it stay as they are.
-    PERFORM spectrum._note_rows(p_task_id, kept.name, 'frozen rows removed',
-        -spectrum._user_rows(kept.name, p_user_keys, true))
-    FROM spectrum._user_tables() AS kept (name);
+    FOR v_table IN SELECT kept.name FROM spectrum._user_tables() AS kept (name) LOOP
+        EXECUTE format('DELETE FROM %s AS kept USING spectrum.reports AS report WHERE %s',
+            v_table, spectrum._of_user(v_table)) USING p_user_keys;
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        PERFORM spectrum._note_rows(p_task_id, v_table, 'frozen rows removed', -v_rows);
+    END LOOP;
     DELETE FROM spectrum.shared_users WHERE user_key = ANY (p_user_keys);
 END
 $$;
