@@ -335,12 +335,12 @@ def test_his_events_come_in_all_the_while(
 
 
 def test_a_batch_of_an_older_snapshot_is_refused(db: psycopg.Connection, connect: Connect) -> None:
-    insert(db, life(USER, MARKER))
+    """It brings the event itself, so it sees that, and does not see that he was forgotten."""
     worker = connect(autocommit=False)
     worker.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     worker.execute("SELECT FROM raw_events")
     forget(db)
-    insert(db, life(USER, MARKER))
+    insert(worker, life(USER, MARKER))
     with pytest.raises(psycopg.errors.SerializationFailure):
         process(worker)
     worker.rollback()
