@@ -76,10 +76,13 @@ SET plan_cache_mode = force_custom_plan
 SET enable_seqscan = off
 AS $$
 DECLARE
+    v_from timestamptz;
+    v_until timestamptz;
     v_taken bigint;
 BEGIN
-    -- One statement, so one snapshot: notes and facts that belong together are seen together. Not
-    -- even the range of their times may be asked before: a batch may end in between.
+    SELECT min(first_at), max(last_at) INTO v_from, v_until FROM spectrum.news
+    WHERE note_no <= p_last_no;
+    -- One statement, so one snapshot: notes and facts that belong together are seen together.
     -- What an event was before is what its first note says was taken back; what it is now is the
     -- fact, or what a note that is still to come says was taken back.
     WITH notes AS (
@@ -130,6 +133,7 @@ BEGIN
             FROM warehouse.fact_events AS known
             WHERE known.user_key = stayed.user_key AND known.occurred_at = stayed.occurred_at
                 AND known.event_id = stayed.event_id
+                AND known.occurred_at BETWEEN v_from AND v_until
             OFFSET 0
         ) AS fact
         WHERE NOT EXISTS (
