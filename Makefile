@@ -11,7 +11,9 @@ SOURCES = $(addprefix extension/src/, \
 	20_staging/06_capture.sql \
 	20_staging/10_reading.sql \
 	20_staging/20_claiming.sql \
+	20_staging/30_floods.sql \
 	30_dimensions.sql \
+	30_caps.sql \
 	40_facts/00_facts.sql \
 	40_facts/05_news.sql \
 	40_facts/10_batch.sql \
@@ -83,13 +85,16 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/05_tasks.sql \
 	80_operations/10_run.sql \
 	80_operations/20_schedule.sql \
+	80_operations/25_surroundings.sql \
 	80_operations/30_status.sql \
 	80_operations/40_verify.sql \
 	80_operations/52_reprocess.sql \
+	80_operations/54_purge_raw.sql \
 	80_operations/56_forget_user.sql \
 	80_operations/57_erasure.sql \
 	80_operations/58_anonymise.sql \
 	80_operations/59_receipts.sql \
+	80_operations/85_migrations.sql \
 	80_operations/90_setup.sql \
 	90_privileges.sql \
 	99_epilogue.sql \
@@ -121,9 +126,15 @@ REGRESS = \
 	72_glass \
 	80_operations \
 	90_privileges
-ISOLATION = same_event newcomers months set_back refresh forget_user
+ISOLATION = same_event newcomers months set_back refresh reports forget_user
 
-SCRIPT = extension/spectrum--1.0.sql
+SCRIPT = extension/spectrum--1.1.sql
+# Former releases are frozen: no build touches them. UPDATE brings the last one to SCRIPT.
+FROZEN = extension/spectrum--1.0.sql
+UPDATE = extension/spectrum--1.0--1.1.sql
+BEFORE_UPDATE = $(UPDATE:extension/spectrum--%=extension/updates/%)
+UPDATE_PARTS = extension/updates/begin.sql $(BEFORE_UPDATE) extension/updates/end.sql \
+	scripts/build-update
 BUILD_DIR = build
 
 # PostgreSQL 15 where Debian puts it, else whatever the PATH holds.
@@ -131,13 +142,13 @@ PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_con
 
 # PGXS: all, install, uninstall, installcheck, clean
 EXTENSION = extension/spectrum
-DATA = $(SCRIPT)
+DATA = $(FROZEN) $(UPDATE) $(SCRIPT)
 REGRESS_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/regress
 ISOLATION_OPTS = --inputdir=regress --outputdir=$(BUILD_DIR)/isolation
 REGRESS_PREP = $(BUILD_DIR)/regress $(BUILD_DIR)/isolation
 EXTRA_CLEAN = $(BUILD_DIR)
 
-all: $(SCRIPT)
+all: $(SCRIPT) $(UPDATE)
 
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
 ifneq ($(wildcard $(PGXS)),)
@@ -152,11 +163,17 @@ $(SCRIPT): $(SOURCES) Makefile
 	cat $(SOURCES) > $@.new
 	mv $@.new $@
 
+$(UPDATE): $(FROZEN) $(SCRIPT) $(UPDATE_PARTS)
+	scripts/build-update $(FROZEN) $(SCRIPT) $(BEFORE_UPDATE) > $@.new
+	mv $@.new $@
+
 $(BUILD_DIR)/regress $(BUILD_DIR)/isolation:
 	mkdir -p $@
 
-check-built:  ## prove that the committed script is the built one
+check-built:  ## prove that the committed scripts are the built ones
 	@cat $(SOURCES) | cmp - $(SCRIPT) || { echo "$(SCRIPT) is not what its sources build: run make" >&2; exit 1; }
+	@scripts/build-update $(FROZEN) $(SCRIPT) $(BEFORE_UPDATE) | cmp - $(UPDATE) || \
+		{ echo "$(UPDATE) is not what its sources build: run make" >&2; exit 1; }
 
 demo:  ## set up, load a month of events, let pg_cron work, show the views
 	@scripts/demo
@@ -173,9 +190,15 @@ clean-demo:  ## stop the demo and remove its data
 test:  ## everything: build, style, regress, pytest
 	@scripts/test
 
+test-faults:  ## 100 crashes on purpose, and the proof that nothing is lost (FAULTS="--rounds 8")
+	@scripts/test-faults $(FAULTS)
+
 style:  ## the static checks alone
 	@scripts/python-env test
 	@scripts/style
+
+test-poison:  ## payloads that mean harm, races, late events, at length (SPECTRUM_POISON payloads)
+	@scripts/test-poison
 
 bench:  ## load and processing speed
 	@scripts/bench
@@ -183,11 +206,15 @@ bench:  ## load and processing speed
 bench-refresh:  ## refreshes, views and questions at 1 and 10 million events (BENCH_EVENTS)
 	@scripts/bench refresh
 
+soak:  ## load, process, refresh, purge for ten minutes (SOAK_SECONDS): what grows
+	@scripts/bench soak
+
 help:  ## this list
-	@printf '%-18s  %s\n' make 'build $(SCRIPT)' \
+	@printf '%-18s  %s\n' make 'build $(SCRIPT) and the update to it' \
 		'make install' 'install it into the server of $(PG_CONFIG)' \
 		'make installcheck' 'pg_regress against the server of PGHOST, PGPORT, PGUSER'
 	@sed -n 's/^\([a-z-]*\):  *## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
-.PHONY: check-built demo psql stop clean-demo test style bench bench-refresh help
+.PHONY: check-built demo psql stop clean-demo test test-faults test-poison style bench bench-refresh \
+	soak help

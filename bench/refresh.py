@@ -21,6 +21,7 @@ from pathlib import Path
 import psycopg
 from column_store import ColumnStore
 from psycopg import sql
+from questions import DEFINITIONS, FUNNEL
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,7 +34,6 @@ READS = 200
 CHUNK = 250_000
 HERE = Path(__file__).parent
 
-FUNNEL = '["signup", "project_created", "purchase"]'
 QUESTIONS = {
     "funnel": f"SELECT step, units FROM analytics.funnel('{FUNNEL}', p_window => '7 days')",
     "retention": "SELECT cohort, period, users FROM analytics.retention()",
@@ -47,15 +47,6 @@ ONE_OF = {
     "feature_adoption": " AND feature = 'feature-1'",
     "lifecycle_periods": " AND period_kind = 'day'",
 }
-DEFINITIONS = f"""
-SELECT spectrum.define_funnel('activation', '{FUNNEL}', p_window => '7 days');
-SELECT spectrum.define_funnel(
-    'adoption', '["page_view", "feature_used", "purchase"]', p_window => '1 day');
-SELECT spectrum.define_retention('buyers', 'signup', 'purchase');
-SELECT spectrum.define_metric('buying', 'proportion', 'purchase');
-SELECT spectrum.define_experiment(
-    'checkout', '{{"control": 0.5, "treatment": 0.5}}', 'control', '["buying"]');
-"""
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ BEGIN
         log_id bigserial NOT NULL CONSTRAINT run_log_pkey PRIMARY KEY,
         run_id bigint,
         step text NOT NULL CONSTRAINT run_log_step_is_known
-            CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep')),
+            CHECK (step IN ('run', 'provision', 'process', 'refresh', 'upkeep')),
         started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
         finished_at timestamptz,
         claimed bigint,
@@ -262,8 +262,7 @@ BEGIN
     COMMENT ON COLUMN spectrum.run_log.run_id IS
         'log_id of the run that the step belongs to; NULL where it was called by hand.';
     COMMENT ON COLUMN spectrum.run_log.step IS
-        'run (the whole), provision, tasks (a step of one), process (one batch), refresh or '
-        'upkeep.';
+        'run (the whole), provision, process (one batch), refresh or upkeep.';
     COMMENT ON COLUMN spectrum.run_log.started_at IS 'Wall clock.';
     COMMENT ON COLUMN spectrum.run_log.finished_at IS
         'Wall clock; NULL while under way, and for ever if the server stopped meanwhile.';
@@ -2022,7 +2021,8 @@ COMMENT ON FUNCTION spectrum._process_batch(integer) IS
     'One batch: what process_batch and run share. The settings, and subqueries that name the row '
     'they look up, pin every statement below to index look-ups: right for a batch whatever the '
     'size of the tables, while statistics of tables that fill and drain mislead.';
--- Room 40, the door: process_batch, for anyone who owns the tables.
+-- Room 40, the doors: process_batch for anyone who owns the tables, reprocess for rows to read
+-- again.
 
 CREATE FUNCTION spectrum._log_batch(
     p_run_id bigint,
@@ -2074,6 +2074,33 @@ COMMENT ON PROCEDURE spectrum.process_batch(integer, bigint, bigint, bigint, big
     'Takes up to p_limit pending events (default config.batch_size) into the warehouse, in the '
     'caller''s transaction, and returns how many it claimed, loaded, found to be copies, failed. '
     'Any number of sessions may call it at once.';
+
+CREATE PROCEDURE spectrum.reprocess(
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_status text DEFAULT 'failed',
+    p_event_type text DEFAULT NULL,
+    INOUT requeued bigint DEFAULT NULL
+)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_status', p_status, ARRAY['failed', 'done', 'all']);
+    UPDATE @extschema@.raw_events AS raw
+    SET status = 'pending'
+    WHERE raw.status IN ('failed', 'done')
+        AND (p_status = 'all' OR raw.status = p_status)
+        AND (p_from IS NULL OR raw.received_at >= p_from)
+        AND (p_to IS NULL OR raw.received_at < p_to)
+        AND (p_event_type IS NULL OR raw.payload ->> 'event_type' = p_event_type);
+    GET DIAGNOSTICS requeued = ROW_COUNT;
+END
+$$;
+COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, bigint) IS
+    'Sets raw events back to pending and returns how many: those received in [p_from, p_to), of '
+    'status failed (default), done or all, of one event type. The next batches read them again, '
+    'with today''s rules and settings; nothing is counted twice.';
 -- Room 50, reports: what the standing views are kept by. Every standing number is a sum of what
 -- single users contribute to it. A report keeps its sums in tables (analytics.mv_*), and beside
 -- them, where it needs more than the news to tell what a user contributed so far, a rollup table.
@@ -18819,252 +18846,6 @@ COMMENT ON PROCEDURE spectrum.refresh_analytics(bigint) IS
     'Brings every standing view up to the facts, in the caller''s transaction, and returns how '
     'many facts it counted: those that came or went since the last refresh, and the history of '
     'reports that were built. A second one at the same time waits for the first.';
--- Room 80, tasks: long work in bounded steps. A task is a row that says what is to be done and how
--- far it is. Each step is one transaction, so a kill loses at most the step under way, and whoever
--- comes next, the tick or the one who asked, goes on from there.
---
--- A kind of task is two functions: spectrum._check_<kind>(arguments) refuses what cannot be done
--- when it is asked for; spectrum._do_<kind>(task_id) does one step, moves position and done, and
--- returns whether there is more to do.
-
-CREATE FUNCTION spectrum._create_tasks()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.tasks') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.tasks (
-        task_id bigint NOT NULL GENERATED ALWAYS AS IDENTITY CONSTRAINT tasks_pkey PRIMARY KEY,
-        kind text NOT NULL,
-        arguments jsonb NOT NULL DEFAULT '{}',
-        state text NOT NULL DEFAULT 'waiting'
-            CONSTRAINT tasks_state_is_known
-            CHECK (state IN ('waiting', 'running', 'done', 'failed', 'cancelled')),
-        asked_by text NOT NULL DEFAULT current_user,
-        asked_at timestamptz NOT NULL DEFAULT now(),
-        started_at timestamptz,
-        finished_at timestamptz,
-        position bigint NOT NULL DEFAULT 0,
-        done bigint NOT NULL DEFAULT 0,
-        total bigint,
-        unit text,
-        outcome jsonb NOT NULL DEFAULT '{}',
-        error_msg text,
-        next_step_at timestamptz
-    );
-    CREATE INDEX tasks_open_idx ON spectrum.tasks (task_id)
-    WHERE state IN ('waiting', 'running');
-    COMMENT ON TABLE spectrum.tasks IS
-        'Long work that was asked for, done in steps by spectrum.run() or by who asked. Kept.';
-    COMMENT ON COLUMN spectrum.tasks.task_id IS 'In the order in which they were asked for.';
-    COMMENT ON COLUMN spectrum.tasks.kind IS 'What is to be done.';
-    COMMENT ON COLUMN spectrum.tasks.arguments IS 'To what: see the procedure of that name.';
-    COMMENT ON COLUMN spectrum.tasks.state IS
-        'waiting, running, done, failed (a step raised an error) or cancelled.';
-    COMMENT ON COLUMN spectrum.tasks.asked_by IS 'The role that asked for it.';
-    COMMENT ON COLUMN spectrum.tasks.asked_at IS 'When.';
-    COMMENT ON COLUMN spectrum.tasks.started_at IS 'Begin of the first step.';
-    COMMENT ON COLUMN spectrum.tasks.finished_at IS 'End of the last step.';
-    COMMENT ON COLUMN spectrum.tasks.position IS
-        'Where the next step begins; what it counts is the business of the kind.';
-    COMMENT ON COLUMN spectrum.tasks.done IS 'How much is done, in units.';
-    COMMENT ON COLUMN spectrum.tasks.total IS 'Of how much, about; NULL where that is not known.';
-    COMMENT ON COLUMN spectrum.tasks.unit IS 'What done and total count.';
-    COMMENT ON COLUMN spectrum.tasks.outcome IS 'What came of it, as far as it is done.';
-    COMMENT ON COLUMN spectrum.tasks.error_msg IS
-        'What ended it, or what held its last step up; with the SQLSTATE.';
-    COMMENT ON COLUMN spectrum.tasks.next_step_at IS
-        'Where a step was held up: not before. NULL: at once.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_tasks() IS 'Room 80: makes spectrum.tasks.';
-
-CREATE FUNCTION spectrum._task_kinds()
-RETURNS text[]
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT ARRAY['reprocess']
-$$;
-COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
-
-CREATE FUNCTION spectrum.request(p_kind text, p_arguments jsonb DEFAULT '{}')
-RETURNS bigint
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_arguments jsonb := coalesce(jsonb_strip_nulls(p_arguments), '{}');
-    v_task_id bigint;
-BEGIN
-    PERFORM spectrum._check_choice('p_kind', p_kind, spectrum._task_kinds());
-    IF jsonb_typeof(v_arguments) <> 'object' THEN
-        PERFORM spectrum._reject('p_arguments', p_arguments::text, 'a JSON object');
-    END IF;
-    EXECUTE format('SELECT spectrum.%I($1)', '_check_' || p_kind) USING v_arguments;
-    INSERT INTO spectrum.tasks (kind, arguments) VALUES (p_kind, v_arguments)
-    RETURNING tasks.task_id INTO v_task_id;
-    RETURN v_task_id;
-END
-$$;
-COMMENT ON FUNCTION spectrum.request(text, jsonb) IS
-    'Asks for long work, which the next runs carry out in steps, and returns its task_id: see '
-    'spectrum.tasks and spectrum.progress. The arguments are those of the procedure of the same '
-    'name, without p_.';
-
-CREATE FUNCTION spectrum._check_arguments(p_arguments jsonb, p_types jsonb)
-RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_argument record;
-BEGIN
-    FOR r_argument IN
-        SELECT given.name, given.value, p_types ->> given.name AS type
-        FROM jsonb_each_text(p_arguments) AS given (name, value)
-        ORDER BY given.name
-    LOOP
-        IF r_argument.type IS NULL THEN
-            PERFORM spectrum._reject('p_arguments', r_argument.name, 'arguments called: '
-                || (SELECT string_agg(known.name, ', ') FROM jsonb_object_keys(p_types)
-                    AS known (name)));
-        END IF;
-        BEGIN
-            EXECUTE format('SELECT %L::%s', r_argument.value, r_argument.type::regtype);
-        EXCEPTION
-            WHEN data_exception THEN
-                PERFORM spectrum._reject(
-                    'p_' || r_argument.name, r_argument.value, 'a value of type ' || r_argument.type
-                );
-        END;
-    END LOOP;
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_arguments(jsonb, jsonb) IS
-    'Raises 22023 unless every argument of a task is one of those in p_types (name: type) and its '
-    'value reads as that type.';
-
-CREATE FUNCTION spectrum._work_on_task(p_task_id bigint)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_kind text;
-    v_has_more boolean;
-    v_state text;
-    v_message text;
-BEGIN
-    -- Who else works on it has the row: step by step, never both at once.
-    UPDATE spectrum.tasks
-    SET state = 'running', started_at = coalesce(started_at, clock_timestamp()), error_msg = NULL
-    WHERE task_id = p_task_id AND state IN ('waiting', 'running')
-    RETURNING kind INTO v_kind;
-    IF v_kind IS NULL THEN
-        RETURN false;
-    END IF;
-    BEGIN
-        EXECUTE format('SELECT spectrum.%I($1)', '_do_' || v_kind)
-        INTO STRICT v_has_more USING p_task_id;
-        IF v_has_more THEN
-            RETURN true;
-        END IF;
-        v_state := 'done';
-    EXCEPTION
-        -- Passes: the step is tried again after a while.
-        WHEN lock_not_available OR deadlock_detected THEN
-            v_state := 'running';
-            v_message := format('%s (SQLSTATE %s)', sqlerrm, sqlstate);
-        WHEN OTHERS THEN
-            v_state := 'failed';
-            v_message := format('%s (SQLSTATE %s)', sqlerrm, sqlstate);
-    END;
-    UPDATE spectrum.tasks
-    SET state = v_state,
-        finished_at = CASE WHEN v_state <> 'running' THEN clock_timestamp() END,
-        error_msg = translate(v_message, E'\n\r', '  '),
-        next_step_at = CASE WHEN v_state = 'running'
-            THEN clock_timestamp() + (SELECT config.retry_delay FROM spectrum.config) END
-    WHERE task_id = p_task_id;
-    RETURN false;
-END
-$$;
-COMMENT ON FUNCTION spectrum._work_on_task(bigint) IS
-    'One step of a task: true where it may go on at once. An error undoes the step and ends the '
-    'task, unless it can pass: then the task stays open.';
-
-CREATE FUNCTION spectrum._task_outcome(p_task_id bigint)
-RETURNS jsonb
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    r_task record;
-BEGIN
-    SELECT task.kind, task.state, task.outcome, task.error_msg INTO r_task
-    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
-    IF r_task.state <> 'done' THEN
-        RAISE EXCEPTION '% (task %) is %: %', r_task.kind, p_task_id, r_task.state,
-            coalesce(r_task.error_msg, 'it was not finished')
-            USING
-                ERRCODE = coalesce(
-                    substring(r_task.error_msg FROM 'SQLSTATE (.{5})\)$'), 'query_canceled'
-                ),
-                HINT = CASE r_task.state
-                    WHEN 'running' THEN 'What is done is done; spectrum.run() goes on with it.'
-                    ELSE 'What is done is done; call it again for the rest.'
-                END;
-    END IF;
-    RETURN r_task.outcome;
-END
-$$;
-COMMENT ON FUNCTION spectrum._task_outcome(bigint) IS
-    'What came of a task that was carried out at once; raises what ended it before its end.';
-
-CREATE FUNCTION spectrum.cancel_task(p_task_id bigint)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    UPDATE spectrum.tasks SET state = 'cancelled', finished_at = clock_timestamp()
-    WHERE task_id = p_task_id AND state IN ('waiting', 'running');
-    RETURN FOUND;
-END
-$$;
-COMMENT ON FUNCTION spectrum.cancel_task(bigint) IS
-    'Has no further step of a task done; what is done stays. False where it is not open.';
-
-CREATE FUNCTION spectrum._work_on_tasks()
-RETURNS text
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_task_id bigint;
-    v_kind text;
-BEGIN
-    SELECT task.task_id, task.kind INTO v_task_id, v_kind
-    FROM spectrum.tasks AS task
-    WHERE task.state IN ('waiting', 'running')
-        AND (task.next_step_at IS NULL OR task.next_step_at <= clock_timestamp())
-    ORDER BY task.task_id
-    LIMIT 1
-    FOR UPDATE SKIP LOCKED;
-    IF v_task_id IS NULL THEN
-        RETURN NULL;
-    END IF;
-    PERFORM spectrum._work_on_task(v_task_id);
-    RETURN format('task %s, %s', v_task_id, v_kind);
-END
-$$;
-COMMENT ON FUNCTION spectrum._work_on_tasks() IS
-    'Step of a run: one step of the oldest open task; NULL where there is none.';
 -- Room 80, run: the tick. run() only loops and commits; each step is one function call and one
 -- transaction, so that a crash loses at most the step under way. Turns are taken by advisory
 -- locks that end with the transaction: a cancelled run leaves none behind.
@@ -19171,17 +18952,10 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     v_message text;
     v_state text;
-    v_detail text;
     r_refresh record;
 BEGIN
     IF p_step = 'process' THEN
         RETURN (SELECT batch.claimed > 0 FROM spectrum._log_batch(p_run_id, NULL) AS batch);
-    ELSIF p_step = 'tasks' THEN
-        v_detail := spectrum._work_on_tasks();
-        IF v_detail IS NOT NULL THEN
-            PERFORM spectrum._log_step(p_run_id, p_step, v_started_at, v_detail);
-        END IF;
-        RETURN v_detail IS NOT NULL;
     ELSIF p_step IN ('refresh', 'refresh between') THEN
         r_refresh := spectrum._refresh_some(200000);
         PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at, r_refresh.detail);
@@ -19244,7 +19018,6 @@ AS $$
 DECLARE
     v_has_more boolean;
     v_in_budget boolean;
-    v_in_task_budget boolean;
 BEGIN
     -- The lock ended with the last commit; whoever came in between goes on instead.
     IF NOT spectrum._take_turn('run') THEN
@@ -19256,19 +19029,14 @@ BEGIN
         PERFORM spectrum._end_run(p_run_id, NULL);
         RETURN NULL;
     END IF;
-    SELECT clock_timestamp() < run.started_at + config.run_budget,
-        clock_timestamp() < run.started_at + config.run_budget / 4
-    INTO v_in_budget, v_in_task_budget
+    SELECT clock_timestamp() < run.started_at + config.run_budget INTO v_in_budget
     FROM spectrum.run_log AS run CROSS JOIN spectrum.config
     WHERE run.log_id = p_run_id;
     RETURN CASE
         -- Not too much news at once: what a refresh works on has to fit into memory.
         WHEN p_step = 'process' AND v_has_more AND v_in_budget
             AND (SELECT sum(news.events) FROM spectrum.news) >= 200000 THEN 'refresh between'
-        -- Tasks first, so that the views follow in the same run, but events wait for no task long.
-        WHEN p_step = 'provision' OR (p_step = 'tasks' AND v_has_more AND v_in_task_budget)
-            THEN 'tasks'
-        WHEN p_step IN ('tasks', 'refresh between')
+        WHEN p_step IN ('provision', 'refresh between')
             OR (p_step = 'process' AND v_has_more AND v_in_budget) THEN 'process'
         WHEN p_step = 'process' OR (p_step = 'refresh' AND v_has_more AND v_in_budget)
             THEN 'refresh'
@@ -19299,10 +19067,9 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE spectrum.run() IS
-    'The tick: makes months ahead of need, works on open tasks, processes batches until nothing is '
-    'pending or config.run_budget is spent, refreshes the views, cleans up; a commit after each. A '
-    'second run at the same time returns at once and says so. Call it outside of a transaction '
-    'block.';
+    'The tick: makes months ahead of need, processes batches until nothing is pending or '
+    'config.run_budget is spent, refreshes the views, cleans up; a commit after each. A second '
+    'run at the same time returns at once and says so. Call it outside of a transaction block.';
 -- Room 80, the schedule: pg_cron, where it is. All calls to it stand behind a look whether it is
 -- there, so that Spectrum works without it and in databases other than pg_cron's own.
 
@@ -19498,18 +19265,12 @@ BEGIN
     FROM spectrum.reports AS report
     CROSS JOIN warehouse.dim_users AS dim
     WHERE report.state = 'building'
-    GROUP BY report.report_id
-    UNION ALL
-    SELECT format('%s (task %s)', task.kind, task.task_id), task.asked_at, task.done, task.total,
-        task.unit
-    FROM spectrum.tasks AS task
-    WHERE task.state IN ('waiting', 'running');
+    GROUP BY report.report_id;
     COMMENT ON VIEW spectrum.progress IS
-        'Long work under way, one row each: how much of it is done. It goes on with each run.';
+        'Long work under way, one row each: how much of it is done. It goes on with each refresh.';
     COMMENT ON COLUMN spectrum.progress.work IS 'What is being done.';
     COMMENT ON COLUMN spectrum.progress.begun_at IS 'Since when.';
     COMMENT ON COLUMN spectrum.progress.done IS 'Of total.';
-    COMMENT ON COLUMN spectrum.progress.total IS 'About; NULL where not known yet.';
     COMMENT ON COLUMN spectrum.progress.unit IS 'What is counted.';
 
     -- An error's text may quote values: readers learn that there was one, not what it says.
@@ -19706,14 +19467,6 @@ BEGIN
     WHERE activity.datname = current_database() AND activity.pid <> pg_backend_pid()
         AND activity.xact_start < now() - interval '1 hour';
 
-    RETURN QUERY SELECT 'tasks', count(*) = 0,
-        coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
-            '; '), 'none failed in a day'),
-        'SELECT * FROM spectrum.tasks; and once the cause is gone, ask for it again.'
-    FROM spectrum.tasks AS task
-    WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
-        OR task.state = 'running');
-
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
     FROM spectrum._check_ownership() AS owner;
 END
@@ -19820,111 +19573,6 @@ COMMENT ON FUNCTION spectrum.verify() IS
     'Makes the facts again from the raw events and the standing views from the facts, and '
     'compares: one row a check. Reads everything, so its cost follows the history. A view is '
     'behind, not wrong, where events came since its last refresh.';
--- Room 80, reprocess: raw events that are to be read again, with today's rules and settings.
-
-CREATE FUNCTION spectrum._check_reprocess(p_arguments jsonb)
-RETURNS void
-LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._check_arguments(p_arguments, '{"from": "timestamptz", "to": "timestamptz", '
-        '"status": "text", "event_type": "text", "error": "text"}');
-    PERFORM spectrum._check_choice(
-        'p_status', coalesce(p_arguments ->> 'status', 'failed'), ARRAY['failed', 'done', 'all']
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._check_reprocess(jsonb) IS 'Refuses what reprocess cannot take.';
-
-CREATE FUNCTION spectrum._do_reprocess(p_task_id bigint)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-AS $$
-DECLARE
-    r_task record;
-    v_until bigint;
-    v_rows bigint;
-BEGIN
-    SELECT task.position, task.total, task.arguments, task.started_at INTO r_task
-    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
-    IF r_task.total IS NULL THEN
-        SELECT coalesce(min(raw.seq) - 1, 0), coalesce(max(raw.seq), 0)
-        INTO r_task.position, r_task.total
-        FROM @extschema@.raw_events AS raw;
-    END IF;
-    SELECT max(chunk.seq), count(*) INTO v_until, v_rows
-    FROM (
-        SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq > r_task.position AND raw.seq <= r_task.total
-        ORDER BY raw.seq
-        LIMIT 20000
-    ) AS chunk;
-
-    WITH set_back AS (
-        UPDATE @extschema@.raw_events AS raw
-        SET status = 'pending'
-        WHERE raw.seq > r_task.position AND raw.seq <= v_until
-            AND raw.status IN ('failed', 'done')
-            AND coalesce(r_task.arguments ->> 'status', 'failed') IN ('all', raw.status)
-            AND raw.received_at >= coalesce((r_task.arguments ->> 'from')::timestamptz, '-infinity')
-            AND raw.received_at < coalesce((r_task.arguments ->> 'to')::timestamptz, 'infinity')
-            AND (NOT r_task.arguments ? 'event_type'
-                OR raw.payload ->> 'event_type' = r_task.arguments ->> 'event_type')
-            AND (NOT r_task.arguments ? 'error' OR raw.error_msg LIKE r_task.arguments ->> 'error')
-        RETURNING raw.seq
-    )
-    UPDATE spectrum.tasks AS task
-    SET position = coalesce(v_until, r_task.total),
-        done = task.done + v_rows,
-        total = r_task.total,
-        unit = 'raw events',
-        outcome = jsonb_build_object('requeued',
-            coalesce((task.outcome ->> 'requeued')::bigint, 0) + (SELECT count(*) FROM set_back))
-    WHERE task.task_id = p_task_id;
-    RETURN coalesce(v_until < r_task.total, false);
-END
-$$;
-COMMENT ON FUNCTION spectrum._do_reprocess(bigint) IS
-    'Step of reprocess: the next 20,000 raw events. Its position is the last seq looked at.';
-
-CREATE PROCEDURE spectrum.reprocess(
-    p_from timestamptz DEFAULT NULL,
-    p_to timestamptz DEFAULT NULL,
-    p_status text DEFAULT 'failed',
-    p_event_type text DEFAULT NULL,
-    p_error text DEFAULT NULL,
-    INOUT requeued bigint DEFAULT NULL
-)
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
-BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('reprocess', pg_catalog.jsonb_build_object(
-        'from', p_from, 'to', p_to, 'status', p_status, 'event_type', p_event_type, 'error', p_error
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    requeued := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'requeued'
-    )::pg_catalog.int8;
-END
-$$;
-COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, text, bigint) IS
-    'Sets raw events back to pending and returns how many: those received in [p_from, p_to), of '
-    'status failed (default), done or all, of one event type, with an error_msg LIKE p_error. The '
-    'next batches read them again, with today''s rules and settings; nothing is counted twice. '
-    'Done in steps, a commit after each: call it outside of a transaction block.';
 -- Room 80, setup: makes the tables and views, room by room, and gives them to the user. Members of
 -- an extension are left out of dumps and vanish with DROP EXTENSION; events must not.
 
@@ -19994,7 +19642,6 @@ BEGIN
     PERFORM spectrum._create_event_catalog();
     PERFORM spectrum._create_experiments();
     PERFORM spectrum._create_glass();
-    PERFORM spectrum._create_tasks();
     PERFORM spectrum._create_status();
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();

@@ -3,17 +3,24 @@
 The server is the private cluster of `make test`, found by PGHOST, PGPORT, PGUSER and PGPASSWORD.
 By hand: `scripts/cluster start test fsync=off`, then
 `scripts/cluster run test .venv/bin/pytest tests/...`.
+
+Under pytest-xdist (`make test`) each worker has a server of its own, so that no test meets what
+another one does to roles, locks, pg_cron, settings or whatever else a server has once.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
+from faults.rounds import make_template
+from faults.server import Server
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
 from pytest_postgresql.executors.noop import NoopExecutor
@@ -26,9 +33,40 @@ OWNER = "spectrum_test_owner"  # owns a database, and is nothing else
 ROLE_PREFIX = "spectrum_test_"
 TEMPLATES = {"": "tests", "spectrum": "tests_spectrum", "owner": "tests_owner"}
 
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0", "gw1", ...; None without pytest-xdist
+
 MakeDb = Callable[..., str]
 Connect = Callable[..., psycopg.Connection]
 MakeRole = Callable[..., str]
+
+
+def take_own_server() -> None:
+    """Points this worker's environment to its own of the clusters that SPECTRUM_TEST_CLUSTERS
+    names: to the first one for gw0, and so on."""
+    clusters = dict(enumerate(os.environ.get("SPECTRUM_TEST_CLUSTERS", "").split()))
+    name = clusters.get(int(str(WORKER).removeprefix("gw")))
+    if name is None:
+        raise pytest.UsageError(f"no server for the worker {WORKER} in SPECTRUM_TEST_CLUSTERS")
+    found = subprocess.run(
+        [ROOT / "scripts" / "cluster", "run", name, "env", "-0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        raise pytest.UsageError(found.stderr.strip())
+    os.environ.update(line.split("=", 1) for line in found.stdout.split("\0") if line)
+
+
+if WORKER:
+    take_own_server()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for pg_cron's minutes comes first: the other workers have work beside it."""
+    if WORKER:
+        items.sort(key=lambda item: "cron_dsn" not in getattr(item, "fixturenames", ()))
 
 
 def server() -> dict[str, str | None]:
@@ -223,6 +261,14 @@ def _empty_cron_database(dsn: str) -> None:
         "CREATE SCHEMA public AUTHORIZATION pg_database_owner",
         "GRANT USAGE ON SCHEMA public TO PUBLIC",
     )
+
+
+@pytest.fixture(scope="session")
+def private_server(tidy_server: None) -> Iterator[Server]:
+    """A server of its own for what may not be done to the one of all tests."""
+    with Server(wal_segment_megabytes=1) as server:
+        make_template(server)
+        yield server
 
 
 @pytest.fixture(scope="session")

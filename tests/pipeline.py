@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
@@ -23,10 +25,45 @@ class Counts(NamedTuple):
 
 
 NOTHING = Counts(0, 0, 0, 0)
+BY_SEQ = """
+    SELECT raw.seq, raw.status, original.seq AS copy_of
+    FROM raw_events AS raw LEFT JOIN raw_events AS original ON original.id = raw.copy_of
+    ORDER BY raw.seq
+"""
+FAILED = "SELECT seq, error_msg FROM raw_events WHERE status = 'failed' ORDER BY seq"
 
 
 def event(event_type: str = "seen", **fields: Any) -> dict[str, Any]:
     return {"event_type": event_type, "occurred_at": "2024-02-10T12:00:00Z", **fields}
+
+
+def many_events(number: int) -> list[Any]:
+    """1% that cannot be read, 5% copies with another body, some of them in another month."""
+    chance = random.Random(7)
+    start = datetime(2023, 11, 1, tzinfo=UTC)
+    poison: list[Any] = [
+        17, ["no", "object"], {}, {"event_type": ""}, event(occurred_at="yesterday"),
+        event(account_id="*"), event(properties=[1]), event(properties={"revenue": "a lot"}),
+    ]  # fmt: skip
+    made: list[Any] = []
+    for n in range(number):
+        dice = chance.random()
+        if dice < 0.01:
+            made.append(chance.choice(poison))
+            continue
+        # A copy may repeat any event before it; one in ten of those came as poison at first.
+        which = chance.randrange(n) if dice < 0.06 and n else n
+        made.append(
+            event(
+                chance.choice(["viewed", "clicked", "bought"]),
+                event_id=f"event {which}",
+                occurred_at=(start + timedelta(seconds=chance.randrange(90 * 86_400))).isoformat(),
+                user_id=f"u{chance.randrange(number // 20)}",
+                account_id=f"a{chance.randrange(50)}",
+                properties={"n": n, "revenue": chance.randrange(10_000) / 100},
+            )
+        )
+    return made
 
 
 def insert(db: psycopg.Connection, payloads: Iterable[Any]) -> None:
@@ -65,6 +102,21 @@ def statuses(db: psycopg.Connection) -> dict[str, int]:
 
 def facts(db: psycopg.Connection) -> int:
     return value(db, "SELECT count(*) FROM warehouse.fact_events")
+
+
+def bodies(db: psycopg.Connection) -> dict[str, Any]:
+    """The property n of every fact, by event_id as text."""
+    return dict(rows(db, "SELECT event_id::text, properties -> 'n' FROM warehouse.fact_events"))
+
+
+def only_body(db: psycopg.Connection) -> Any:
+    (body,) = bodies(db).values()
+    return body
+
+
+def make_due(db: psycopg.Connection) -> None:
+    db.execute("UPDATE spectrum.requeue SET due_at = now()")
+    db.execute("UPDATE raw_events SET next_attempt_at = now() WHERE next_attempt_at IS NOT NULL")
 
 
 def prove(db: psycopg.Connection, views: bool = False) -> None:

@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
@@ -14,7 +14,19 @@ from typing import Any
 
 import psycopg
 import pytest
-from pipeline import Counts, drain, event, insert, process, prove, rows, statuses, value
+from conftest import Connect
+from pipeline import (
+    Counts,
+    drain,
+    event,
+    insert,
+    process,
+    prove,
+    rows,
+    statuses,
+    value,
+    wait_until,
+)
 
 WORKERS = 4
 START = datetime(2024, 1, 20, tzinfo=UTC)
@@ -139,7 +151,7 @@ def test_four_workers_while_events_come_in(db: psycopg.Connection, dsn: str) -> 
 def test_four_workers_that_meet_refused_events(
     db: psycopg.Connection, dsn: str, limit: int
 ) -> None:
-    """What the warehouse refuses sends batches through the halves, where order is lost."""
+    """What the warehouse refuses sends batches through the parts, where order is lost."""
     retry_at_once(db)
     payloads = [p for p in events(3_000, seed=3) if p != UNREADABLE]
     insert(db, payloads)
@@ -188,3 +200,108 @@ def test_four_workers_while_rows_are_set_back(db: psycopg.Connection, dsn: str) 
 def work_on(dsn: str, limit: int, until: float) -> None:
     while time.time() < until:
         work(dsn, limit, until)
+
+
+@contextmanager
+def refresh_that_waits(
+    db: psycopg.Connection, connect: Connect, lock: str, end: str = "ROLLBACK"
+) -> Iterator[None]:
+    """A refresh, held up by a lock while the block runs; and one more after it."""
+    blocker, refresher = connect(autocommit=False), connect()
+    blocker.execute(lock)
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
+    with ThreadPoolExecutor(1) as threads:
+        refresh = threads.submit(refresher.execute, "CALL spectrum.refresh_analytics()")
+        try:
+            wait_until(lambda: value(db, waiting, refresher.info.backend_pid))
+            yield
+        finally:
+            blocker.execute(end)
+        refresh.result()
+    db.execute("CALL spectrum.refresh_analytics()")
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        # Before the statement that takes the notes, and between its planning and its snapshot.
+        "LOCK TABLE spectrum.withdrawals IN SHARE MODE",
+        "LOCK TABLE warehouse.fact_events_2024_02 IN ACCESS EXCLUSIVE MODE",
+    ],
+)
+def test_a_batch_that_commits_while_a_refresh_begins(
+    db: psycopg.Connection, connect: Connect, lock: str
+) -> None:
+    """What it adds, in a month that was not there, is taken by this refresh or left for the next:
+    never passed over."""
+    insert(db, [event(event_id="before", user_id="u1", occurred_at="2024-02-10T12:00:00Z")])
+    drain(db)
+    with refresh_that_waits(db, connect, lock):
+        insert(db, [event(event_id="amid", user_id="u2", occurred_at="2024-03-11T12:00:00Z")])
+        drain(db)
+    days = "SELECT day::text, events FROM analytics.daily_events WHERE account_id = '*' ORDER BY 1"
+    assert rows(db, days) == [("2024-02-10", 1), ("2024-03-11", 1)]
+    prove(db, views=True)
+
+
+BUILDING = "LOCK TABLE analytics.mv_retention_cohorts IN SHARE MODE"
+
+
+def test_a_report_defined_while_another_is_built(db: psycopg.Connection, connect: Connect) -> None:
+    insert(db, [event(event_id="e", user_id="u1")])
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    db.execute("SELECT spectrum.define_retention('first')")
+    with refresh_that_waits(db, connect, BUILDING):
+        db.execute("SELECT spectrum.define_retention('amid')")
+    sizes = "SELECT DISTINCT retention, cohort_size FROM analytics.retention_cohorts ORDER BY 1"
+    assert rows(db, sizes) == [("amid", 1), ("default", 1), ("first", 1)]
+    prove(db, views=True)
+
+
+def test_a_report_dropped_while_it_is_served(db: psycopg.Connection, connect: Connect) -> None:
+    insert(db, [event(event_id="e", user_id="u1")])
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    db.execute("SELECT spectrum.define_retention('dropped')")
+    db.execute("SELECT spectrum._refresh_some(1000)")  # built, and served by the next
+    drop = "SELECT spectrum.drop_retention('dropped')"
+    with refresh_that_waits(db, connect, drop, end="COMMIT"):
+        pass
+    assert rows(db, "SELECT DISTINCT retention FROM analytics.retention_cohorts") == [("default",)]
+    assert value(db, "SELECT count(*) FROM spectrum.reports WHERE state <> 'served'") == 0
+    prove(db, views=True)
+
+
+def test_an_event_that_changes_hands_while_its_row_is_read_again(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    """It counts by its second row, which is read again. Between that worker's look whose it is and
+    his taking it back, another one gives it to the first row: there it has to stay."""
+    first, second, blocker, holder = (connect(autocommit=False) for _ in range(4))
+    insert(db, [event(event_id="e", user_id=user) for user in ("of row 1", "of row 2")])
+    holder.execute("SELECT FROM raw_events WHERE seq = 1 FOR UPDATE")
+    drain(db)
+    holder.rollback()
+    db.execute("UPDATE raw_events SET status = 'pending' WHERE seq = 2")
+    holder.execute("SELECT FROM raw_events WHERE seq = 2 FOR UPDATE")
+    assert process(first).loaded == 1
+    holder.rollback()
+
+    def waits(session: psycopg.Connection) -> bool:
+        query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
+        return value(db, query, session.info.backend_pid) > 0
+
+    with ThreadPoolExecutor(2) as threads:
+        # The lock comes after the first worker's and before the second one's.
+        lock = threads.submit(blocker.execute, "LOCK TABLE spectrum.withdrawals IN SHARE MODE")
+        wait_until(lambda: waits(blocker))
+        again = threads.submit(process, second)
+        wait_until(lambda: waits(second))
+        first.commit()
+        lock.result()
+        blocker.rollback()
+        again.result()
+        second.commit()
+    assert rows(db, "SELECT user_id FROM analytics.events") == [("of row 1",)]
+    prove(db, views=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import psycopg
 import pytest
+from backups import assert_finishes, fill, half_done, tool, views
 from conftest import OWNER, Connect, MakeDb, MakeRole, run_sql
 from pipeline import drain, event, insert, prove, rows, value
 from psycopg.conninfo import conninfo_to_dict
 
-DAYS = ("2024-01-30T10:00:00Z", "2024-02-02T11:00:00Z", "2024-03-03T12:00:00Z")
-STANDING = ("conversion_funnels", "funnel_days", "retention_cohorts", "revenue_summary")
-STANDING += ("active_users", "sessions_daily", "experiment_results")
 STATE = """
     SELECT 'raw' AS what, count(*)::text AS value FROM raw_events
     UNION ALL SELECT 'done', count(*)::text FROM raw_events WHERE status = 'done'
@@ -29,53 +25,6 @@ STATE = """
     UNION ALL SELECT 'sequences', string_agg(sequencename || '=' || coalesce(last_value, 0), ' '
         ORDER BY sequencename) FROM pg_sequences WHERE schemaname <> 'cron'
 """
-
-
-def tool(name: str, dsn: str, *arguments: str) -> str:
-    """Runs one of PostgreSQL's programs against a database; what it prints, complaints too."""
-    bindir = subprocess.run(
-        [os.environ.get("PG_CONFIG", "pg_config"), "--bindir"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    settings = conninfo_to_dict(dsn)
-    env = os.environ | {"PGPASSWORD": str(settings.pop("password", ""))}
-    done = subprocess.run(
-        [f"{bindir}/{name}", "-d", " ".join(f"{k}={v}" for k, v in settings.items()), *arguments],
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def fill(db: psycopg.Connection) -> None:
-    """A little of everything: months, money, an experiment, a failure, a copy, a user's index."""
-    db.execute("""SELECT spectrum.define_funnel('sale', '["visit", "buy"]')""")
-    db.execute("SELECT spectrum.define_metric('bought', 'proportion', 'buy')")
-    db.execute(
-        """SELECT spectrum.define_experiment('button', '{"a": 0.5, "b": 0.5}', 'a', '["bought"]')"""
-    )
-    for number in range(12):
-        who = {"user_id": f"u{number}", "account_id": f"acme {number % 2}"}
-        variant = {"experiment": "button", "variant": "ab"[number % 2]}
-        insert(db, [event("experiment_exposure", **who, properties=variant)])
-        insert(db, [event("visit", **who, occurred_at=day) for day in DAYS])
-        insert(db, [event("buy", **who, properties={"revenue": "9.99"})] * (number % 3))
-    insert(db, [{"event_type": 1}, event("visit", event_id="x"), event("visit", event_id="x")])
-    drain(db)
-    db.execute("CREATE INDEX users_own ON warehouse.fact_events (account_key)")
-    db.execute("CALL spectrum.refresh_analytics()")
-
-
-def views(db: psycopg.Connection) -> dict[str, list[tuple]]:
-    return {
-        view: sorted(map(repr, rows(db, f"SELECT * FROM analytics.{view}"))) for view in STANDING
-    }
 
 
 def assert_goes_on(db: psycopg.Connection) -> None:
@@ -112,6 +61,30 @@ def test_restored_it_is_the_same_and_goes_on(
         assert rows(db, STATE) == state
         assert views(db) == shown
         assert_goes_on(db)
+
+
+@pytest.mark.parametrize("who", ["owner", "superuser", "superuser as the owner"])
+def test_restored_by_whomever_it_goes_on_where_it_stood(
+    who: str, make_db: MakeDb, connect: Connect, tmp_path: Path
+) -> None:
+    source, target = make_db("source", template="owner"), make_db("target", template="")
+    run_sql(target, f'ALTER DATABASE "{conninfo_to_dict(target)["dbname"]}" OWNER TO {OWNER}')
+    with connect(source) as db:
+        half_done(db)
+    as_owner, dump = f"{target} user={OWNER}", tmp_path / "dump"
+    tool("pg_dump", source, "-Fc", "-f", str(dump))
+    role = [f"--role={OWNER}"] if who == "superuser as the owner" else []
+    tool("pg_restore", as_owner if who == "owner" else target, "-1", "-e", *role, str(dump))
+    health = "SELECT ok, what_to_do FROM spectrum.health() WHERE check_name = %s"
+    with connect(target) as superuser:
+        ((ok, cure),) = rows(superuser, health, "ownership")
+        assert ok == (who != "superuser")
+        if not ok:
+            superuser.execute(cure.removeprefix("As a superuser: "))
+    with connect(as_owner) as db:
+        assert rows(db, health, "schedule")[0][0] is False
+        assert_finishes(db)
+        assert rows(db, health, "ownership")[0][0]
 
 
 def test_what_waits_and_what_was_granted_come_along(

@@ -1,5 +1,5 @@
 -- Room 10: configuration. One typed row, checked by the table itself; every other room reads it.
--- Also here: the three ways in which an argument is refused, so that all refusals look alike.
+-- Also here: the ways in which a call is refused, so that all refusals look alike.
 
 CREATE FUNCTION spectrum._create_config()
 RETURNS void
@@ -50,7 +50,24 @@ BEGIN
         run_log_keep interval NOT NULL DEFAULT '30 days'
             CONSTRAINT config_run_log_keep_range CHECK (run_log_keep >= '1 hour'),
         cron_log_keep interval NOT NULL DEFAULT '7 days'
-            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour')
+            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour'),
+        raw_keep interval
+            CONSTRAINT config_raw_keep_range CHECK (raw_keep >= '0'),
+        max_payload_bytes integer NOT NULL DEFAULT 1048576
+            CONSTRAINT config_max_payload_bytes_range
+            CHECK (max_payload_bytes BETWEEN 2000 AND 1000000000),
+        max_properties integer NOT NULL DEFAULT 1000
+            CONSTRAINT config_max_properties_range CHECK (max_properties BETWEEN 1 AND 10000000),
+        max_new_event_types integer NOT NULL DEFAULT 1000
+            CONSTRAINT config_max_new_event_types_range CHECK (max_new_event_types >= 0),
+        max_new_places integer NOT NULL DEFAULT 10000
+            CONSTRAINT config_max_new_places_range CHECK (max_new_places >= 0),
+        max_new_accounts integer NOT NULL DEFAULT 1000000
+            CONSTRAINT config_max_new_accounts_range CHECK (max_new_accounts >= 0),
+        account_share numeric NOT NULL DEFAULT 0.5
+            CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
+        max_idle interval NOT NULL DEFAULT '5 minutes'
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -85,6 +102,23 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.run_log_keep IS 'Age at which run log rows are deleted.';
     COMMENT ON COLUMN spectrum.config.cron_log_keep IS
         'Age at which rows of pg_cron''s own log about Spectrum''s jobs are deleted.';
+    COMMENT ON COLUMN spectrum.config.raw_keep IS
+        'Age at which raw events that are done are deleted; NULL: never.';
+    COMMENT ON COLUMN spectrum.config.max_payload_bytes IS
+        'Events whose payload takes more bytes, before compression, fail.';
+    COMMENT ON COLUMN spectrum.config.max_properties IS
+        'Events with more properties (keys of properties itself) fail.';
+    COMMENT ON COLUMN spectrum.config.max_new_event_types IS
+        'Event types that an account may bring new per day; events of further ones fail.';
+    COMMENT ON COLUMN spectrum.config.max_new_places IS
+        'Places that an account may bring new per day; events of further ones fail.';
+    COMMENT ON COLUMN spectrum.config.max_new_accounts IS
+        'Accounts that may come new per day, all together; events of further ones fail.';
+    COMMENT ON COLUMN spectrum.config.account_share IS
+        'Part of a batch beyond which an account waits behind the others while events of theirs '
+        'wait; 1 to take all events strictly in the order of receipt.';
+    COMMENT ON COLUMN spectrum.config.max_idle IS
+        'Age from which status() and health() name a transaction that is open and idle.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -136,6 +170,23 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._check_name(text, text) IS
     'Raises 22023 unless the value can be the name of a definition.';
+
+CREATE FUNCTION spectrum._require_primary()
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby: it can be read, not written'
+            USING ERRCODE = 'read_only_sql_transaction',
+                HINT = 'Call it on the primary. After SELECT pg_promote() it works here, and '
+                    'pg_cron goes on here by itself.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._require_primary() IS
+    'Raises 25006 on a standby, before anything is tried.';
 
 CREATE FUNCTION spectrum.configure(p_setting text, p_value text)
 RETURNS text

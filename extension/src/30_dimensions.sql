@@ -116,13 +116,20 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_owners text[];
 BEGIN
-    INSERT INTO warehouse.dim_accounts (account_id)
-    SELECT DISTINCT batch.account_id
-    FROM pg_temp.spectrum_batch AS batch
-    WHERE batch.is_readable AND batch.account_key IS NULL
-    ORDER BY batch.account_id
-    ON CONFLICT (account_id) DO NOTHING;
+    WITH added AS (
+        INSERT INTO warehouse.dim_accounts (account_id)
+        SELECT DISTINCT batch.account_id
+        FROM pg_temp.spectrum_batch AS batch
+        WHERE batch.is_readable AND batch.account_key IS NULL
+        ORDER BY batch.account_id
+        ON CONFLICT (account_id) DO NOTHING
+        RETURNING account_id
+    )
+    SELECT array_agg('*'::text) INTO v_owners FROM added;
+    PERFORM spectrum._note_members('max_new_accounts', v_owners);
 
     INSERT INTO warehouse.dim_users (user_id, account_key)
     SELECT newcomers.user_id, (
@@ -136,21 +143,44 @@ BEGIN
     ORDER BY newcomers.user_id
     ON CONFLICT (user_id) DO NOTHING;
 
-    INSERT INTO warehouse.dim_geography (country, region, city)
-    SELECT DISTINCT batch.country, batch.region, batch.city
-    FROM pg_temp.spectrum_batch AS batch
-    WHERE batch.is_readable AND batch.geo_key IS NULL
-    ORDER BY batch.country, batch.region, batch.city
-    ON CONFLICT (country, region, city) DO NOTHING;
+    WITH added AS (
+        INSERT INTO warehouse.dim_geography (country, region, city)
+        SELECT DISTINCT batch.country, batch.region, batch.city
+        FROM pg_temp.spectrum_batch AS batch
+        WHERE batch.is_readable AND batch.geo_key IS NULL
+        ORDER BY batch.country, batch.region, batch.city
+        ON CONFLICT (country, region, city) DO NOTHING
+        RETURNING country, region, city
+    )
+    SELECT array_agg(owners.account_id) INTO v_owners
+    FROM (
+        SELECT DISTINCT batch.account_id, batch.country, batch.region, batch.city
+        FROM pg_temp.spectrum_batch AS batch
+        JOIN added USING (country, region, city)
+        WHERE batch.is_readable
+    ) AS owners;
+    PERFORM spectrum._note_members('max_new_places', v_owners);
 
-    INSERT INTO warehouse.dim_event_types (event_type)
-    SELECT DISTINCT batch.event_type
-    FROM pg_temp.spectrum_batch AS batch
-    WHERE batch.is_readable AND batch.event_type_key IS NULL
-    ORDER BY batch.event_type
-    ON CONFLICT (event_type) DO NOTHING;
+    WITH added AS (
+        INSERT INTO warehouse.dim_event_types (event_type)
+        SELECT DISTINCT batch.event_type
+        FROM pg_temp.spectrum_batch AS batch
+        WHERE batch.is_readable AND batch.event_type_key IS NULL
+        ORDER BY batch.event_type
+        ON CONFLICT (event_type) DO NOTHING
+        RETURNING event_type
+    )
+    SELECT array_agg(owners.account_id) INTO v_owners
+    FROM (
+        SELECT DISTINCT batch.account_id, batch.event_type
+        FROM pg_temp.spectrum_batch AS batch
+        JOIN added USING (event_type)
+        WHERE batch.is_readable
+    ) AS owners;
+    PERFORM spectrum._note_members('max_new_event_types', v_owners);
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_members() IS
     'Adds what the batch names and the dimensions do not have yet. Keys are looked up later, in '
-    'a statement of its own: only that sees a member that another worker added meanwhile.';
+    'a statement of its own: only that sees a member that another worker added meanwhile. What '
+    'this batch added counts for the caps of the accounts that name it.';

@@ -9,5 +9,5 @@ The package is thin on purpose: it connects, moves events into ``raw_events`` an
 from spectrum_shell.client import Client
 from spectrum_shell.errors import NotInstalled, SpectrumError
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 __all__ = ["Client", "NotInstalled", "SpectrumError", "__version__"]

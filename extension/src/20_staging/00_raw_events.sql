@@ -31,7 +31,10 @@ BEGIN
         next_attempt_at timestamptz,
         copy_of uuid,
         treated text[]
-    ) WITH (fillfactor = 50);
+    ) WITH (
+        fillfactor = 50,
+        autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
+    );
     -- NULL for all but copies, so marking an ordinary event does not touch this index.
     CREATE INDEX raw_events_copy_of_idx ON @extschema@.raw_events (copy_of)
     WHERE copy_of IS NOT NULL;
@@ -93,22 +96,26 @@ BEGIN
         safe_seq bigint NOT NULL DEFAULT 0,
         seen_seq bigint NOT NULL DEFAULT 0,
         seen_writers text[],
-        patrol_seq bigint NOT NULL DEFAULT 0
+        patrol_seq bigint NOT NULL DEFAULT 0,
+        late_seq bigint NOT NULL DEFAULT 0
     );
     COMMENT ON TABLE spectrum.intake IS 'Where claims begin, one row. Hints only: no event depends '
         'on them being right, a stale one costs time.';
     COMMENT ON COLUMN spectrum.intake.is_only IS 'Always true: keeps the table at one row.';
     COMMENT ON COLUMN spectrum.intake.head_seq IS
-        'Everything below was claimed once, or was not visible yet. Claims begin here.';
+        'Everything below was claimed once, was left behind (spectrum.floods), or was not visible '
+        'yet. Claims begin here.';
     COMMENT ON COLUMN spectrum.intake.safe_seq IS
-        'Nothing below is pending. Between here and head_seq lie late commits and rows of workers '
-        'that were rolled back: swept when the head is drained.';
+        'Nothing below is pending. Between here and head_seq lie late commits, rows of workers '
+        'that were rolled back, and what floods left behind: swept when the head is drained.';
     COMMENT ON COLUMN spectrum.intake.seen_seq IS 'head_seq when seen_writers was noted.';
     COMMENT ON COLUMN spectrum.intake.seen_writers IS
         'Transactions that were writing to raw_events then, as in pg_locks: once none of them '
         'runs, safe_seq may move to seen_seq.';
     COMMENT ON COLUMN spectrum.intake.patrol_seq IS
         'How far the slow round over all of raw_events has come.';
+    COMMENT ON COLUMN spectrum.intake.late_seq IS
+        'During a flood: between here and head_seq may be late commits of others.';
     INSERT INTO spectrum.intake DEFAULT VALUES;
 
     CREATE TRIGGER raw_events_requeue

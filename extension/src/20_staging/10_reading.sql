@@ -61,8 +61,16 @@ BEGIN
             THEN coalesce(upper(part.properties ->> 'currency'), config.currency)
         END AS currency,
         CASE
-            WHEN jsonb_typeof(said.payload) <> 'object'
-                THEN spectrum._complaint('payload', 'a JSON object', said.payload)
+            WHEN typed.refused_by = 'max_payload_bytes'
+                THEN spectrum._complaint('payload', 'at most ' || config.max_payload_bytes
+                    || ' bytes (config.max_payload_bytes)',
+                    to_jsonb(pg_column_size(raw.payload #> '{}')))
+            WHEN typed.refused_by = 'max_properties'
+                THEN spectrum._complaint('properties', 'at most ' || config.max_properties
+                    || ' of them (config.max_properties)',
+                    to_jsonb((SELECT count(*) FROM jsonb_object_keys(part.properties))))
+            WHEN jsonb_typeof(raw.payload) <> 'object'
+                THEN spectrum._complaint('payload', 'a JSON object', raw.payload)
             WHEN jsonb_typeof(part.event_type) IS DISTINCT FROM 'string'
                 OR length(txt.event_type) NOT BETWEEN 1 AND 200
                 THEN CASE WHEN said.payload = spectrum._forgotten_payload()
@@ -120,13 +128,31 @@ BEGIN
                     OR part.properties ->> 'currency' !~ '^[A-Za-z]{3}$')
                 THEN spectrum._complaint('properties.currency', 'three letters',
                     part.properties -> 'currency')
-        END AS error_msg
+        END AS error_msg,
+        typed.refused_by
     FROM @extschema@.raw_events AS raw
     CROSS JOIN spectrum.config
+    CROSS JOIN LATERAL (
+        -- What the server has compressed is unpacked here, once. Of an event that is too large
+        -- nothing is read but which and whose it is.
+        SELECT
+            CASE
+                WHEN stored.is_plain THEN raw.payload
+                WHEN pg_column_size(raw.payload #> '{}') <= config.max_payload_bytes
+                    THEN raw.payload #> '{}'
+                ELSE jsonb_build_object('event_id', raw.payload -> 'event_id',
+                    'account_id', raw.payload -> 'account_id')
+            END AS payload,
+            NOT stored.is_plain
+                AND pg_column_size(raw.payload #> '{}') > config.max_payload_bytes AS is_too_large
+        FROM (SELECT pg_column_size(raw.payload) < 2000
+                AND pg_column_compression(raw.payload) IS NULL AS is_plain) AS stored
+        OFFSET 0
+    ) AS body
     -- Personal data as the rules leave it. Whether there are rules is asked once a query.
     CROSS JOIN LATERAL (
-        SELECT CASE WHEN (SELECT privacy.rules FROM spectrum.privacy) IS NULL THEN raw.payload
-            ELSE spectrum._protect(raw.payload, raw.treated,
+        SELECT CASE WHEN (SELECT privacy.rules FROM spectrum.privacy) IS NULL THEN body.payload
+            ELSE spectrum._protect(body.payload, raw.treated,
                 (SELECT privacy.rules FROM spectrum.privacy),
                 (SELECT known.inner_pad FROM spectrum.pii_key AS known),
                 (SELECT known.outer_pad FROM spectrum.pii_key AS known))
@@ -147,8 +173,8 @@ BEGIN
             said.payload -> 'properties' -> config.revenue_property AS revenue,
             coalesce(nullif(said.payload -> 'occurred_at', 'null'), said.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN said.payload -> 'occurred_at' <> 'null'
-                THEN 'occurred_at' ELSE 'timestamp' END AS time_field
+            CASE WHEN said.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
+                ELSE 'timestamp' END AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (
@@ -198,6 +224,12 @@ BEGIN
                             AND extract(day FROM make_date(left(txt.occurred_at, 4)::integer, 3, 1)
                                 - interval '1 day') <> 29
                             THEN NULL
+                        -- A cast takes a leap second, but no part of one.
+                        WHEN substr(txt.occurred_at, 17, 4) = ':60.'
+                            THEN (overlay(txt.occurred_at PLACING '59' FROM 18 FOR 2)
+                                || CASE WHEN substr(txt.occurred_at, 20) ~ '[Z+-]' THEN ''
+                                    ELSE ' UTC'
+                                END)::timestamptz + interval '1 second'
                         WHEN right(txt.occurred_at, 1) = 'Z' OR strpos(txt.occurred_at, '+') > 0
                             OR strpos(substr(txt.occurred_at, 12), '-') > 0
                             THEN txt.occurred_at::timestamptz
@@ -223,7 +255,18 @@ BEGIN
                     THEN CASE
                         WHEN abs(txt.revenue::numeric) < 1e15 THEN txt.revenue::numeric
                     END
-            END AS revenue
+            END AS revenue,
+            CASE
+                WHEN body.is_too_large THEN 'max_payload_bytes'
+                -- A property takes more than 8 bytes: most events are too short to be counted.
+                WHEN pg_column_size(body.payload) > 8 * config.max_properties
+                    AND jsonb_typeof(part.properties) = 'object'
+                    THEN CASE
+                        WHEN (SELECT count(*) FROM jsonb_object_keys(part.properties))
+                            > config.max_properties
+                            THEN 'max_properties'
+                    END
+            END AS refused_by
         OFFSET 0
     ) AS typed;
     COMMENT ON VIEW spectrum.readings IS
@@ -242,6 +285,8 @@ BEGIN
         'Three capital letters, from the property currency or config.currency.';
     COMMENT ON COLUMN spectrum.readings.error_msg IS
         'The first field that cannot be read, what was expected there and its value.';
+    COMMENT ON COLUMN spectrum.readings.refused_by IS
+        'The cap that the event is over: max_payload_bytes or max_properties of spectrum.config.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_reading() IS 'Room 20: makes the view spectrum.readings.';

@@ -80,10 +80,17 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_rows tid[] := spectrum._claim_requeued(p_limit);
-    v_requeued integer := cardinality(v_rows);
+    v_may_repeat boolean := cardinality(v_rows) > 0;
+    v_claimed tid[];
+    v_is_fair boolean := false;
     r_intake record;
     r_claim record;
 BEGIN
+    IF cardinality(v_rows) < p_limit THEN
+        v_claimed := spectrum._claim_fairly(p_limit - cardinality(v_rows));
+        v_is_fair := v_claimed <> '{}';
+        v_rows := v_rows || v_claimed;
+    END IF;
     SELECT intake.head_seq, intake.safe_seq INTO r_intake FROM spectrum.intake;
 
     IF cardinality(v_rows) < p_limit THEN
@@ -94,15 +101,20 @@ BEGIN
         PERFORM spectrum._advance_head(r_claim.last_seq + 1);
     END IF;
 
-    IF cardinality(v_rows) < p_limit THEN
+    IF cardinality(v_rows) < p_limit AND EXISTS (SELECT FROM spectrum.floods) THEN
+        v_rows := v_rows || spectrum._claim_left_behind(p_limit - cardinality(v_rows), false);
+        v_may_repeat := true;
+    ELSIF cardinality(v_rows) < p_limit THEN
+        v_may_repeat := v_may_repeat OR v_is_fair;
         r_claim := spectrum._claim_between(
             r_intake.safe_seq, r_intake.head_seq, p_limit - cardinality(v_rows)
         );
         v_rows := v_rows || r_claim.row_ids;
         PERFORM spectrum._advance_safe();
     END IF;
-    IF v_requeued > 0 THEN
-        -- One's own locks are not skipped: a row that was due again is met a second time.
+    IF v_may_repeat THEN
+        -- One's own locks are not skipped: a row that was due again, or was taken in front of a
+        -- flood, is met a second time.
         v_rows := ARRAY(SELECT DISTINCT row_id FROM unnest(v_rows) AS row_id ORDER BY row_id);
     END IF;
     RETURN v_rows;
@@ -110,7 +122,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._claim(integer) IS
     'Locks the rows of one batch and returns their places: first what is due again, then from the '
-    'head on, and when the head is drained what was left behind it.';
+    'head on (during a flood both in front of and behind it), and when the head is drained what '
+    'was left behind it.';
 
 CREATE FUNCTION spectrum._advance_head(p_seq bigint)
 RETURNS void
@@ -130,6 +143,27 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._advance_head(bigint) IS
     'Moves the mark where claims begin forward, unless another worker is doing so.';
+
+CREATE FUNCTION spectrum._writers()
+RETURNS text[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Whoever has drawn a number below the head, and cannot be seen yet, holds this lock by now.
+    -- Transaction ids would not do: they are drawn later, and not in the order of the numbers.
+    RETURN (
+        SELECT coalesce(array_agg(DISTINCT writer.virtualtransaction), '{}')
+        FROM pg_locks AS writer
+        WHERE writer.locktype = 'relation' AND writer.mode = 'RowExclusiveLock'
+            AND writer.relation = '@extschema@.raw_events'::regclass
+            AND writer.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND writer.pid IS DISTINCT FROM pg_backend_pid()
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._writers() IS
+    'The transactions of others that are writing to raw_events.';
 
 CREATE FUNCTION spectrum._advance_safe()
 RETURNS void
@@ -152,15 +186,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Whoever has drawn a number below the head, and cannot be seen yet, holds this lock by now.
-    -- Transaction ids would not do: they are drawn later, and not in the order of the numbers.
-    SELECT coalesce(array_agg(DISTINCT writer.virtualtransaction), '{}') INTO v_writers
-    FROM pg_locks AS writer
-    WHERE writer.locktype = 'relation' AND writer.mode = 'RowExclusiveLock'
-        AND writer.relation = '@extschema@.raw_events'::regclass
-        AND writer.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND writer.pid IS DISTINCT FROM pg_backend_pid();
-
+    v_writers := spectrum._writers();
     IF r_intake.seen_writers IS NULL THEN
         UPDATE spectrum.intake SET seen_seq = intake.head_seq, seen_writers = v_writers;
     ELSIF NOT r_intake.seen_writers && v_writers AND NOT EXISTS (

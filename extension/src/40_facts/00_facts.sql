@@ -82,7 +82,7 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._month_name(date) IS 'Name of the partition of a month.';
 
-CREATE FUNCTION spectrum._bound_lock_waits()
+CREATE FUNCTION spectrum._bound_lock_waits(p_times integer DEFAULT 1)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -91,13 +91,14 @@ DECLARE
     v_before text := current_setting('lock_timeout');
 BEGIN
     PERFORM set_config('lock_timeout',
-        ceil(extract(epoch FROM config.lock_timeout) * 1000)::text || 'ms', true)
+        ceil(extract(epoch FROM config.lock_timeout) * 1000 * p_times)::text || 'ms', true)
     FROM spectrum.config;
     RETURN v_before;
 END
 $$;
-COMMENT ON FUNCTION spectrum._bound_lock_waits() IS
-    'Sets lock_timeout to config.lock_timeout and returns what it was, for who sets it back.';
+COMMENT ON FUNCTION spectrum._bound_lock_waits(integer) IS
+    'Sets lock_timeout to so many times config.lock_timeout and returns what it was, for who sets '
+    'it back.';
 
 CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
@@ -116,8 +117,10 @@ BEGIN
         RETURN false;
     END IF;
 
-    v_wait := spectrum._bound_lock_waits();
+    -- For a worker whose batch makes months too, longer: this wait keeps nobody from reading.
+    v_wait := spectrum._bound_lock_waits(10);
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
+    PERFORM spectrum._bound_lock_waits();
     BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.
         EXECUTE format('CREATE TABLE warehouse.%I (LIKE warehouse.fact_events INCLUDING DEFAULTS '
@@ -138,7 +141,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._add_month(date) IS
     'Makes the partition of one month (its first day) unless it is there. Readers go on reading; '
-    'raises 55P03 where a lock cannot be had within config.lock_timeout.';
+    'raises 55P03 where a lock cannot be had within config.lock_timeout, or where another '
+    'transaction that makes months does not end within ten times that.';
 
 CREATE FUNCTION spectrum.ensure_partitions(p_from timestamptz, p_to timestamptz)
 RETURNS integer

@@ -33,10 +33,13 @@ BEGIN
             can_pass boolean NOT NULL DEFAULT false,
             error_msg text,
             copy_of uuid,
+            refused_by text,
             is_forgotten boolean NOT NULL DEFAULT false
         ) ON COMMIT DELETE ROWS;
+    ELSIF pg_relation_size('pg_temp.spectrum_batch') > 0 THEN
+        -- Not DELETE: each part of a parted batch would wade through the rows of all before it.
+        TRUNCATE pg_temp.spectrum_batch;
     END IF;
-    DELETE FROM pg_temp.spectrum_batch;
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_batch() IS
@@ -54,7 +57,7 @@ BEGIN
     INSERT INTO pg_temp.spectrum_batch (
         row_id, seq, id, event_id, occurred_at, event_type, account_id, user_id,
         country, region, city, account_key, user_key, geo_key, event_type_key,
-        properties, revenue, currency, is_readable, was_read, error_msg
+        properties, revenue, currency, is_readable, was_read, error_msg, refused_by
     )
     SELECT
         reading.row_id, reading.seq, reading.id, reading.event_id, reading.occurred_at,
@@ -62,7 +65,7 @@ BEGIN
         reading.country, reading.region, reading.city,
         accounts.account_key, users.user_key, geography.geo_key, event_types.event_type_key,
         reading.properties, reading.revenue, reading.currency,
-        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg
+        reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg, reading.refused_by
     FROM spectrum.readings AS reading
     LEFT JOIN warehouse.dim_accounts AS accounts USING (account_id)
     LEFT JOIN warehouse.dim_users AS users USING (user_id)
@@ -135,7 +138,7 @@ COMMENT ON FUNCTION spectrum._add_months(timestamptz, timestamptz) IS
     'Makes the months that events of the batch, all between two times, need. A month that another '
     'session locks out fails its events for now; they are tried again.';
 
-CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[])
+CREATE FUNCTION spectrum._withdraw(p_event_ids uuid[], p_seqs bigint[] DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -147,6 +150,7 @@ BEGIN
     WITH entries AS (
         DELETE FROM warehouse.event_ledger AS ledger
         WHERE ledger.event_id = ANY (p_event_ids)
+            AND (p_seqs IS NULL OR ledger.seq = ANY (p_seqs))
         RETURNING ledger.event_id, ledger.occurred_at, ledger.user_key
     ), facts AS (
         DELETE FROM warehouse.fact_events AS fact
@@ -167,8 +171,10 @@ BEGIN
     FROM facts;
 END
 $$;
-COMMENT ON FUNCTION spectrum._withdraw(uuid[]) IS
-    'Takes facts back, with their ledger entries, so that they can be made again or not at all.';
+COMMENT ON FUNCTION spectrum._withdraw(uuid[], bigint[]) IS
+    'Takes facts back, with their ledger entries, so that they can be made again or not at all: '
+    'where rows are named, only what is theirs, not what another worker has made of an earlier '
+    'row meanwhile.';
 
 CREATE FUNCTION spectrum._insert_facts()
 RETURNS bigint
@@ -179,6 +185,7 @@ SET enable_mergejoin = off
 AS $$
 DECLARE
     v_loaded bigint;
+    v_events bigint;
 BEGIN
     WITH new_facts AS MATERIALIZED (
         SELECT
@@ -219,22 +226,28 @@ BEGIN
             array_agg(occurred_at), array_agg(event_id)
         FROM new_facts
         HAVING count(*) > 0
+    ), facts AS (
+        INSERT INTO warehouse.fact_events (
+            event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
+            revenue, currency
+        )
+        SELECT
+            event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
+            revenue, currency
+        FROM new_facts
+        RETURNING 1
     )
-    INSERT INTO warehouse.fact_events (
-        event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
-        revenue, currency
-    )
-    SELECT
-        event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
-        revenue, currency
-    FROM new_facts;
-    GET DIAGNOSTICS v_loaded = ROW_COUNT;
+    SELECT (SELECT count(*) FROM facts), (SELECT count(*) FROM new_facts) INTO v_loaded, v_events;
+    IF v_loaded < v_events THEN
+        RAISE EXCEPTION 'a trigger on warehouse.fact_events keeps the event out'
+            USING ERRCODE = 'triggered_data_change_violation';
+    END IF;
     RETURN v_loaded;
 END
 $$;
 COMMENT ON FUNCTION spectrum._insert_facts() IS
     'Inserts the batch''s events that the ledger does not know: ledger, facts and the news of '
-    'them. Returns how many.';
+    'them. Returns how many; raises 27000 where a trigger of the user''s own keeps one out.';
 
 CREATE FUNCTION spectrum._withdraw_reread(p_is_retry boolean)
 RETURNS void
@@ -243,8 +256,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_event_ids uuid[];
+    v_seqs bigint[];
 BEGIN
-    SELECT array_agg(batch.event_id ORDER BY batch.event_id) INTO v_event_ids
+    SELECT array_agg(batch.event_id ORDER BY batch.event_id), array_agg(batch.seq)
+    INTO v_event_ids, v_seqs
     FROM pg_temp.spectrum_batch AS batch
     WHERE (batch.was_read OR p_is_retry) AND batch.seq = (
         SELECT ledger.seq FROM warehouse.event_ledger AS ledger
@@ -253,7 +268,7 @@ BEGIN
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
-    PERFORM spectrum._withdraw(v_event_ids);
+    PERFORM spectrum._withdraw(v_event_ids, v_seqs);
 
     -- Where the row cannot be read any more, a copy of it may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
@@ -295,7 +310,7 @@ BEGIN
     IF v_event_ids IS NULL THEN
         RETURN 0;
     END IF;
-    PERFORM spectrum._withdraw(v_event_ids);
+    PERFORM spectrum._withdraw(v_event_ids, v_later_seqs);
 
     -- That row and its copies are copies of ours from now on; what is not done will find out.
     UPDATE @extschema@.raw_events AS raw SET copy_of = later.first_id

@@ -55,19 +55,36 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     r_batch record;
+    v_is_refused boolean;
 BEGIN
     PERFORM spectrum._read_batch(p_rows);
     SELECT
         p_is_retry OR bool_or(batch.was_read) AS has_reread,
-        bool_or(batch.is_readable AND (batch.account_key IS NULL OR batch.user_key IS NULL
-            OR batch.geo_key IS NULL OR batch.event_type_key IS NULL)) AS has_newcomers,
+        bool_or(batch.is_readable AND batch.account_key IS NULL) AS has_accounts,
+        bool_or(batch.is_readable AND batch.user_key IS NULL) AS has_users,
+        bool_or(batch.is_readable AND batch.geo_key IS NULL) AS has_places,
+        bool_or(batch.is_readable AND batch.event_type_key IS NULL) AS has_types,
+        bool_or(batch.refused_by IS NOT NULL) AS has_refused,
         min(batch.occurred_at) FILTER (WHERE batch.is_readable) AS first_at,
         max(batch.occurred_at) FILTER (WHERE batch.is_readable) AS last_at
     INTO r_batch FROM pg_temp.spectrum_batch AS batch;
 
     PERFORM spectrum._add_months(r_batch.first_at, r_batch.last_at);
-    IF r_batch.has_newcomers THEN
+    v_is_refused := r_batch.has_refused;
+    IF r_batch.has_accounts THEN
+        v_is_refused := spectrum._refuse_newcomers('max_new_accounts') OR v_is_refused;
+    END IF;
+    IF r_batch.has_types THEN
+        v_is_refused := spectrum._refuse_newcomers('max_new_event_types') OR v_is_refused;
+    END IF;
+    IF r_batch.has_places THEN
+        v_is_refused := spectrum._refuse_newcomers('max_new_places') OR v_is_refused;
+    END IF;
+    IF r_batch.has_accounts OR r_batch.has_users OR r_batch.has_places OR r_batch.has_types THEN
         PERFORM spectrum._add_members();
+    END IF;
+    IF v_is_refused THEN
+        PERFORM spectrum._note_refusals();
     END IF;
     PERFORM spectrum._find_firsts();
     IF r_batch.has_reread THEN
@@ -82,7 +99,7 @@ BEGIN
     END IF;
     IF loaded + duplicates + failed <> cardinality(p_rows) THEN
         RAISE EXCEPTION 'the event is neither a fact nor a copy: another worker changed what it '
-            'repeats, or a trigger on warehouse.fact_events keeps it out'
+            'repeats'
             USING ERRCODE = 'triggered_data_change_violation';
     END IF;
     PERFORM spectrum._mark_rows();
@@ -132,6 +149,8 @@ CREATE FUNCTION spectrum._load_patiently(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_key text;
 BEGIN
     FOR v_try IN 1 .. 3 LOOP
         BEGIN
@@ -140,7 +159,9 @@ BEGIN
             RETURN;
         EXCEPTION
             WHEN unique_violation OR triggered_data_change_violation THEN
-                IF v_try = 3 THEN
+                -- Of many rows, what is no race for an event_id is found by parts.
+                GET STACKED DIAGNOSTICS v_key = CONSTRAINT_NAME;
+                IF v_try = 3 OR (cardinality(p_rows) > 1 AND v_key NOT LIKE '%\_pkey') THEN
                     RAISE;
                 END IF;
         END;
@@ -150,55 +171,78 @@ $$;
 COMMENT ON FUNCTION spectrum._load_patiently(tid[]) IS
     'Loads claimed rows; looks again where another worker brought the same event_id meanwhile.';
 
-CREATE FUNCTION spectrum._load_in_halves(
+CREATE FUNCTION spectrum._is_refusal(p_state text)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p_state ~ '^(22|23|27|54|P0|[689I-OQ-WYZ])'
+$$;
+COMMENT ON FUNCTION spectrum._is_refusal(text) IS
+    'Whether an error, by its SQLSTATE, is about the rows: data, constraints, limits, what a '
+    'trigger raises, in a class of its own too. Not: locks, resources, statements that are wrong.';
+
+CREATE FUNCTION spectrum._load_in_parts(
     p_rows tid[],
     p_is_refused boolean,
     OUT loaded bigint,
     OUT duplicates bigint,
-    OUT failed bigint
+    OUT failed bigint,
+    OUT was_refused boolean
 )
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_half integer := cardinality(p_rows) / 2;
+    v_rows integer := cardinality(p_rows);
     v_state text;
     v_reason text;
-    r_left record;
-    r_right record;
+    r_part record;
 BEGIN
-    IF v_half = 0 OR NOT p_is_refused THEN
+    IF v_rows = 1 OR NOT p_is_refused THEN
         BEGIN
             SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(p_rows);
+            was_refused := false;
             RETURN;
         EXCEPTION
             -- What reading could not foresee, say a constraint of the user's own.
-            WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded
-                OR raise_exception OR triggered_data_change_violation
-            THEN
+            WHEN OTHERS OR assert_failure THEN
                 GET STACKED DIAGNOSTICS v_state = RETURNED_SQLSTATE, v_reason = MESSAGE_TEXT;
+                IF NOT spectrum._is_refusal(v_state) THEN
+                    RAISE;
+                END IF;
         END;
     END IF;
 
-    IF v_half = 0 THEN
+    loaded := 0;
+    duplicates := 0;
+    failed := 0;
+    IF v_rows = 1 THEN
         PERFORM spectrum._fail_row(
-            p_rows[1], format('%s (SQLSTATE %s)', v_reason, v_state), v_state ~ '^(23|27|P0)'
+            p_rows[1], format('%s (SQLSTATE %s)', v_reason, v_state), v_state !~ '^(22|54)'
         );
-        loaded := 0;
-        duplicates := 0;
         failed := 1;
+        was_refused := true;
         RETURN;
     END IF;
-    r_left := spectrum._load_in_halves(p_rows[:v_half], false);
-    r_right := spectrum._load_in_halves(p_rows[v_half + 1:], false);
-    loaded := r_left.loaded + r_right.loaded;
-    duplicates := r_left.duplicates + r_right.duplicates;
-    failed := r_left.failed + r_right.failed;
+    was_refused := false;
+    FOR v_part IN 0 .. 3 LOOP
+        CONTINUE WHEN v_rows * v_part / 4 = v_rows * (v_part + 1) / 4;
+        -- Where none was refused in the other parts, one is in the last: no use to try it whole.
+        r_part := spectrum._load_in_parts(
+            p_rows[v_rows * v_part / 4 + 1 : v_rows * (v_part + 1) / 4],
+            v_part = 3 AND NOT was_refused
+        );
+        loaded := loaded + r_part.loaded;
+        duplicates := duplicates + r_part.duplicates;
+        failed := failed + r_part.failed;
+        was_refused := was_refused OR r_part.was_refused;
+    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._load_in_halves(tid[], boolean) IS
-    'Loads claimed rows of which the warehouse refuses one: halves them until it is found and '
-    'fails alone. One such row costs its batch about two more passes.';
+COMMENT ON FUNCTION spectrum._load_in_parts(tid[], boolean) IS
+    'Loads claimed rows of which the warehouse refuses one: quarters them until it is found and '
+    'fails alone. One such row costs its batch little more than one further pass.';
 
 CREATE FUNCTION spectrum._wait_for_turn(p_is_alone boolean)
 RETURNS void
@@ -207,7 +251,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_key bigint := spectrum._lock_key('batch');
-    v_wait text := spectrum._bound_lock_waits();
+    v_wait text := spectrum._bound_lock_waits(CASE WHEN p_is_alone THEN 10 ELSE 1 END);
 BEGIN
     IF p_is_alone THEN
         PERFORM pg_advisory_xact_lock(v_key);
@@ -216,14 +260,15 @@ BEGIN
     END IF;
     PERFORM set_config('lock_timeout', v_wait, true);
 EXCEPTION
-    -- Then beside the others: a deadlock is the worst that may come of it.
-    WHEN lock_not_available THEN
+    -- Then beside the others: a deadlock is the worst that may come of it. It may have come
+    -- already: who met rows of an earlier try sleeps until this transaction ends.
+    WHEN lock_not_available OR deadlock_detected THEN
         PERFORM set_config('lock_timeout', v_wait, true);
 END
 $$;
 COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
     'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
-    'than config.lock_timeout.';
+    'than config.lock_timeout, or ten times that.';
 
 CREATE FUNCTION spectrum._wait_for_erasure()
 RETURNS void
@@ -265,8 +310,8 @@ BEGIN
     IF p_limit NOT BETWEEN 1 AND 1000000 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number from 1 to 1000000');
     END IF;
-    -- Rows read again and halves take locks on the ledger out of order: where that led to a
-    -- deadlock, or a batch must be halved, all is let go and done again with no other batch beside.
+    -- Rows read again and parts take locks on the ledger out of order: where that led to a
+    -- deadlock, or a batch must be parted, all is let go and done again with no other batch beside.
     FOR v_try IN 1 .. 10 LOOP
         BEGIN
             PERFORM spectrum._wait_for_turn(v_try > 1);
@@ -281,16 +326,15 @@ BEGIN
             IF claimed > 0 AND v_try = 1 THEN
                 SELECT * INTO loaded, duplicates, failed FROM spectrum._load_patiently(v_rows);
             ELSIF claimed > 0 THEN
-                SELECT * INTO loaded, duplicates, failed
-                FROM spectrum._load_in_halves(v_rows, v_is_refused);
+                SELECT parts.loaded, parts.duplicates, parts.failed
+                INTO loaded, duplicates, failed
+                FROM spectrum._load_in_parts(v_rows, v_is_refused) AS parts;
             END IF;
             RETURN;
         EXCEPTION
-            WHEN deadlock_detected OR data_exception OR integrity_constraint_violation
-                OR program_limit_exceeded OR raise_exception OR triggered_data_change_violation
-            THEN
-                v_is_refused := sqlstate <> '40P01';
-                IF v_try = 10 THEN
+            WHEN OTHERS OR assert_failure THEN
+                v_is_refused := spectrum._is_refusal(sqlstate);
+                IF v_try = 10 OR NOT (v_is_refused OR sqlstate = '40P01') THEN
                     RAISE;
                 END IF;
         END;

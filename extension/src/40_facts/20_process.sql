@@ -41,6 +41,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._require_primary();
     SELECT batch.claimed, batch.loaded, batch.duplicates, batch.failed
     INTO claimed, loaded, duplicates, failed
     FROM spectrum._log_batch(NULL, p_limit) AS batch;

@@ -113,12 +113,26 @@ $$;
 COMMENT ON FUNCTION spectrum._add_kind(text, integer, text, text[], text[]) IS
     'Registers a question that has standing views.';
 
+CREATE FUNCTION spectrum._hold_reports()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+END
+$$;
+COMMENT ON FUNCTION spectrum._hold_reports() IS
+    'Until the transaction ends, only it may change what reports there are or move their sums: a '
+    'refresh must not take a report that was begun meanwhile for one that it has built.';
+
 CREATE FUNCTION spectrum._discard_reports(p_kind text, p_name text, p_state text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     UPDATE spectrum.reports SET state = 'discarded'
     WHERE kind = p_kind AND name = p_name AND state <> 'discarded'
         AND (p_state IS NULL OR state = p_state);
@@ -152,6 +166,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     IF p_kind IS NOT NULL THEN
         PERFORM spectrum._check_choice(
             'p_kind', p_kind,
@@ -183,6 +198,11 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    -- Not one that was dropped or defined anew meanwhile.
+    PERFORM FROM spectrum.reports WHERE report_id = p_report AND state = 'building' FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     PERFORM spectrum._discard_reports(report.kind, report.name, 'served')
     FROM spectrum.reports AS report
     WHERE report.report_id = p_report;

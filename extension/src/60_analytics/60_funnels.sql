@@ -130,7 +130,7 @@ BEGIN
                     WHEN p_breakdown = 'country' THEN e.country
                     WHEN p_breakdown = 'region' THEN e.region
                     WHEN p_breakdown = 'city' THEN e.city
-                    WHEN p_breakdown IS NOT NULL THEN nullif(e.properties ->> p_breakdown, '')
+                    ELSE nullif(left(e.properties ->> p_breakdown, 200), '')
                 END AS label
             FROM analytics.events AS e
             WHERE e.user_key <> 0

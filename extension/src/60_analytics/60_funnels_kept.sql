@@ -126,7 +126,7 @@ BEGIN
                         FROM warehouse.dim_geography AS dim
                         WHERE dim.geo_key = e.geo_key
                     )
-                    WHEN p_breakdown IS NOT NULL THEN e.properties ->> p_breakdown
+                    WHEN p_breakdown IS NOT NULL THEN left(e.properties ->> p_breakdown, 200)
                 END, '') AS label
             FROM warehouse.visible_events AS e
             WHERE CASE WHEN p_unit = 'account' THEN e.account_key ELSE e.user_key END = touched.unit

@@ -24,7 +24,10 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF p_text ~ '^[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][+-]?\d{1,2})?$' THEN
+    -- Not \d, which is any script's digits in some locales: a cast takes ASCII alone.
+    IF p_text ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
+        '(?:[eE][+-]?[0-9]{1,2})?$')
+    THEN
         RETURN p_text::numeric;
     END IF;
     RETURN NULL;

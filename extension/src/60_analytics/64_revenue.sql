@@ -110,7 +110,8 @@ BEGIN
             sum(r.orders)::bigint AS orders,
             sum(r.gross) AS gross,
             sum(r.refunds) AS refunds,
-            sum(r.gross) - sum(r.refunds) AS net,
+            -- A quotient has digits by the zeros that its parts end with.
+            trim_scale(sum(r.gross) - sum(r.refunds)) AS net,
             count(*) FILTER (WHERE r.has_paid) AS paying_users
         FROM analytics._revenue_entries(v_from, v_to, p_account, p_currency, p_by_account) AS r
         GROUP BY r.account_id, r.day, r.currency

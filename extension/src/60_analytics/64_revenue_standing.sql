@@ -56,8 +56,8 @@ BEGIN
         sums.gross - sums.refunds AS net,
         sums.paying_users,
         coalesce(active.dau, 0) AS active_users,
-        trim_scale((sums.gross - sums.refunds) / nullif(active.dau, 0)) AS arpu,
-        trim_scale((sums.gross - sums.refunds) / nullif(sums.paying_users, 0)) AS arppu,
+        trim_scale(trim_scale(sums.gross - sums.refunds) / nullif(active.dau, 0)) AS arpu,
+        trim_scale(trim_scale(sums.gross - sums.refunds) / nullif(sums.paying_users, 0)) AS arppu,
         (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
     FROM analytics.mv_revenue_summary AS sums
     LEFT JOIN analytics.mv_active_users AS active

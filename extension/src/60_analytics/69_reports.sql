@@ -118,6 +118,8 @@ AS $$
 BEGIN
     PERFORM spectrum._check_name('p_name', p_name);
     PERFORM spectrum._check_contributions(p_contributions::text);
+    -- First of all: a refresh that gives the report up notes so in its definition.
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.report_definitions WHERE report = p_name;
     INSERT INTO spectrum.report_definitions (report, contributions)
     VALUES (p_name, p_contributions::text);
@@ -138,6 +140,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.report_definitions WHERE report = p_name;
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a report in spectrum.report_definitions');

@@ -266,6 +266,24 @@ $$;
 COMMENT ON FUNCTION spectrum.student_t_cdf(double precision, double precision) IS
     'P(T <= t) of Student''s t with df > 0 degrees of freedom: student_t_sf(-t, df).';
 
+CREATE FUNCTION spectrum._student_t_guess(p_tail double precision, p_df double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_root double precision := sqrt(-2 * ln(p_tail));
+    v_z double precision := v_root - (2.515517 + v_root * (0.802853 + v_root * 0.010328))
+        / (1 + v_root * (1.432788 + v_root * (0.189269 + v_root * 0.001308)));
+BEGIN
+    RETURN v_z + (v_z ^ 3 + v_z) / (4 * p_df)
+        + (5 * v_z ^ 5 + 16 * v_z ^ 3 + 3 * v_z) / (96 * p_df ^ 2);
+END
+$$;
+COMMENT ON FUNCTION spectrum._student_t_guess(double precision, double precision) IS
+    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) '
+    'and two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
+
 CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
 RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
@@ -274,6 +292,7 @@ AS $$
 DECLARE
     v_df double precision := greatest(least(p_df, 1e30), 1e-100);
     v_tail double precision := least(p_p, 1 - p_p);
+    v_guess double precision;
     v_log_square double precision;
 BEGIN
     PERFORM spectrum._check_probability('p_p', p_p);
@@ -284,10 +303,14 @@ BEGIN
         RETURN CASE WHEN p_p = 0.5 THEN 0 ELSE sign(p_p - 0.5) * 'Infinity' END;
     END IF;
 
+    IF v_tail BETWEEN 1e-6 AND 0.25 AND p_df > 10 THEN
+        v_guess := ln(v_df) - 2 * ln(spectrum._student_t_guess(v_tail, v_df));
+    END IF;
     -- near the centre by the probability between -t and t, which is as exact as p - 1/2
     v_log_square := ln(v_df) + CASE
         WHEN v_tail < 0.25
-            THEN -spectrum._beta_log_odds(ln(v_tail) + ln(2::double precision), v_df / 2, 0.5)
+            THEN -spectrum._beta_log_odds(
+                ln(v_tail) + ln(2::double precision), v_df / 2, 0.5, v_guess)
         ELSE spectrum._beta_log_odds(ln(abs(2 * p_p - 1)), 0.5, v_df / 2)
     END;
     RETURN sign(p_p - 0.5) * spectrum._exponential(v_log_square / 2);

@@ -259,15 +259,18 @@ COMMENT ON FUNCTION spectrum._log_beta_cdf(
     'leave next to nothing.';
 
 CREATE FUNCTION spectrum._beta_log_odds(
-    p_log_p double precision, p_a double precision, p_b double precision
+    p_log_p double precision,
+    p_a double precision,
+    p_b double precision,
+    p_start double precision DEFAULT NULL
 )
 RETURNS double precision
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_w double precision := ln(p_a) - sqrt(-2 * p_log_p / p_a)
-        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p);
+    v_w double precision := coalesce(p_start, ln(p_a) - sqrt(-2 * p_log_p / p_a)
+        - ln(p_b + sqrt(-2 * p_log_p * p_b) - p_log_p));
     v_odds double precision;
     v_excess double precision;
     v_log_cdf double precision;
@@ -282,7 +285,7 @@ BEGIN
         v_step := (p_log_p - v_log_cdf) * exp(greatest(least(v_log_width, 231), -231));
         v_w := v_w + v_step;
         -- one more step squares the error; still climbing past e^2000, any quantile is at its end
-        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-8
+        EXIT WHEN abs(p_log_p - v_log_cdf) < 1e-6
             OR abs(v_step) < 1e-15 * greatest(abs(v_w), 1)
             OR (v_w > 2000 AND v_step > 0);
     END LOOP;
@@ -290,12 +293,12 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._beta_log_odds(
-    double precision, double precision, double precision
+    double precision, double precision, double precision, double precision
 ) IS
     'The log odds at which ln I_x(a, b) is p_log_p. ln I_x is concave in the log odds, so that '
     'Newton''s method climbs to the root from any start below it, where its first step also leads '
-    'from a start above. The start is near the tail bounds of the two gamma variables whose ratio '
-    'the odds are (Laurent and Massart 2000, lemma 1).';
+    'from a start above. Unless given, the start is near the tail bounds of the two gamma '
+    'variables whose ratio the odds are (Laurent and Massart 2000, lemma 1).';
 
 CREATE FUNCTION spectrum._beta_excess(
     p_x double precision, p_a double precision, p_b double precision

@@ -70,7 +70,7 @@ AS $$
 DECLARE
     v_day date;
 BEGIN
-    IF p_cell ->> p_key ~ '^\d{4}-\d\d-\d\d$' THEN
+    IF p_cell ->> p_key ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}$' THEN
         v_day := (p_cell ->> p_key)::date;
     ELSE
         PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a day, such as 2026-03-01');
@@ -90,7 +90,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF NOT p_cell ->> p_key ~ '^\d{1,9}$' THEN
+    IF NOT p_cell ->> p_key ~ '^[0-9]{1,9}$' THEN
         PERFORM spectrum._reject('p_cell.' || p_key, p_cell ->> p_key, 'a number from 0 on');
     END IF;
     RETURN (p_cell ->> p_key)::integer;

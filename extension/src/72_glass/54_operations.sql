@@ -174,7 +174,9 @@ AS $$
 DECLARE
     v_minute timestamptz;
 BEGIN
-    IF p_cell ->> 'minute' ~ '^\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:00)?(Z|[+-]\d\d(:?\d\d)?)?$' THEN
+    IF p_cell ->> 'minute' ~ ('^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}(:00)?'
+        '(Z|[+-][0-9]{2}(:?[0-9]{2})?)?$')
+    THEN
         v_minute := (p_cell ->> 'minute')::timestamptz;
     ELSE
         PERFORM spectrum._reject('p_cell.minute', p_cell ->> 'minute',

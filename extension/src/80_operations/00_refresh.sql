@@ -68,7 +68,7 @@ $$;
 COMMENT ON FUNCTION spectrum._widen_seen() IS
     'Widens first_seen and last_seen of the dimensions by the news.';
 
-CREATE FUNCTION spectrum._tell_reports(p_states text[], p_built_to bigint DEFAULT NULL)
+CREATE FUNCTION spectrum._tell_reports(p_states text[], p_built integer[] DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -81,18 +81,18 @@ BEGIN
         FROM spectrum.reports AS report
         JOIN spectrum.report_kinds AS kind USING (kind)
         WHERE report.state = ANY (p_states) AND report.follows_news
-            AND (p_built_to IS NULL OR report.built_to = p_built_to)
+            AND (p_built IS NULL OR report.report_id = ANY (p_built))
         ORDER BY kind.position, report.report_id
     LOOP
         EXECUTE format('SELECT analytics.%I($1, $2)', r_report.maintained_by)
         USING r_report.report_id,
-            CASE WHEN p_built_to IS NULL THEN r_report.built_to ELSE 9223372036854775807 END;
+            CASE WHEN p_built IS NULL THEN r_report.built_to ELSE 9223372036854775807 END;
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION spectrum._tell_reports(text[], bigint) IS
+COMMENT ON FUNCTION spectrum._tell_reports(text[], integer[]) IS
     'Has the reports in some states move their sums by the news laid out: of the users they hold, '
-    'or, for those built up to p_built_to, of all.';
+    'or, those that are being built here, of all.';
 
 CREATE FUNCTION spectrum._count_news(p_events bigint)
 RETURNS bigint
@@ -121,11 +121,19 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_after bigint := (SELECT min(built_to) FROM spectrum.reports WHERE state = 'building');
+    v_after bigint;
+    v_built integer[];
     v_users bigint;
     v_until bigint;
     v_added bigint := 0;
 BEGIN
+    -- Which they are is settled here: one that is defined while these are at it has its own turn.
+    SELECT report.built_to, array_agg(report.report_id) INTO v_after, v_built
+    FROM spectrum.reports AS report
+    WHERE report.state = 'building'
+    GROUP BY report.built_to
+    ORDER BY report.built_to
+    LIMIT 1;
     -- As many users as have about p_events facts, by the statistics of both tables.
     SELECT greatest(100, p_events * sum(greatest(part.reltuples, 1))
             FILTER (WHERE part.oid = 'warehouse.dim_users'::regclass)
@@ -151,19 +159,17 @@ BEGIN
     IF v_until IS NULL THEN
         -- A last call, without news, for those that finish only what is complete.
         PERFORM spectrum._clear_news();
-        PERFORM spectrum._tell_reports('{building}', v_after);
-        PERFORM spectrum._serve_report(report.report_id)
-        FROM spectrum.reports AS report
-        WHERE report.state = 'building' AND report.built_to = v_after;
+        PERFORM spectrum._tell_reports('{building}', v_built);
+        PERFORM spectrum._serve_report(report_id) FROM unnest(v_built) AS report_id;
         RETURN 0;
     END IF;
 
     PERFORM spectrum._clear_news();
     v_added := spectrum._add_history(v_after, v_until);
     PERFORM spectrum._scope_news(true);
-    PERFORM spectrum._tell_reports('{building}', v_after);
+    PERFORM spectrum._tell_reports('{building}', v_built);
     UPDATE spectrum.reports SET built_to = v_until
-    WHERE state = 'building' AND built_to = v_after;
+    WHERE state = 'building' AND report_id = ANY (v_built);
     RETURN v_added;
 END
 $$;
@@ -189,7 +195,7 @@ DECLARE
     v_built bigint;
     v_cleared bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+    PERFORM spectrum._hold_reports();
     v_as_of := least(now(), spectrum._pending_since());
 
     counted := spectrum._count_news(p_events);
@@ -227,6 +233,7 @@ DECLARE
     v_started_at timestamptz := clock_timestamp();
     r_step record;
 BEGIN
+    PERFORM spectrum._require_primary();
     counted := 0;
     LOOP
         r_step := spectrum._refresh_some(200000);

@@ -22,6 +22,8 @@ AS $$
 DECLARE
     v_run_id bigint;
 BEGIN
+    PERFORM spectrum._require_primary();
+    PERFORM spectrum._require_release();
     IF NOT spectrum._take_turn('run') THEN
         RAISE NOTICE 'another spectrum.run() is under way: this one does nothing';
         PERFORM spectrum._log_step(NULL, 'run', clock_timestamp(), 'another run was under way');
@@ -88,12 +90,15 @@ BEGIN
     DELETE FROM spectrum.run_log
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
+    PERFORM spectrum._request_purge_raw();
+    PERFORM spectrum._tidy_cap_notes();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
 END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
-    'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind.';
+    'Step of a run: old log rows, pg_cron''s log, old raw events, and a look at a part of what '
+    'lies behind.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean
@@ -132,7 +137,8 @@ EXCEPTION
             p_step, p_run_id, v_message, v_state;
         PERFORM spectrum._log_step(p_run_id, split_part(p_step, ' ', 1), v_started_at, NULL,
             format('%s (SQLSTATE %s)', v_message, v_state));
-        RETURN false;
+        -- Somebody else won a deadlock: it is gone with this transaction.
+        RETURN v_state = '40P01';
 END
 $$;
 COMMENT ON FUNCTION spectrum._do_step(bigint, text) IS

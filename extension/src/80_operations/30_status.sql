@@ -23,7 +23,13 @@ BEGIN
         extract(epoch FROM now() - views.as_of)::double precision AS lag_seconds,
         (SELECT coalesce(sum(news.events), 0) FROM spectrum.news)::bigint AS uncounted,
         (SELECT count(*) FROM spectrum.reports AS report WHERE report.state = 'building')
-            AS reports_building
+            AS reports_building,
+        (SELECT string_agg(format('account %s has about %s of %s waiting events',
+                to_json(flood.account_id), flood.waiting, rows_by_status.pending),
+                '; ' ORDER BY flood.waiting DESC)
+            FROM (SELECT floods.account_id, floods.waiting FROM spectrum.floods
+                ORDER BY floods.waiting DESC
+                LIMIT 3) AS flood) AS flooded_by
     FROM (
         SELECT
             count(*) FILTER (WHERE raw.status = 'pending') AS pending,
@@ -77,6 +83,8 @@ BEGIN
         'Facts that the standing views do not count yet.';
     COMMENT ON COLUMN spectrum.pipeline.reports_building IS
         'Reports that are being built: see spectrum.progress.';
+    COMMENT ON COLUMN spectrum.pipeline.flooded_by IS
+        'Accounts of which batches pass over events, the largest three; NULL where there is none.';
 
     CREATE VIEW spectrum.progress AS
     SELECT
@@ -130,42 +138,6 @@ $$;
 COMMENT ON FUNCTION spectrum._create_status() IS
     'Room 80: makes spectrum.pipeline and the two pipeline views of analytics.';
 
-CREATE FUNCTION spectrum._cron_state(
-    OUT schedule text,
-    OUT is_active boolean,
-    OUT last_end timestamptz,
-    OUT last_status text,
-    OUT remark text
-)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regnamespace('cron') IS NULL THEN
-        remark := 'pg_cron is not in this database' || coalesce(
-            (SELECT ', it lives in ' || quote_ident(setting) FROM pg_settings
-            WHERE name = 'cron.database_name'), '');
-        RETURN;
-    ELSIF NOT has_schema_privilege('cron', 'USAGE') THEN
-        remark := format('role %s may not look into pg_cron', current_user);
-        RETURN;
-    END IF;
-    EXECUTE 'SELECT job.schedule, job.active FROM cron.job '
-        'WHERE job.jobname = $1 ORDER BY job.active DESC, job.jobid LIMIT 1'
-    INTO schedule, is_active USING spectrum._job_name();
-    IF schedule IS NULL THEN
-        remark := 'not scheduled';
-        RETURN;
-    END IF;
-    EXECUTE 'SELECT details.end_time, details.status FROM cron.job_run_details AS details '
-        'JOIN cron.job USING (jobid) WHERE job.jobname = $1 ORDER BY details.runid DESC LIMIT 1'
-    INTO last_end, last_status USING spectrum._job_name();
-    remark := CASE WHEN is_active THEN 'scheduled' ELSE 'scheduled, but switched off' END;
-END
-$$;
-COMMENT ON FUNCTION spectrum._cron_state() IS
-    'What pg_cron knows about this database''s job, as far as the caller may see it.';
-
 CREATE FUNCTION spectrum.status(
     OUT pending bigint,
     OUT processing bigint,
@@ -185,7 +157,10 @@ CREATE FUNCTION spectrum.status(
     OUT cron_last_status text,
     OUT cron_last_end timestamptz,
     OUT uncounted bigint,
-    OUT reports_building bigint
+    OUT reports_building bigint,
+    OUT flooded_by text,
+    OUT cron_last_message text,
+    OUT idle_transactions text
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -196,19 +171,21 @@ BEGIN
         state.oldest_pending_seconds, state.last_batch_at, state.last_run_at,
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
         state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
-        state.uncounted, state.reports_building
+        state.uncounted, state.reports_building, state.flooded_by, job.last_message,
+        (SELECT string_agg(idle.who, '; ') FROM spectrum._idle_transactions() AS idle)
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
         lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
-        uncounted, reports_building
+        uncounted, reports_building, flooded_by, cron_last_message, idle_transactions
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END
 $$;
 COMMENT ON FUNCTION spectrum.status() IS
-    'How the pipeline is, one row: the columns of spectrum.pipeline and what pg_cron knows.';
+    'How the pipeline is, one row: the columns of spectrum.pipeline, what pg_cron knows, and who '
+    'keeps a transaction open and idle.';
 
 CREATE FUNCTION spectrum._check_ownership(OUT ok boolean, OUT message text, OUT what_to_do text)
 LANGUAGE plpgsql STABLE
@@ -249,6 +226,54 @@ $$;
 COMMENT ON FUNCTION spectrum._check_ownership() IS
     'Check of health(): one owner, or the statements that mend it.';
 
+CREATE FUNCTION spectrum._check_caps(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT format('%s events refused since yesterday, most by %s: %s of account %s',
+        sum(recent.events) OVER (), recent.cap, recent.events, to_json(recent.account_id))
+    INTO message
+    FROM spectrum.refusals AS recent
+    WHERE recent.day >= spectrum.period_date(now()) - 1
+    ORDER BY recent.events DESC, recent.cap, recent.account_id
+    LIMIT 1;
+    ok := message IS NULL;
+    message := coalesce(message, 'no event was over a cap since yesterday');
+    what_to_do := 'SELECT * FROM spectrum.refusals; where they are wanted, raise the cap with '
+        'spectrum.configure(), then CALL spectrum.reprocess();';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_caps() IS
+    'Check of health(): whether caps refused events, whose and which most.';
+
+CREATE FUNCTION spectrum._check_standby(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_replayed timestamptz := pg_last_xact_replay_timestamp();
+BEGIN
+    IF NOT pg_is_in_recovery() THEN
+        ok := true;
+        message := 'this server is no standby';
+        what_to_do := '';
+        RETURN;
+    END IF;
+    -- It streams; or it takes the archive's files, and did lately.
+    ok := pg_get_wal_replay_pause_state() = 'not paused'
+        AND (EXISTS (SELECT FROM pg_stat_wal_receiver)
+            OR coalesce(v_replayed > now() - interval '15 minutes', false));
+    message := format('this server is a standby: to be read, not written; it replayed up to %s%s',
+        coalesce(v_replayed::text, 'its start'),
+        CASE pg_get_wal_replay_pause_state() WHEN 'not paused' THEN '' ELSE ' and is paused' END);
+    what_to_do := 'Insert, process and refresh on the primary. To go on here instead: '
+        'SELECT pg_promote();';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_standby() IS
+    'Check of health(): whether this server is a standby, and follows.';
+
 CREATE FUNCTION spectrum.health()
 RETURNS TABLE (check_name text, ok boolean, message text, what_to_do text)
 LANGUAGE plpgsql STABLE
@@ -257,6 +282,15 @@ AS $$
 DECLARE
     r_state record;
 BEGIN
+    RETURN QUERY SELECT 'release', made.release = spectrum._release(),
+        format('the tables are of release %s, the functions of %s', made.release,
+            spectrum._release()),
+        'As the owner of the tables: SELECT spectrum.setup();'
+    FROM spectrum._tables_release() AS made (release);
+    IF spectrum._tables_release() <> spectrum._release() THEN
+        -- The further checks may read what is not there yet.
+        RETURN;
+    END IF;
     SELECT state.* INTO r_state FROM spectrum.status() AS state;
 
     RETURN QUERY SELECT 'backlog', r_state.oldest_pending_seconds < 900,
@@ -278,11 +312,13 @@ BEGIN
     -- Without a job here, runs that come all the same come from a scheduler elsewhere.
     RETURN QUERY SELECT 'schedule', coalesce(CASE WHEN r_state.cron_schedule IS NULL
             THEN r_state.last_run_at > now() - interval '15 minutes'
-            ELSE r_state.cron = 'scheduled' AND r_state.cron_last_status IS DISTINCT FROM 'failed'
+            ELSE r_state.cron NOT LIKE 'scheduled, but%'
+                AND r_state.cron_last_status IS DISTINCT FROM 'failed'
         END, false),
         r_state.cron || coalesce(' ' || r_state.cron_schedule, '')
-            || coalesce(', last run ' || r_state.cron_last_status, ''),
-        'SELECT spectrum.schedule(); where pg_cron is missing, the error says what helps.';
+            || coalesce(', last run ' || r_state.cron_last_status, '')
+            || coalesce(': ' || r_state.cron_last_message, ''),
+        spectrum._cron_advice(r_state.cron, r_state.cron_last_message);
 
     RETURN QUERY SELECT 'months ahead', r_state.months_ready > 0,
         format('%s months are ready after this one', r_state.months_ready),
@@ -296,6 +332,13 @@ BEGIN
     WHERE activity.datname = current_database() AND activity.pid <> pg_backend_pid()
         AND activity.xact_start < now() - interval '1 hour';
 
+    RETURN QUERY SELECT 'idle transactions', r_state.idle_transactions IS NULL,
+        coalesce(r_state.idle_transactions, 'none'),
+        'It holds back vacuum, not the pipeline. End it: '
+            || coalesce(string_agg(idle.what_to_do, ' '), 'SELECT pg_terminate_backend(pid);')
+            || ' and see idle_in_transaction_session_timeout.'
+    FROM spectrum._idle_transactions() AS idle;
+
     RETURN QUERY SELECT 'tasks', count(*) = 0,
         coalesce(string_agg(format('%s (task %s): %s', task.kind, task.task_id, task.error_msg),
             '; '), 'none failed in a day'),
@@ -304,9 +347,19 @@ BEGIN
     WHERE task.error_msg IS NOT NULL AND (task.finished_at > now() - interval '1 day'
         OR task.state = 'running');
 
+    RETURN QUERY SELECT 'floods', r_state.flooded_by IS NULL,
+        coalesce(r_state.flooded_by, 'no account holds up the others'),
+        'The events of others go before. Ask the sender; for more workers at once call '
+        'spectrum.process_batch() from further sessions.';
+
+    RETURN QUERY SELECT 'caps', refused.ok, refused.message, refused.what_to_do
+    FROM spectrum._check_caps() AS refused;
+
     RETURN QUERY SELECT 'ownership', owner.ok, owner.message, owner.what_to_do
     FROM spectrum._check_ownership() AS owner;
 
+    RETURN QUERY SELECT 'standby', standby.ok, standby.message, standby.what_to_do
+    FROM spectrum._check_standby() AS standby;
     RETURN QUERY SELECT 'key of hashes', known.ok, known.message, known.what_to_do
     FROM spectrum._check_pii_key() AS known;
 END

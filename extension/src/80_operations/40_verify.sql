@@ -34,7 +34,7 @@ BEGIN
     LEFT JOIN analytics.events AS fact
         ON fact.event_id = ledger.event_id AND fact.occurred_at = ledger.occurred_at
             AND fact.user_key = ledger.user_key
-    WHERE reading.status = 'done';
+    WHERE reading.status = 'done' AND reading.refused_by IS NULL;
 
     RETURN QUERY
     SELECT 'ledger and facts name the same events', count(*),

@@ -41,43 +41,40 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_from text := spectrum._tables_release();
+    v_migrates boolean := v_from IS NOT NULL AND v_from <> spectrum._release();
+    v_grants text[] := ARRAY[]::text[];
+    v_room text;
 BEGIN
-    PERFORM spectrum._create_config();
-    PERFORM spectrum._create_run_log();
-    PERFORM spectrum._create_raw_events();
-    PERFORM spectrum._create_intake();
-    PERFORM spectrum._create_privacy();
-    PERFORM spectrum._create_forgotten();
-    PERFORM spectrum._create_reading();
-    PERFORM spectrum._create_dimensions();
-    PERFORM spectrum._create_facts();
-    PERFORM spectrum._create_news();
-    PERFORM spectrum._create_reports();
-    PERFORM spectrum._create_events();
-    PERFORM spectrum._create_daily_events();
-    PERFORM spectrum._create_active_users();
-    PERFORM spectrum._create_lifecycle();
-    PERFORM spectrum._create_stickiness();
-    PERFORM spectrum._create_revenue();
-    PERFORM spectrum._create_funnels();
-    PERFORM spectrum._create_retention();
-    PERFORM spectrum._create_sessions();
-    PERFORM spectrum._create_features();
-    PERFORM spectrum._create_cohorts();
-    PERFORM spectrum._create_feature_adoption();
-    PERFORM spectrum._create_own_reports();
-    PERFORM spectrum._create_mrr();
-    PERFORM spectrum._create_operations();
-    PERFORM spectrum._create_event_catalog();
-    PERFORM spectrum._create_experiments();
-    PERFORM spectrum._create_glass();
-    PERFORM spectrum._create_tasks();
-    PERFORM spectrum._create_status();
+    IF v_migrates THEN
+        v_grants := spectrum._granted_roles();
+        PERFORM spectrum._migrate_tables();
+    END IF;
+    -- In the order of the rooms: each one's views may read what stands before it.
+    FOREACH v_room IN ARRAY ARRAY[
+        'releases', 'config', 'run_log', 'raw_events', 'intake', 'privacy', 'forgotten',
+        'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports', 'events',
+        'daily_events',
+        'active_users', 'lifecycle', 'stickiness', 'revenue', 'funnels', 'retention',
+        'sessions', 'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr',
+        'operations', 'event_catalog', 'experiments', 'glass', 'tasks', 'status'
+    ] LOOP
+        EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
+        IF v_migrates THEN
+            PERFORM spectrum._replace_views('_create_' || v_room);
+        END IF;
+    END LOOP;
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();
     PERFORM spectrum._release_data();
+    IF v_from IS NULL OR v_migrates THEN
+        INSERT INTO spectrum.releases (release, migrated_from, grants)
+        VALUES (spectrum._release(), v_from, v_grants);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION spectrum.setup() IS
-    'Makes what is missing of Spectrum''s tables and views and gives it to the user. CREATE '
-    'EXTENSION calls it; calling it again changes nothing.';
+    'Makes what is missing of Spectrum''s tables and views and gives it to the user; brings those '
+    'of an earlier release to this one. CREATE EXTENSION and ALTER EXTENSION UPDATE call it; after '
+    'the restore of an earlier release''s dump call it by hand. Calling it again changes nothing.';

@@ -1,0 +1,5 @@
+-- From release 1.0 to 1.1: what has to happen before the functions are replaced. Nothing here: a
+-- function that is gone or returns something else is found by scripts/build-update, and what
+-- happens to tables and views stands in spectrum._migrate_tables(). Only where a view of a user's
+-- stands on a function whose result changed does that view have to go first (setup() makes it
+-- anew, and its grants).
