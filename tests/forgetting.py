@@ -113,7 +113,7 @@ def settle(db: psycopg.Connection) -> None:
     db.execute(
         f"""
         CREATE FUNCTION public.complain() RETURNS trigger LANGUAGE plpgsql
-        AS $$ BEGIN RAISE EXCEPTION 'no refund: {MARKER} of {USER}' USING ERRCODE = 'ZZ001'; END $$;
+        AS $$ BEGIN RAISE EXCEPTION 'no refund: {MARKER} of {USER}' USING ERRCODE = '58000'; END $$;
         CREATE TRIGGER complain BEFORE INSERT ON spectrum.news EXECUTE FUNCTION public.complain()
         """
     )

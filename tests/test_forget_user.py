@@ -55,8 +55,8 @@ def test_nothing_of_him_is_left_in_any_table(db: psycopg.Connection) -> None:
     assert statuses(db) == {"done": 15}
     prove(db, views=True)
     assert rows(db, "SELECT error_msg FROM spectrum.run_log WHERE error_msg ~ 'refund'") == [
-        ("no refund: (erased) of (erased) (SQLSTATE ZZ001)",),
-        ("process: no refund: (erased) of (erased) (SQLSTATE ZZ001)",),
+        ("no refund: (erased) of (erased) (SQLSTATE 58000)",),
+        ("process: no refund: (erased) of (erased) (SQLSTATE 58000)",),
     ]
 
 
