@@ -7,6 +7,8 @@ SOURCES = $(addprefix extension/src/, \
 	12_run_log.sql \
 	15_calendar.sql \
 	20_staging/00_raw_events.sql \
+	20_staging/05_pii.sql \
+	20_staging/06_capture.sql \
 	20_staging/10_reading.sql \
 	20_staging/20_claiming.sql \
 	20_staging/30_floods.sql \
@@ -89,6 +91,10 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/40_verify.sql \
 	80_operations/52_reprocess.sql \
 	80_operations/54_purge_raw.sql \
+	80_operations/56_forget_user.sql \
+	80_operations/57_erasure.sql \
+	80_operations/58_anonymise.sql \
+	80_operations/59_receipts.sql \
 	80_operations/85_migrations.sql \
 	80_operations/90_setup.sql \
 	90_privileges.sql \
@@ -121,7 +127,7 @@ REGRESS = \
 	72_glass \
 	80_operations \
 	90_privileges
-ISOLATION = same_event newcomers months set_back refresh reports
+ISOLATION = same_event newcomers months set_back refresh reports forget_user
 
 SCRIPT = extension/spectrum--1.1.sql
 # Former releases are frozen: no build touches them. UPDATE brings the last one to SCRIPT.

@@ -499,7 +499,8 @@ BEGIN
             CONSTRAINT raw_events_seq_key UNIQUE,
         attempts integer NOT NULL DEFAULT 0,
         next_attempt_at timestamptz,
-        copy_of uuid
+        copy_of uuid,
+        treated text[]
     ) WITH (
         fillfactor = 50,
         autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
@@ -514,7 +515,8 @@ BEGIN
         'Identity of the row; also the event_id where the payload has none.';
     COMMENT ON COLUMN @extschema@.raw_events.payload IS
         'The event as sent: event_id, event_type, account_id, user_id, occurred_at (or timestamp), '
-        'geo {country, region, city}, properties. Never changed after the insert.';
+        'geo {country, region, city}, properties. Never changed after the insert, except by '
+        'spectrum.forget_user.';
     COMMENT ON COLUMN @extschema@.raw_events.received_at IS 'Start of the inserting transaction.';
     COMMENT ON COLUMN @extschema@.raw_events.status IS
         'pending, processing (outside workers only), done or failed. Set it back to pending to '
@@ -529,6 +531,8 @@ BEGIN
         'When a failed event is tried again; NULL where its cause cannot pass.';
     COMMENT ON COLUMN @extschema@.raw_events.copy_of IS
         'id of the row whose event_id this one repeats; a copy is done and changes no number.';
+    COMMENT ON COLUMN @extschema@.raw_events.treated IS
+        'Fields of the payload that hold hashes, made by PII rules at the door (spectrum.capture).';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_raw_events() IS
@@ -614,6 +618,586 @@ $$;
 COMMENT ON FUNCTION spectrum._requeue_row() IS
     'Trigger of raw_events: notes a row to claim out of turn, a processing row for the end of its '
     'lease.';
+-- Room 20, personal data: what is done to fields that identify people, before anything is made of
+-- them. Rules are applied where a payload is read (spectrum.readings), so facts, dimensions and
+-- whatever follows never hold what a rule takes away; and at the door by spectrum.capture, for what
+-- must not be stored in clear at all.
+--
+-- The key of the hashes is in a table that stays a member of the extension, so that no dump holds
+-- it. With the data goes only what tells the right key from a wrong one.
+
+CREATE FUNCTION spectrum._random_bytes()
+RETURNS bytea
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+        || uuid_send(gen_random_uuid()))
+$$;
+COMMENT ON FUNCTION spectrum._random_bytes() IS
+    '32 bytes from the server''s strong random source: 366 random bits, hashed.';
+
+CREATE FUNCTION spectrum._create_pii_key()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.pii_key') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.pii_key (
+        is_only boolean NOT NULL DEFAULT true
+            CONSTRAINT pii_key_pkey PRIMARY KEY
+            CONSTRAINT pii_key_is_one_row CHECK (is_only),
+        secret bytea NOT NULL,
+        inner_pad bytea NOT NULL,
+        outer_pad bytea NOT NULL,
+        set_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    REVOKE ALL ON TABLE spectrum.pii_key FROM PUBLIC;
+    COMMENT ON TABLE spectrum.pii_key IS
+        'The key of the hashes that PII rules make, one row or none. A member of the extension: '
+        'dumps leave it out. Keep a copy elsewhere; set it with spectrum.set_pii_key.';
+    COMMENT ON COLUMN spectrum.pii_key.is_only IS 'Always true: keeps the table at one row.';
+    COMMENT ON COLUMN spectrum.pii_key.secret IS 'The key.';
+    COMMENT ON COLUMN spectrum.pii_key.inner_pad IS 'The key as HMAC puts it before a text.';
+    COMMENT ON COLUMN spectrum.pii_key.outer_pad IS 'The key as HMAC puts it before that hash.';
+    COMMENT ON COLUMN spectrum.pii_key.set_at IS 'When it was set.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_pii_key() IS
+    'Room 20: makes spectrum.pii_key. Called by the extension''s script also where a restore '
+    'brings all other tables.';
+
+CREATE FUNCTION spectrum._create_privacy()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._create_pii_key();
+    IF to_regclass('spectrum.privacy') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.pii_rules (
+        field text COLLATE "C" NOT NULL CONSTRAINT pii_rules_pkey PRIMARY KEY,
+        rule text NOT NULL
+            CONSTRAINT pii_rules_rule_is_known CHECK (rule IN ('drop', 'keep', 'hmac')),
+        keeps_clear boolean NOT NULL DEFAULT false,
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.pii_rules IS
+        'What is done to fields of events before anything is made of them. Set with '
+        'spectrum.define_pii.';
+    COMMENT ON COLUMN spectrum.pii_rules.field IS
+        'user_id, account_id, geo.city, properties.email, properties.billing.iban, ...';
+    COMMENT ON COLUMN spectrum.pii_rules.rule IS
+        'drop: as if it had not been sent; hmac: its HMAC-SHA-256 in its place; keep: as it is.';
+    COMMENT ON COLUMN spectrum.pii_rules.keeps_clear IS
+        'hmac: what was hashed is kept in spectrum.pii_values.';
+    COMMENT ON COLUMN spectrum.pii_rules.changed_at IS 'When it was defined.';
+
+    CREATE TABLE spectrum.pii_values (
+        field text COLLATE "C" NOT NULL,
+        hash text COLLATE "C" NOT NULL,
+        value text NOT NULL,
+        kept_at timestamptz NOT NULL DEFAULT now(),
+        CONSTRAINT pii_values_pkey PRIMARY KEY (field, hash)
+    );
+    REVOKE ALL ON TABLE spectrum.pii_values FROM PUBLIC;
+    COMMENT ON TABLE spectrum.pii_values IS
+        'What hashes stand for, where a rule says to keep that. For the owner alone.';
+    COMMENT ON COLUMN spectrum.pii_values.field IS 'spectrum.pii_rules.';
+    COMMENT ON COLUMN spectrum.pii_values.hash IS 'What the warehouse holds.';
+    COMMENT ON COLUMN spectrum.pii_values.value IS 'What was sent.';
+    COMMENT ON COLUMN spectrum.pii_values.kept_at IS 'When it was first met.';
+
+    CREATE TABLE spectrum.privacy (
+        is_only boolean NOT NULL DEFAULT true
+            CONSTRAINT privacy_pkey PRIMARY KEY
+            CONSTRAINT privacy_is_one_row CHECK (is_only),
+        rules jsonb,
+        key_check text,
+        salt bytea NOT NULL,
+        forgotten_at timestamptz
+    );
+    COMMENT ON TABLE spectrum.privacy IS 'What reading and forgetting need to know, one row.';
+    COMMENT ON COLUMN spectrum.privacy.is_only IS 'Always true: keeps the table at one row.';
+    COMMENT ON COLUMN spectrum.privacy.rules IS
+        'spectrum.pii_rules but for keep, as readings take them; NULL: none.';
+    COMMENT ON COLUMN spectrum.privacy.key_check IS
+        'What the key that the hashes were made with makes of a known text.';
+    COMMENT ON COLUMN spectrum.privacy.salt IS 'Before each user_id hashed in spectrum.forgotten.';
+    COMMENT ON COLUMN spectrum.privacy.forgotten_at IS 'When somebody was last forgotten.';
+    INSERT INTO spectrum.privacy (salt) VALUES (spectrum._random_bytes());
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_privacy() IS
+    'Room 20: makes spectrum.pii_rules, pii_values and privacy, and pii_key where it is missing.';
+
+CREATE FUNCTION spectrum._hmac_pad(p_key bytea, p_byte integer)
+RETURNS bytea
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_key bytea := CASE WHEN length(p_key) > 64 THEN sha256(p_key) ELSE p_key END;
+    v_pad bytea := decode(repeat(lpad(to_hex(p_byte), 2, '0'), 64), 'hex');
+BEGIN
+    FOR v_place IN 0 .. length(v_key) - 1 LOOP
+        v_pad := set_byte(v_pad, v_place, get_byte(v_key, v_place) # p_byte);
+    END LOOP;
+    RETURN v_pad;
+END
+$$;
+COMMENT ON FUNCTION spectrum._hmac_pad(bytea, integer) IS
+    'The key, filled up to 64 bytes, XOR a byte: what RFC 2104 calls K XOR ipad (54) or opad (92).';
+
+CREATE FUNCTION spectrum._hmac_sha256(p_key bytea, p_message bytea)
+RETURNS bytea
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT sha256(
+        spectrum._hmac_pad(p_key, 92) || sha256(spectrum._hmac_pad(p_key, 54) || p_message)
+    )
+$$;
+COMMENT ON FUNCTION spectrum._hmac_sha256(bytea, bytea) IS 'HMAC-SHA-256 (RFC 2104, RFC 6234).';
+
+CREATE FUNCTION spectrum._pii_hash(p_text text, p_inner_pad bytea, p_outer_pad bytea)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT encode(sha256(p_outer_pad || sha256(p_inner_pad || convert_to(p_text, 'UTF8'))), 'hex')
+$$;
+COMMENT ON FUNCTION spectrum._pii_hash(text, bytea, bytea) IS
+    'HMAC-SHA-256 of a text as 64 hexadecimal digits, by the pads of the key.';
+
+CREATE FUNCTION spectrum.pii_hash(p_text text)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT spectrum._pii_hash(p_text, known.inner_pad, known.outer_pad)
+        FROM spectrum.pii_key AS known);
+END
+$$;
+COMMENT ON FUNCTION spectrum.pii_hash(text) IS
+    'What a rule hmac makes of a text; NULL without a key. For the owner alone.';
+
+CREATE FUNCTION spectrum._protect(
+    p_payload jsonb,
+    p_treated text[],
+    p_rules jsonb,
+    p_inner_pad bytea,
+    p_outer_pad bytea
+)
+RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_payload jsonb := p_payload;
+    v_rule jsonb;
+    v_path text[];
+    v_value jsonb;
+BEGIN
+    IF jsonb_typeof(p_payload) <> 'object' THEN
+        RETURN p_payload;
+    END IF;
+    FOR v_rule IN SELECT rule FROM jsonb_array_elements(p_rules) AS rule LOOP
+        v_path := string_to_array(v_rule ->> 'field', '.');
+        v_value := v_payload #> v_path;
+        CONTINUE WHEN v_value IS NULL OR v_value IN ('null', '""')
+            OR (v_rule ->> 'rule' = 'hmac' AND v_rule ->> 'field' = ANY (p_treated));
+        -- Without the key it goes; the batch does not take such events in.
+        v_payload := CASE WHEN v_rule ->> 'rule' = 'drop' OR p_inner_pad IS NULL
+            THEN v_payload #- v_path
+            ELSE jsonb_set(v_payload, v_path, to_jsonb(
+                spectrum._pii_hash(v_value #>> '{}', p_inner_pad, p_outer_pad)))
+        END;
+    END LOOP;
+    RETURN v_payload;
+END
+$$;
+COMMENT ON FUNCTION spectrum._protect(jsonb, text[], jsonb, bytea, bytea) IS
+    'A payload as the rules leave it. Fields in p_treated hold hashes already.';
+
+CREATE FUNCTION spectrum._gather_pii_rules()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE spectrum.privacy SET rules = (
+        SELECT jsonb_agg(jsonb_build_object('field', field, 'rule', rule, 'keeps', keeps_clear)
+            ORDER BY field)
+        FROM spectrum.pii_rules
+        WHERE rule <> 'keep'
+    );
+    IF EXISTS (SELECT FROM warehouse.event_ledger) THEN
+        RAISE NOTICE 'facts made before keep what they hold until their raw events are read again'
+            USING HINT = 'CALL spectrum.reprocess(p_status => ''done''); and see docs/privacy.md '
+                'for what remains.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._gather_pii_rules() IS
+    'Has readings follow the rules as they are now, and says what that means for older facts.';
+
+CREATE FUNCTION spectrum.define_pii(p_field text, p_rule text, p_keep boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_path text[] := string_to_array(p_field, '.');
+BEGIN
+    PERFORM spectrum._check_choice('p_rule', p_rule, ARRAY['drop', 'hmac', 'keep']);
+    IF p_field IS NULL OR length(p_field) NOT BETWEEN 1 AND 200 OR '' = ANY (v_path)
+        OR v_path[1] IN ('event_id', 'event_type', 'occurred_at', 'timestamp')
+        OR (v_path[1] IN ('user_id', 'account_id') AND cardinality(v_path) > 1)
+        OR (p_field IN ('geo', 'properties') AND p_rule = 'hmac')
+    THEN
+        PERFORM spectrum._reject('p_field', p_field, 'user_id, account_id, geo.country, '
+            'geo.region, geo.city, properties.<name>, or another field of the payload; not '
+            'event_id, event_type or the time');
+    ELSIF p_rule = 'hmac' AND p_field = (
+        SELECT 'properties.' || config.revenue_property FROM spectrum.config)
+    THEN
+        PERFORM spectrum._reject('p_rule', p_rule, 'drop or keep: a hash is no amount of money');
+    ELSIF coalesce(p_keep, false) AND p_rule <> 'hmac' THEN
+        PERFORM spectrum._reject('p_keep', p_keep::text, 'true only with the rule hmac');
+    END IF;
+
+    IF p_rule = 'hmac' AND NOT EXISTS (SELECT FROM spectrum.pii_key)
+        AND (SELECT privacy.key_check FROM spectrum.privacy) IS NULL
+    THEN
+        PERFORM spectrum.set_pii_key();
+    END IF;
+    INSERT INTO spectrum.pii_rules AS known (field, rule, keeps_clear)
+    VALUES (p_field, p_rule, coalesce(p_keep, false))
+    ON CONFLICT (field) DO UPDATE SET rule = excluded.rule, keeps_clear = excluded.keeps_clear,
+        changed_at = clock_timestamp();
+    PERFORM spectrum._gather_pii_rules();
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_pii(text, text, boolean) IS
+    'What is done to a field from now on, wherever events are read: drop (as if it had not been '
+    'sent), hmac (its HMAC-SHA-256 takes its place; p_keep keeps what was sent, for the owner '
+    'alone, in spectrum.pii_values) or keep. The first rule hmac makes a key.';
+
+CREATE FUNCTION spectrum.drop_pii(p_field text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.pii_rules WHERE field = p_field;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_field', p_field, 'a field that has a rule: '
+            || coalesce((SELECT string_agg(field, ', ' ORDER BY field) FROM spectrum.pii_rules),
+                'none has'));
+    END IF;
+    PERFORM spectrum._gather_pii_rules();
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_pii(text) IS 'Takes the rule of a field away.';
+
+CREATE FUNCTION spectrum.set_pii_key(p_key bytea DEFAULT NULL, p_replace boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_key bytea := coalesce(p_key, spectrum._random_bytes());
+    v_check text := encode(spectrum._hmac_sha256(v_key, 'spectrum'), 'hex');
+    v_known text := (SELECT privacy.key_check FROM spectrum.privacy FOR UPDATE);
+BEGIN
+    IF length(v_key) < 16 THEN
+        PERFORM spectrum._reject('p_key', length(v_key) || ' bytes', 'at least 16 bytes');
+    ELSIF v_known <> v_check AND NOT coalesce(p_replace, false) THEN
+        RAISE EXCEPTION 'this is not the key that the hashes here were made with'
+            USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Set that key. Or, with p_replace => true, begin anew: the same value then '
+                    'has another hash than before, so users and accounts seem new.';
+    END IF;
+    INSERT INTO spectrum.pii_key AS known (secret, inner_pad, outer_pad)
+    VALUES (v_key, spectrum._hmac_pad(v_key, 54), spectrum._hmac_pad(v_key, 92))
+    ON CONFLICT (is_only) DO UPDATE SET secret = excluded.secret, inner_pad = excluded.inner_pad,
+        outer_pad = excluded.outer_pad, set_at = excluded.set_at;
+    UPDATE spectrum.privacy SET key_check = v_check;
+    IF v_known IS NOT NULL THEN
+        -- Whoever waited for the key and gave up comes again.
+        PERFORM spectrum.request('reprocess',
+            '{"status": "failed", "error": "%: the PII key is missing%"}');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum.set_pii_key(bytea, boolean) IS
+    'Sets the key of the hashes; without one, a random key is made. A key other than the one that '
+    'hashes were made with is refused unless p_replace. No dump holds it: keep a copy.';
+
+CREATE FUNCTION spectrum._check_pii_key(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_check text := (SELECT encode(spectrum._hmac_sha256(known.secret, 'spectrum'), 'hex')
+        FROM spectrum.pii_key AS known);
+BEGIN
+    SELECT privacy.key_check IS NOT DISTINCT FROM v_check,
+        CASE
+            WHEN v_check IS NULL AND privacy.key_check IS NULL THEN 'none is needed'
+            WHEN v_check IS NULL THEN 'it is missing, as after a restore: events that need it wait'
+            WHEN v_check = privacy.key_check THEN 'it is the one that the hashes were made with'
+            ELSE 'it is not the one that the hashes were made with'
+        END
+    INTO ok, message FROM spectrum.privacy;
+    what_to_do := 'SELECT spectrum.set_pii_key(the key that you kept);';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_pii_key() IS 'Check of health(): the key, and that it fits.';
+-- Room 20, capture: a second door, for payloads that must not be stored as they are sent. And what
+-- a batch asks before it takes events in: may they come in, and can they be hashed?
+
+CREATE FUNCTION spectrum._fields_to_hash(p_payload jsonb, p_treated text[], p_rules jsonb)
+RETURNS TABLE (field text, value text, keeps_clear boolean)
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT rule ->> 'field', found.value #>> '{}', (rule ->> 'keeps')::boolean
+    FROM jsonb_array_elements(p_rules) AS rule
+    CROSS JOIN LATERAL (
+        SELECT p_payload #> string_to_array(rule ->> 'field', '.') AS value
+    ) AS found
+    WHERE jsonb_typeof(p_payload) = 'object' AND rule ->> 'rule' = 'hmac'
+        AND (rule ->> 'field' = ANY (p_treated)) IS NOT TRUE
+        AND found.value NOT IN ('null', '""')
+$$;
+COMMENT ON FUNCTION spectrum._fields_to_hash(jsonb, text[], jsonb) IS
+    'The fields of a payload that a rule hmac takes, with what they say.';
+
+CREATE FUNCTION spectrum._forgotten_payload()
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb '{"forgotten": true}'
+$$;
+COMMENT ON FUNCTION spectrum._forgotten_payload() IS
+    'What stands in the place of a payload of somebody who was forgotten.';
+
+CREATE FUNCTION spectrum.capture(p_payload jsonb)
+RETURNS uuid
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_privacy record;
+    r_key record;
+    v_payload jsonb;
+    v_treated text[];
+    v_id uuid;
+BEGIN
+    IF p_payload IS NULL OR jsonb_typeof(p_payload) <> 'object' THEN
+        RAISE EXCEPTION 'invalid value for argument p_payload: it is no JSON object'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Send one event.';
+    END IF;
+    SELECT privacy.rules INTO r_privacy FROM spectrum.privacy;
+    SELECT known.inner_pad, known.outer_pad INTO r_key FROM spectrum.pii_key AS known;
+    IF r_key.inner_pad IS NULL AND EXISTS (
+        SELECT FROM spectrum._fields_to_hash(p_payload, NULL, r_privacy.rules)
+    ) THEN
+        RAISE EXCEPTION 'the PII key is missing: nothing was stored'
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'The owner sets it: SELECT spectrum.set_pii_key(...).';
+    END IF;
+
+    v_payload := p_payload;
+    IF r_privacy.rules IS NOT NULL THEN
+        v_payload := spectrum._protect(
+            p_payload, NULL, r_privacy.rules, r_key.inner_pad, r_key.outer_pad);
+        v_treated := ARRAY(
+            SELECT rule ->> 'field' FROM jsonb_array_elements(r_privacy.rules) AS rule
+            WHERE rule ->> 'rule' = 'hmac'
+        );
+    END IF;
+    IF spectrum._is_forgotten(p_payload) OR spectrum._is_forgotten(v_payload) THEN
+        v_payload := spectrum._forgotten_payload();
+    ELSE
+        INSERT INTO spectrum.pii_values (field, hash, value)
+        SELECT found.field, spectrum._pii_hash(found.value, r_key.inner_pad, r_key.outer_pad),
+            found.value
+        FROM spectrum._fields_to_hash(p_payload, NULL, r_privacy.rules) AS found
+        WHERE found.keeps_clear
+        ORDER BY found.field
+        ON CONFLICT (field, hash) DO NOTHING;
+    END IF;
+    INSERT INTO @extschema@.raw_events (payload, treated) VALUES (v_payload, v_treated)
+    RETURNING raw_events.id INTO v_id;
+    RETURN v_id;
+END
+$$;
+COMMENT ON FUNCTION spectrum.capture(jsonb) IS
+    'Takes an event in as the PII rules leave it, so that what they take away is never stored, and '
+    'returns the id of its raw event. SECURITY DEFINER: callers need no right on the key, the '
+    'rules or raw_events; give it to a role with spectrum.grant_capture.';
+
+CREATE FUNCTION spectrum._set_capture(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege(
+        'EXECUTE ON FUNCTION spectrum.capture(jsonb)', p_role, p_is_granted);
+    -- Other grants may need the schema too: it stays.
+    IF p_is_granted THEN
+        PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, true);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_capture(regrole, boolean) IS 'What grant_capture covers.';
+
+CREATE FUNCTION spectrum.grant_capture(p_role regrole)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_capture(p_role, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum.grant_capture(regrole) IS
+    'Lets a role send events through spectrum.capture, and nothing else: it reads nothing. In the '
+    'place of grant_ingest, not beside it, where nothing may be stored as it is sent.';
+
+CREATE FUNCTION spectrum.revoke_capture(p_role regrole)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_capture(p_role, false);
+END
+$$;
+COMMENT ON FUNCTION spectrum.revoke_capture(regrole) IS
+    'Takes back what grant_capture gave, but for USAGE of the schema spectrum.';
+
+CREATE FUNCTION spectrum._withhold_unhashed()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM spectrum.pii_key) THEN
+        UPDATE pg_temp.spectrum_batch AS batch
+        SET is_readable = false,
+            can_pass = true,
+            error_msg = needing.field || ': the PII key is missing (spectrum.set_pii_key)'
+        FROM @extschema@.raw_events AS raw
+        CROSS JOIN spectrum.privacy
+        CROSS JOIN LATERAL (
+            SELECT min(found.field) AS field
+            FROM spectrum._fields_to_hash(raw.payload, raw.treated, privacy.rules) AS found
+        ) AS needing
+        WHERE raw.seq = batch.seq AND needing.field IS NOT NULL AND NOT batch.is_forgotten;
+        RETURN;
+    END IF;
+
+    INSERT INTO spectrum.pii_values (field, hash, value)
+    SELECT DISTINCT found.field,
+        spectrum._pii_hash(found.value, known.inner_pad, known.outer_pad) AS hash, found.value
+    FROM pg_temp.spectrum_batch AS batch
+    JOIN @extschema@.raw_events AS raw ON raw.seq = batch.seq
+    CROSS JOIN spectrum.privacy
+    CROSS JOIN spectrum.pii_key AS known
+    CROSS JOIN LATERAL spectrum._fields_to_hash(raw.payload, raw.treated, privacy.rules) AS found
+    WHERE found.keeps_clear AND batch.is_readable
+    ORDER BY found.field, hash
+    ON CONFLICT (field, hash) DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION spectrum._withhold_unhashed() IS
+    'Of a batch that was read: fails the events, for now, that a rule wants hashed where there is '
+    'no key; and where a rule says so keeps what was hashed.';
+
+CREATE FUNCTION spectrum._withhold_forgotten()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Who is forgotten altogether is no member of the dimension any more, once that is done.
+    v_are_known boolean := EXISTS (
+        SELECT FROM spectrum.forgotten WHERE NOT is_whole OR done_at IS NULL
+    );
+BEGIN
+    UPDATE pg_temp.spectrum_batch AS batch
+    SET is_readable = false,
+        can_pass = false,
+        is_forgotten = true,
+        error_msg = 'user_id: was forgotten on request'
+    FROM @extschema@.raw_events AS raw
+    CROSS JOIN spectrum.privacy
+    WHERE raw.ctid = batch.row_id AND (v_are_known OR coalesce(batch.user_key, 0) = 0)
+        AND EXISTS (
+            SELECT FROM spectrum.forgotten
+            WHERE forgotten.digest IN (
+                    sha256(privacy.salt || convert_to(raw.payload ->> 'user_id', 'UTF8')),
+                    sha256(privacy.salt || convert_to(batch.user_id, 'UTF8')))
+                AND (forgotten.is_whole OR (
+                    (forgotten.event_type IS NULL OR forgotten.event_type = batch.event_type)
+                    AND batch.occurred_at >= forgotten.from_at
+                    AND batch.occurred_at < forgotten.to_at))
+        );
+END
+$$;
+COMMENT ON FUNCTION spectrum._withhold_forgotten() IS
+    'Of a batch that was read: fails the events of users who were forgotten.';
+
+CREATE FUNCTION spectrum._withhold()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM spectrum.forgotten) THEN
+        PERFORM spectrum._withhold_forgotten();
+    END IF;
+    IF (SELECT privacy.rules FROM spectrum.privacy) IS NOT NULL THEN
+        PERFORM spectrum._withhold_unhashed();
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._withhold() IS
+    'What a batch asks about privacy, once it was read. Costs two looks where nothing is defined.';
+
+CREATE FUNCTION spectrum._scrub_forgotten()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_temp.spectrum_batch AS batch WHERE batch.is_forgotten) THEN
+        UPDATE @extschema@.raw_events AS raw SET payload = spectrum._forgotten_payload()
+        FROM pg_temp.spectrum_batch AS batch
+        WHERE raw.seq = batch.seq AND batch.is_forgotten;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._scrub_forgotten() IS
+    'Of a batch that is marked: nothing is kept of what came of users who were forgotten.';
 -- Room 20, reading: what a payload says, without ever raising. The view spectrum.readings is the
 -- one place that knows the fields of an event; process_batch stores what it shows and verify()
 -- compares with it. Each cast stands behind a test that makes it safe, so a bad event costs itself
@@ -690,8 +1274,11 @@ BEGIN
                 THEN spectrum._complaint('payload', 'a JSON object', raw.payload)
             WHEN jsonb_typeof(part.event_type) IS DISTINCT FROM 'string'
                 OR length(txt.event_type) NOT BETWEEN 1 AND 200
-                THEN spectrum._complaint('event_type', 'a text of 1 to 200 characters',
-                    part.event_type)
+                THEN CASE WHEN said.payload = spectrum._forgotten_payload()
+                    THEN 'user_id: was forgotten on request'
+                    ELSE spectrum._complaint('event_type', 'a text of 1 to 200 characters',
+                        part.event_type)
+                END
             WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number', 'null')
                 OR length(txt.event_id) > 200
                 THEN spectrum._complaint('event_id', 'a text of at most 200 characters',
@@ -763,30 +1350,40 @@ BEGIN
                 AND pg_column_compression(raw.payload) IS NULL AS is_plain) AS stored
         OFFSET 0
     ) AS body
+    -- Personal data as the rules leave it. Whether there are rules is asked once a query.
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN (SELECT privacy.rules FROM spectrum.privacy) IS NULL THEN body.payload
+            ELSE spectrum._protect(body.payload, raw.treated,
+                (SELECT privacy.rules FROM spectrum.privacy),
+                (SELECT known.inner_pad FROM spectrum.pii_key AS known),
+                (SELECT known.outer_pad FROM spectrum.pii_key AS known))
+        END AS payload
+        OFFSET 0
+    ) AS said
     CROSS JOIN LATERAL (
         SELECT
-            body.payload -> 'event_id' AS event_id,
-            body.payload -> 'event_type' AS event_type,
-            body.payload -> 'account_id' AS account_id,
-            body.payload -> 'user_id' AS user_id,
-            body.payload -> 'geo' AS geo,
-            body.payload -> 'geo' -> 'country' AS country,
-            body.payload -> 'geo' -> 'region' AS region,
-            body.payload -> 'geo' -> 'city' AS city,
-            body.payload -> 'properties' AS properties,
-            body.payload -> 'properties' -> config.revenue_property AS revenue,
-            coalesce(nullif(body.payload -> 'occurred_at', 'null'), body.payload -> 'timestamp')
+            said.payload -> 'event_id' AS event_id,
+            said.payload -> 'event_type' AS event_type,
+            said.payload -> 'account_id' AS account_id,
+            said.payload -> 'user_id' AS user_id,
+            said.payload -> 'geo' AS geo,
+            said.payload -> 'geo' -> 'country' AS country,
+            said.payload -> 'geo' -> 'region' AS region,
+            said.payload -> 'geo' -> 'city' AS city,
+            said.payload -> 'properties' AS properties,
+            said.payload -> 'properties' -> config.revenue_property AS revenue,
+            coalesce(nullif(said.payload -> 'occurred_at', 'null'), said.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN body.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
+            CASE WHEN said.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
                 ELSE 'timestamp' END AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (
         SELECT
-            body.payload ->> 'event_id' AS event_id,
-            body.payload ->> 'event_type' AS event_type,
-            body.payload ->> 'account_id' AS account_id,
-            body.payload ->> 'user_id' AS user_id,
+            said.payload ->> 'event_id' AS event_id,
+            said.payload ->> 'event_type' AS event_type,
+            said.payload ->> 'account_id' AS account_id,
+            said.payload ->> 'user_id' AS user_id,
             part.geo ->> 'country' AS country,
             part.geo ->> 'region' AS region,
             part.geo ->> 'city' AS city,
@@ -2151,7 +2748,8 @@ BEGIN
             can_pass boolean NOT NULL DEFAULT false,
             error_msg text,
             copy_of uuid,
-            refused_by text
+            refused_by text,
+            is_forgotten boolean NOT NULL DEFAULT false
         ) ON COMMIT DELETE ROWS;
     ELSIF pg_relation_size('pg_temp.spectrum_batch') > 0 THEN
         -- Not DELETE: each part of a parted batch would wade through the rows of all before it.
@@ -2189,6 +2787,7 @@ BEGIN
     LEFT JOIN warehouse.dim_geography AS geography USING (country, region, city)
     LEFT JOIN warehouse.dim_event_types AS event_types USING (event_type)
     WHERE reading.row_id = ANY (p_rows);
+    PERFORM spectrum._withhold();
 END
 $$;
 COMMENT ON FUNCTION spectrum._read_batch(tid[]) IS
@@ -2526,6 +3125,7 @@ BEGIN
     ) AS marked
     WHERE batch.can_pass AND marked.next_attempt_at IS NOT NULL
     ON CONFLICT (seq) DO UPDATE SET due_at = excluded.due_at;
+    PERFORM spectrum._scrub_forgotten();
 END
 $$;
 COMMENT ON FUNCTION spectrum._mark_rows() IS
@@ -2615,11 +3215,13 @@ BEGIN
             FROM @extschema@.raw_events AS raw
             LEFT JOIN warehouse.event_ledger AS ledger ON raw.attempts > 0 AND ledger.seq = raw.seq
             WHERE raw.ctid = p_row;
+            PERFORM spectrum._withhold();
     END;
     UPDATE pg_temp.spectrum_batch
     SET is_readable = false,
         error_msg = spectrum._one_line(p_reason),
-        can_pass = p_can_pass;
+        can_pass = p_can_pass
+    WHERE NOT is_forgotten;
     PERFORM spectrum._withdraw_reread(true);
     PERFORM spectrum._mark_rows();
 END
@@ -2757,6 +3359,23 @@ COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
     'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
     'than config.lock_timeout, or ten times that.';
 
+CREATE FUNCTION spectrum._wait_for_erasure()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('forget'));
+    -- An older snapshot does not show who was forgotten meanwhile: this raises 40001 then.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM spectrum.privacy FOR SHARE;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_erasure() IS
+    'Before a batch claims: a step of forgetting somebody is either over or waits for the batch, '
+    'so none takes events in that the other does not see.';
+
 CREATE FUNCTION spectrum._process_batch(
     p_limit integer,
     OUT claimed bigint,
@@ -2785,6 +3404,7 @@ BEGIN
     FOR v_try IN 1 .. 10 LOOP
         BEGIN
             PERFORM spectrum._wait_for_turn(v_try > 1);
+            PERFORM spectrum._wait_for_erasure();
             v_rows := spectrum._claim(
                 coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
             );
@@ -20005,7 +20625,7 @@ RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY['reprocess', 'purge_raw']
+    SELECT ARRAY['reprocess', 'purge_raw', 'forget_user']
 $$;
 COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
 
@@ -21094,6 +21714,8 @@ BEGIN
 
     RETURN QUERY SELECT 'standby', standby.ok, standby.message, standby.what_to_do
     FROM spectrum._check_standby() AS standby;
+    RETURN QUERY SELECT 'key of hashes', known.ok, known.message, known.what_to_do
+    FROM spectrum._check_pii_key() AS known;
 END
 $$;
 COMMENT ON FUNCTION spectrum.health() IS
@@ -21495,6 +22117,1274 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._request_purge_raw() IS
     'Asks for a purge where config.raw_keep is set and older raw events are there.';
+-- Room 80, forgetting: a user goes out of everything, or becomes nobody, and does not come back.
+-- Who was forgotten is known by a salted hash of his user_id alone. Erasure itself, step by step,
+-- is in 57_erasure.sql; what changed by it is written down in 58_receipts.sql.
+
+CREATE FUNCTION spectrum._create_forgotten()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.forgotten') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.forgotten (
+        digest bytea NOT NULL,
+        is_whole boolean NOT NULL,
+        event_type text COLLATE "C",
+        from_at timestamptz NOT NULL DEFAULT '-infinity',
+        to_at timestamptz NOT NULL DEFAULT 'infinity',
+        forgotten_at timestamptz NOT NULL DEFAULT now(),
+        done_at timestamptz
+    );
+    CREATE INDEX forgotten_digest_idx ON spectrum.forgotten (digest);
+    COMMENT ON TABLE spectrum.forgotten IS
+        'Whose events are kept out. The names are not in it: whoever has a name and the salt in '
+        'spectrum.privacy can tell whether it was forgotten.';
+    COMMENT ON COLUMN spectrum.forgotten.digest IS 'SHA-256 of the salt and the user_id.';
+    COMMENT ON COLUMN spectrum.forgotten.is_whole IS
+        'All his events; else those of event_type in [from_at, to_at).';
+    COMMENT ON COLUMN spectrum.forgotten.event_type IS 'NULL: any.';
+    COMMENT ON COLUMN spectrum.forgotten.from_at IS 'By occurred_at.';
+    COMMENT ON COLUMN spectrum.forgotten.to_at IS 'By occurred_at.';
+    COMMENT ON COLUMN spectrum.forgotten.forgotten_at IS 'Since when they are kept out.';
+    COMMENT ON COLUMN spectrum.forgotten.done_at IS
+        'When all that was there of him was gone; NULL under way.';
+
+    CREATE TABLE spectrum.receipts (
+        line_no bigserial NOT NULL CONSTRAINT receipts_pkey PRIMARY KEY,
+        task_id bigint NOT NULL,
+        object text NOT NULL,
+        what text NOT NULL,
+        cell jsonb,
+        before jsonb,
+        after jsonb,
+        change numeric
+    );
+    CREATE INDEX receipts_task_idx ON spectrum.receipts (task_id);
+    COMMENT ON TABLE spectrum.receipts IS
+        'What forgetting changed: rows of tables, and each standing number. It names nobody.';
+    COMMENT ON COLUMN spectrum.receipts.line_no IS 'In the order of writing.';
+    COMMENT ON COLUMN spectrum.receipts.task_id IS 'spectrum.tasks, kind forget_user.';
+    COMMENT ON COLUMN spectrum.receipts.object IS 'Table or view.';
+    COMMENT ON COLUMN spectrum.receipts.what IS
+        'rows removed, rows changed, frozen rows removed; or the column of a view.';
+    COMMENT ON COLUMN spectrum.receipts.cell IS
+        'Which row of the view, by the columns that name it. (erased): what named a row that is '
+        'gone.';
+    COMMENT ON COLUMN spectrum.receipts.before IS 'NULL: there was no such row.';
+    COMMENT ON COLUMN spectrum.receipts.after IS 'NULL: there is no such row any more.';
+    COMMENT ON COLUMN spectrum.receipts.change IS 'after - before; a row that is not there is 0.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_forgotten() IS
+    'Room 80: makes spectrum.forgotten and spectrum.receipts.';
+
+CREATE FUNCTION spectrum._digest(p_user_id text)
+RETURNS bytea
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT sha256(privacy.salt || convert_to(p_user_id, 'UTF8')) FROM spectrum.privacy);
+END
+$$;
+COMMENT ON FUNCTION spectrum._digest(text) IS 'What spectrum.forgotten knows a user by.';
+
+CREATE FUNCTION spectrum._is_forgotten(p_payload jsonb)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM spectrum.forgotten
+        WHERE forgotten.is_whole AND forgotten.digest = spectrum._digest(p_payload ->> 'user_id')
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._is_forgotten(jsonb) IS
+    'Whether all events of the user that a payload names are kept out.';
+
+CREATE FUNCTION spectrum._user_names(p_user_id text)
+RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN array_remove(ARRAY[p_user_id, spectrum.pii_hash(p_user_id)], NULL);
+END
+$$;
+COMMENT ON FUNCTION spectrum._user_names(text) IS
+    'What a user may be called here: as sent, and its hash where there is a key.';
+
+CREATE FUNCTION spectrum._check_forget_user(p_arguments jsonb)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_mode text := coalesce(p_arguments ->> 'mode', 'remove');
+BEGIN
+    PERFORM spectrum._check_arguments(p_arguments, '{"user_id": "text", "mode": "text", '
+        '"event_type": "text", "from": "timestamptz", "to": "timestamptz", '
+        '"properties": "jsonb"}');
+    IF (length(p_arguments ->> 'user_id') BETWEEN 1 AND 200) IS NOT TRUE THEN
+        PERFORM spectrum._reject(
+            'p_user_id', p_arguments ->> 'user_id', 'a text of 1 to 200 characters');
+    END IF;
+    PERFORM spectrum._check_choice('p_mode', v_mode, ARRAY['remove', 'anonymise']);
+    IF v_mode = 'anonymise' AND p_arguments ?| '{event_type, from, to}' THEN
+        PERFORM spectrum._reject('p_mode', v_mode,
+            'remove, where only some events are meant: a user is anonymised as a whole');
+    ELSIF p_arguments ? 'properties' AND (v_mode = 'remove' OR NOT spectrum._is_text_array(
+        p_arguments -> 'properties')) THEN
+        PERFORM spectrum._reject('p_properties', p_arguments ->> 'properties',
+            'names of properties, or * for all of them, with p_mode anonymise');
+    ELSIF (p_arguments ->> 'to')::timestamptz <= (p_arguments ->> 'from')::timestamptz THEN
+        PERFORM spectrum._reject('p_to', p_arguments ->> 'to', 'a time after p_from');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_forget_user(jsonb) IS 'Refuses what forget_user cannot take.';
+
+CREATE FUNCTION spectrum._is_text_array(p_value jsonb)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_typeof(p_value) = 'array'
+        AND NOT jsonb_path_exists(p_value, 'strict $[*] ? (@.type() != "string")')
+$$;
+COMMENT ON FUNCTION spectrum._is_text_array(jsonb) IS 'Whether it is an array of texts.';
+
+CREATE FUNCTION spectrum.forget_user(
+    p_user_id text,
+    p_mode text DEFAULT 'remove',
+    p_event_type text DEFAULT NULL,
+    p_from timestamptz DEFAULT NULL,
+    p_to timestamptz DEFAULT NULL,
+    p_properties text[] DEFAULT NULL
+)
+RETURNS TABLE (
+    object text,
+    what text,
+    cell jsonb,
+    before jsonb,
+    after jsonb,
+    change numeric
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_task_id bigint := spectrum.request('forget_user', jsonb_build_object(
+        'user_id', p_user_id, 'mode', p_mode, 'event_type', p_event_type, 'from', p_from,
+        'to', p_to, 'properties', p_properties
+    ));
+BEGIN
+    IF (SELECT count(*) FROM (
+        SELECT FROM warehouse.fact_events AS fact
+        WHERE fact.user_key = ANY (spectrum._user_keys(spectrum._user_names(p_user_id)))
+        LIMIT 100001) AS facts) > 100000
+    THEN
+        RAISE EXCEPTION 'the user has more than 100000 events: too many for one transaction'
+            USING ERRCODE = 'program_limit_exceeded',
+                HINT = 'Have it done in steps: SELECT spectrum.request(''forget_user'', '
+                    '''{"user_id": "..."}''); the next run begins with it.';
+    END IF;
+    UPDATE spectrum.tasks AS task SET state = 'running', started_at = clock_timestamp()
+    WHERE task.task_id = v_task_id;
+    WHILE spectrum._do_forget_user(v_task_id) LOOP
+        NULL;
+    END LOOP;
+    UPDATE spectrum.tasks AS task SET state = 'done', finished_at = clock_timestamp()
+    WHERE task.task_id = v_task_id;
+    RETURN QUERY
+    SELECT line.object, line.what, line.cell, line.before, line.after, line.change
+    FROM spectrum.receipts AS line
+    WHERE line.task_id = v_task_id
+    ORDER BY line.line_no;
+END
+$$;
+COMMENT ON FUNCTION spectrum.forget_user(text, text, text, timestamptz, timestamptz, text[]) IS
+    'Forgets a user, in the caller''s transaction, and returns the receipt: each table and each '
+    'standing number that changed. remove: all his events go out of everything, or those of '
+    'p_event_type that occurred in [p_from, p_to). anonymise: he becomes nobody, numbers stay; '
+    'p_properties ({*}: all) are taken from his events. Later events of his are kept out. Batches '
+    'wait meanwhile; inserts do not. For more than 100,000 events: spectrum.request.';
+
+CREATE FUNCTION spectrum.remember_user(p_user_id text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
+    IF EXISTS (
+        SELECT FROM spectrum.tasks AS task
+        WHERE task.kind = 'forget_user' AND task.state IN ('waiting', 'running')
+            AND task.arguments ->> 'user_id' = p_user_id
+    ) THEN
+        RAISE EXCEPTION 'the user is being forgotten'
+            USING ERRCODE = 'object_in_use',
+                HINT = 'Wait for the task in spectrum.tasks, or spectrum.cancel_task() it.';
+    END IF;
+    DELETE FROM spectrum.forgotten WHERE digest = ANY (ARRAY(
+        SELECT spectrum._digest(known.name)
+        FROM unnest(spectrum._user_names(p_user_id)) AS known (name)));
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION spectrum.remember_user(text) IS
+    'Lets events of a user who was forgotten in again, as those of somebody new, and returns '
+    'whether he was kept out. What was erased stays so.';
+-- Room 80, erasure: forget_user, step by step. Each step is whole in itself: it takes raw events
+-- out together with the facts made of them, has the standing views follow, and writes down by how
+-- much. From the first step on no batch takes events of the user in; so what is found goes, and
+-- nothing comes after.
+--
+--   begin    from here on he is kept out
+--   count    the views are brought up to the facts, so that what changes later is his doing
+--   events   his facts, 10,000 a step (anonymise: all in one), with their raw events
+--   rows     a look at every raw event, 50,000 a step: what failed, waits, or repeats others
+--   settle   refreshes until no table of a former report is left
+--   end      his name goes, and what else holds a trace
+-- Anonymise looks at the rows first, because names change all at once.
+
+CREATE FUNCTION spectrum._user_keys(p_names text[])
+RETURNS bigint[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(SELECT dim.user_key FROM warehouse.dim_users AS dim
+        WHERE dim.user_id = ANY (p_names) AND dim.user_key <> 0 ORDER BY dim.user_key);
+END
+$$;
+COMMENT ON FUNCTION spectrum._user_keys(text[]) IS 'The members of dim_users of these names.';
+
+CREATE FUNCTION spectrum._erasure(
+    p_task_id bigint,
+    OUT names text[],
+    OUT user_keys bigint[],
+    OUT is_whole boolean,
+    OUT anonymises boolean,
+    OUT event_type text,
+    OUT from_at timestamptz,
+    OUT to_at timestamptz,
+    OUT properties text[],
+    OUT phase text,
+    OUT at_seq bigint,
+    OUT total bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT spectrum._user_names(task.arguments ->> 'user_id'),
+        ARRAY(
+            SELECT key::bigint FROM jsonb_array_elements_text(task.outcome -> 'user_keys') AS key
+        ),
+        NOT task.arguments ?| '{event_type, from, to}',
+        task.arguments ->> 'mode' IS NOT DISTINCT FROM 'anonymise',
+        task.arguments ->> 'event_type',
+        coalesce((task.arguments ->> 'from')::timestamptz, '-infinity'),
+        coalesce((task.arguments ->> 'to')::timestamptz, 'infinity'),
+        -- A hash that rules make of a property still tells people apart.
+        ARRAY(SELECT jsonb_array_elements_text(task.arguments -> 'properties')
+            UNION SELECT split_part(rule.field, '.', 2) FROM spectrum.pii_rules AS rule
+            WHERE rule.field LIKE 'properties.%' AND rule.rule = 'hmac'),
+        coalesce(task.outcome ->> 'phase', 'begin'), task.position, task.total
+    INTO names, user_keys, is_whole, anonymises, event_type, from_at, to_at, properties, phase,
+        at_seq, total
+    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
+END
+$$;
+COMMENT ON FUNCTION spectrum._erasure(bigint) IS
+    'What a task forget_user is to do, and where it is.';
+
+CREATE FUNCTION spectrum._keep_batches_out()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_wait text;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'in a transaction of isolation % the latest facts would not be seen',
+            current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state',
+                HINT = 'Call it in a transaction of isolation read committed.';
+    END IF;
+    v_wait := spectrum._bound_lock_waits();
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
+    PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._keep_batches_out() IS
+    'Waits for the batches under way, no longer than config.lock_timeout, and has others wait '
+    'until this transaction ends: what one side takes in, the other would not see.';
+
+CREATE FUNCTION spectrum._do_forget_user(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_phases text[] := CASE WHEN r_erasure.anonymises
+        THEN '{begin, count, rows, events, settle, end}'::text[]
+        ELSE '{begin, count, events, rows, settle, end}'::text[] END;
+    v_is_over boolean := true;
+BEGIN
+    IF r_erasure.phase IN ('count', 'settle') THEN
+        v_is_over := (SELECT NOT step.has_more FROM spectrum._refresh_some(200000) AS step);
+    ELSE
+        PERFORM spectrum._keep_batches_out();
+        IF r_erasure.phase = 'begin' THEN
+            PERFORM spectrum._begin_erasure(p_task_id);
+        ELSIF r_erasure.phase = 'events' AND r_erasure.anonymises THEN
+            PERFORM spectrum._anonymise_events(p_task_id);
+        ELSIF r_erasure.phase = 'events' THEN
+            v_is_over := NOT spectrum._erase_events(p_task_id);
+        ELSIF r_erasure.phase = 'rows' THEN
+            v_is_over := NOT spectrum._erase_rows(p_task_id);
+        ELSE
+            PERFORM spectrum._end_erasure(p_task_id);
+            RETURN false;
+        END IF;
+    END IF;
+    IF v_is_over THEN
+        IF r_erasure.phase = 'count' THEN
+            PERFORM spectrum._note_state(p_task_id, r_erasure.user_keys, 1);
+        ELSIF r_erasure.phase = 'settle' THEN
+            PERFORM spectrum._note_state(p_task_id, r_erasure.user_keys, -1);
+        END IF;
+        UPDATE spectrum.tasks AS task
+        SET outcome = task.outcome || jsonb_build_object(
+            'phase', v_phases[array_position(v_phases, r_erasure.phase) + 1])
+        WHERE task.task_id = p_task_id;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION spectrum._do_forget_user(bigint) IS 'Step of forget_user.';
+
+CREATE FUNCTION spectrum._begin_erasure(p_task_id bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+BEGIN
+    IF NOT EXISTS (SELECT FROM spectrum.pii_key)
+        AND EXISTS (SELECT FROM spectrum.pii_rules WHERE field = 'user_id' AND rule = 'hmac')
+    THEN
+        RAISE EXCEPTION 'the PII key is missing: the user cannot be found without it'
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'SELECT spectrum.set_pii_key(...);';
+    END IF;
+    UPDATE spectrum.privacy SET forgotten_at = clock_timestamp();
+    INSERT INTO spectrum.forgotten (digest, is_whole, event_type, from_at, to_at)
+    SELECT wanted.digest, r_erasure.is_whole, r_erasure.event_type, r_erasure.from_at,
+        r_erasure.to_at
+    FROM (
+        SELECT spectrum._digest(known.name) AS digest
+        FROM unnest(r_erasure.names) AS known (name)
+    ) AS wanted
+    WHERE NOT EXISTS (
+        SELECT FROM spectrum.forgotten AS known
+        WHERE (known.digest, known.is_whole, known.event_type, known.from_at, known.to_at)
+            IS NOT DISTINCT FROM (wanted.digest, r_erasure.is_whole, r_erasure.event_type,
+                r_erasure.from_at, r_erasure.to_at)
+    );
+    -- What cells that are gone were called stays in no receipt, also of what was not finished.
+    PERFORM spectrum._close_receipt(task.task_id)
+    FROM spectrum.tasks AS task
+    WHERE task.kind = 'forget_user' AND task.state IN ('failed', 'cancelled')
+        AND EXISTS (SELECT FROM spectrum.receipts WHERE receipts.task_id = task.task_id);
+    UPDATE spectrum.tasks AS task
+    SET outcome = jsonb_build_object('user_keys', to_jsonb(spectrum._user_keys(r_erasure.names))),
+        position = coalesce((SELECT min(raw.seq) - 1 FROM @extschema@.raw_events AS raw), 0),
+        total = coalesce((SELECT max(raw.seq) FROM @extschema@.raw_events AS raw), 0),
+        unit = 'raw events'
+    WHERE task.task_id = p_task_id;
+END
+$$;
+COMMENT ON FUNCTION spectrum._begin_erasure(bigint) IS
+    'First step of forget_user: from its commit on, no batch takes events of the user in.';
+
+CREATE FUNCTION spectrum._erase_events(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_event_ids uuid[];
+    v_seqs bigint[];
+BEGIN
+    SELECT array_agg(found.event_id ORDER BY found.event_id), array_agg(ledger.seq)
+    INTO v_event_ids, v_seqs
+    FROM (
+        SELECT fact.event_id FROM warehouse.fact_events AS fact
+        WHERE fact.user_key = ANY (r_erasure.user_keys)
+            AND fact.occurred_at >= r_erasure.from_at AND fact.occurred_at < r_erasure.to_at
+            AND (r_erasure.event_type IS NULL
+                OR fact.event_type_key = analytics._event_key(r_erasure.event_type))
+        LIMIT 10000
+    ) AS found
+    CROSS JOIN LATERAL (
+        SELECT known.seq FROM warehouse.event_ledger AS known
+        WHERE known.event_id = found.event_id
+        OFFSET 0
+    ) AS ledger;
+    IF v_event_ids IS NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase_events(bigint) IS
+    'Step of forget_user: his next facts and their raw events; false where there are none.';
+
+CREATE FUNCTION spectrum._erase_rows(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_until bigint;
+    v_looked bigint;
+    v_event_ids uuid[];
+    v_seqs bigint[];
+    v_nameless bigint[];
+    v_nameless_ids uuid[];
+BEGIN
+    SELECT max(chunk.seq), count(*) INTO v_until, v_looked
+    FROM (
+        SELECT raw.seq FROM @extschema@.raw_events AS raw
+        WHERE raw.seq > r_erasure.at_seq AND raw.seq <= r_erasure.total
+        ORDER BY raw.seq
+        LIMIT 50000
+    ) AS chunk;
+    IF v_until IS NULL THEN
+        RETURN false;
+    END IF;
+
+    -- A batch that holds one of them is waited for here, and looked at afterwards.
+    v_seqs := ARRAY(
+        SELECT raw.seq FROM @extschema@.raw_events AS raw
+        WHERE raw.seq > r_erasure.at_seq AND raw.seq <= v_until
+            AND raw.payload ->> 'user_id' = ANY (r_erasure.names)
+        ORDER BY raw.seq
+        FOR UPDATE
+    );
+    WITH found AS MATERIALIZED (
+        SELECT reading.seq, ledger.event_id,
+            r_erasure.anonymises AND ledger.user_key <> ALL (r_erasure.user_keys) AS is_nameless
+        FROM unnest(v_seqs) AS wanted (seq)
+        CROSS JOIN LATERAL (
+            SELECT known.seq, known.event_id, known.event_type, known.occurred_at
+            FROM spectrum.readings AS known WHERE known.seq = wanted.seq
+            OFFSET 0
+        ) AS reading
+        LEFT JOIN LATERAL (
+            SELECT known.event_id, known.user_key FROM warehouse.event_ledger AS known
+            WHERE known.event_id = reading.event_id AND known.seq = reading.seq
+            OFFSET 0
+        ) AS ledger ON true
+        WHERE r_erasure.is_whole OR (
+            (r_erasure.event_type IS NULL OR reading.event_type = r_erasure.event_type)
+            AND reading.occurred_at >= r_erasure.from_at
+            AND reading.occurred_at < r_erasure.to_at)
+    )
+    SELECT
+        array_agg(found.event_id ORDER BY found.event_id) FILTER (
+            WHERE found.event_id IS NOT NULL AND NOT r_erasure.anonymises),
+        array_agg(found.seq) FILTER (WHERE found.event_id IS NULL OR NOT r_erasure.anonymises),
+        array_agg(found.seq ORDER BY found.seq) FILTER (WHERE found.is_nameless),
+        array_agg(found.event_id ORDER BY found.seq) FILTER (WHERE found.is_nameless)
+    INTO v_event_ids, v_seqs, v_nameless, v_nameless_ids FROM found;
+    IF v_seqs IS NOT NULL THEN
+        PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
+    END IF;
+    IF v_nameless IS NOT NULL THEN
+        -- They count for the unknown user: a rule took the name away.
+        PERFORM spectrum._rewrite_payloads(p_task_id, v_nameless, v_nameless_ids,
+            array_fill(NULL::text, ARRAY[cardinality(v_nameless)]));
+    END IF;
+    UPDATE spectrum.tasks SET position = v_until, done = done + v_looked WHERE task_id = p_task_id;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase_rows(bigint) IS
+    'Step of forget_user: of the next raw events those that name him and do not count, or count '
+    'for others; false at the end.';
+
+CREATE FUNCTION spectrum._erase(p_task_id bigint, p_event_ids uuid[], p_seqs bigint[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_row_ids uuid[];
+    v_seqs bigint[];
+    v_accounts text[];
+    v_count bigint;
+BEGIN
+    IF p_event_ids IS NOT NULL THEN
+        v_accounts := spectrum._note_before(p_event_ids);
+    END IF;
+    v_row_ids := ARRAY(SELECT raw.id FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = ANY (p_seqs) ORDER BY raw.seq FOR UPDATE);
+    v_seqs := p_seqs || ARRAY(SELECT raw.seq FROM @extschema@.raw_events AS raw
+        WHERE raw.copy_of = ANY (v_row_ids) AND r_erasure.is_whole
+            AND raw.payload ->> 'user_id' = ANY (r_erasure.names)
+        ORDER BY raw.seq FOR UPDATE);
+    PERFORM spectrum._scrub_errors(spectrum._texts_in(v_seqs), 4);
+    PERFORM spectrum._forget_values(p_event_ids, v_seqs);
+
+    PERFORM spectrum._withdraw(p_event_ids);
+    DELETE FROM @extschema@.raw_events AS raw WHERE raw.seq = ANY (v_seqs);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows removed', -v_count);
+    DELETE FROM spectrum.requeue WHERE requeue.seq = ANY (v_seqs);
+    -- Who repeated what is gone, and is somebody else, may step in.
+    UPDATE @extschema@.raw_events AS raw SET status = 'pending'
+    WHERE raw.copy_of = ANY (v_row_ids) AND raw.status = 'done';
+
+    IF p_event_ids IS NOT NULL THEN
+        PERFORM spectrum._note_rows(
+            p_task_id, 'warehouse.fact_events', 'rows removed', -cardinality(p_event_ids));
+        PERFORM spectrum._note_rows(
+            p_task_id, 'warehouse.event_ledger', 'rows removed', -cardinality(p_event_ids));
+        PERFORM spectrum._note_after(p_task_id, v_accounts);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase(bigint, uuid[], bigint[]) IS
+    'Takes facts and raw events out, has the views follow and notes by how much.';
+
+CREATE FUNCTION spectrum._end_erasure(p_task_id bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_count bigint;
+BEGIN
+    IF r_erasure.is_whole AND NOT r_erasure.anonymises THEN
+        PERFORM spectrum._erase_frozen(p_task_id, r_erasure.user_keys);
+        UPDATE warehouse.dim_users AS dim
+        SET user_id = 'forgotten-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
+            last_seen = NULL
+        WHERE dim.user_key = ANY (r_erasure.user_keys);
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        PERFORM spectrum._note_rows(p_task_id, 'warehouse.dim_users', 'rows changed', v_count);
+    END IF;
+    PERFORM spectrum._forget_property_names();
+    IF r_erasure.is_whole THEN
+        DELETE FROM spectrum.pii_values
+        WHERE field = 'user_id' AND hash = ANY (r_erasure.names);
+        PERFORM spectrum._scrub_errors(r_erasure.names, 1);
+        PERFORM spectrum._scrub_tasks(p_task_id, r_erasure.names);
+    END IF;
+    -- All his events are more than some of them.
+    DELETE FROM spectrum.forgotten
+    WHERE r_erasure.is_whole AND NOT is_whole AND digest = ANY (ARRAY(
+        SELECT spectrum._digest(known.name) FROM unnest(r_erasure.names) AS known (name)));
+    UPDATE spectrum.forgotten SET done_at = clock_timestamp()
+    WHERE done_at IS NULL AND digest = ANY (ARRAY(
+            SELECT spectrum._digest(known.name) FROM unnest(r_erasure.names) AS known (name)))
+        AND (is_whole, event_type, from_at, to_at) IS NOT DISTINCT FROM
+            (r_erasure.is_whole, r_erasure.event_type, r_erasure.from_at, r_erasure.to_at);
+    PERFORM spectrum._close_receipt(p_task_id);
+    UPDATE spectrum.tasks SET outcome = spectrum._sum_up_receipt(p_task_id)
+    WHERE task_id = p_task_id;
+END
+$$;
+COMMENT ON FUNCTION spectrum._end_erasure(bigint) IS
+    'Last step of forget_user: his name, what is kept by his key, texts of errors, tasks.';
+-- Room 80, erasure: how somebody becomes nobody, and where else there are traces of him.
+
+CREATE FUNCTION spectrum._anonymise_events(p_task_id bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_event_ids uuid[];
+    v_seqs bigint[];
+    v_names text[];
+    v_count bigint;
+BEGIN
+    UPDATE warehouse.dim_users AS dim SET user_id = 'anonymous-' || gen_random_uuid()
+    WHERE dim.user_key = ANY (r_erasure.user_keys);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM spectrum._note_rows(p_task_id, 'warehouse.dim_users', 'rows changed', v_count);
+
+    SELECT array_agg(his.event_id ORDER BY his.event_id),
+        array_agg(ledger.seq ORDER BY his.event_id), array_agg(his.user_id ORDER BY his.event_id)
+    INTO v_event_ids, v_seqs, v_names
+    FROM (
+        SELECT fact.event_id, dim.user_id
+        FROM warehouse.fact_events AS fact
+        JOIN warehouse.dim_users AS dim USING (user_key)
+        WHERE fact.user_key = ANY (r_erasure.user_keys)
+    ) AS his
+    CROSS JOIN LATERAL (
+        SELECT known.seq FROM warehouse.event_ledger AS known
+        WHERE known.event_id = his.event_id
+        OFFSET 0
+    ) AS ledger;
+    IF v_event_ids IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM spectrum._scrub_errors(spectrum._texts_in(v_seqs), 4);
+    PERFORM spectrum._forget_values(v_event_ids, v_seqs);
+    PERFORM spectrum._rewrite_payloads(p_task_id, v_seqs, v_event_ids, v_names);
+    PERFORM spectrum._strip_facts(p_task_id, v_event_ids, r_erasure.properties);
+END
+$$;
+COMMENT ON FUNCTION spectrum._anonymise_events(bigint) IS
+    'Step of forget_user: another name for the user, in the dimension and in the raw events of his '
+    'facts, and the properties that are to go, all at once.';
+
+CREATE FUNCTION spectrum._rewrite_payloads(
+    p_task_id bigint,
+    p_seqs bigint[],
+    p_event_ids uuid[],
+    p_names text[]
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_properties text[] := (SELECT properties FROM spectrum._erasure(p_task_id));
+    v_count bigint;
+BEGIN
+    -- What readings do not know of may say anything: it goes too. So may the text of an event_id;
+    -- what readings make of it stays.
+    UPDATE @extschema@.raw_events AS raw
+    SET treated = array_append(raw.treated, 'user_id'),
+        payload = jsonb_build_object('event_id', wanted.event_id) || (
+            SELECT coalesce(jsonb_object_agg(field.key, CASE field.key
+                    WHEN 'user_id' THEN to_jsonb(wanted.name)
+                    WHEN 'geo' THEN (
+                        SELECT coalesce(jsonb_object_agg(part.key, part.value), '{}')
+                        FROM jsonb_each(CASE jsonb_typeof(field.value) WHEN 'object'
+                            THEN field.value ELSE '{}' END) AS part
+                        WHERE part.key IN ('country', 'region', 'city')
+                    )
+                    WHEN 'properties' THEN CASE WHEN jsonb_typeof(field.value) <> 'object'
+                        OR '*' = ANY (v_properties) THEN '{}' ELSE field.value - v_properties END
+                    ELSE field.value
+                END), '{}')
+            FROM jsonb_each(raw.payload) AS field
+            WHERE field.key IN ('event_type', 'account_id', 'user_id', 'occurred_at', 'timestamp',
+                'geo', 'properties')
+        )
+    FROM unnest(p_seqs, p_event_ids, p_names) AS wanted (seq, event_id, name)
+    WHERE raw.seq = wanted.seq;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows changed', v_count);
+END
+$$;
+COMMENT ON FUNCTION spectrum._rewrite_payloads(bigint, bigint[], uuid[], text[]) IS
+    'Puts other names into raw events, takes the properties that are to go from them, and fields '
+    'that no reading looks at.';
+
+CREATE FUNCTION spectrum._strip_facts(p_task_id bigint, p_event_ids uuid[], p_properties text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_event_ids uuid[];
+    v_seqs bigint[];
+    v_accounts text[];
+    v_after bigint := nextval('spectrum.news_note_no_seq');
+BEGIN
+    SELECT array_agg(ledger.event_id ORDER BY ledger.event_id),
+        array_agg(ledger.seq ORDER BY ledger.event_id)
+    INTO v_event_ids, v_seqs
+    FROM warehouse.event_ledger AS ledger
+    JOIN warehouse.fact_events AS fact USING (event_id, occurred_at, user_key)
+    WHERE ledger.event_id = ANY (p_event_ids)
+        AND CASE WHEN '*' = ANY (p_properties) THEN fact.properties <> '{}'
+            ELSE fact.properties ?| p_properties END;
+    IF v_event_ids IS NULL THEN
+        RETURN;
+    END IF;
+    v_accounts := spectrum._note_before(v_event_ids);
+    PERFORM spectrum._withdraw(v_event_ids);
+    -- Made again as readings would make them of what is left.
+    WITH stripped AS MATERIALIZED (
+        SELECT gone.event_id, known.seq, gone.occurred_at, gone.account_key, gone.user_key,
+            gone.event_type_key, gone.geo_key,
+            CASE WHEN '*' = ANY (p_properties) THEN '{}'
+                ELSE gone.properties - p_properties END AS properties,
+            CASE WHEN is_paid THEN gone.revenue END AS revenue,
+            CASE WHEN NOT is_paid THEN NULL WHEN p_properties && '{*, currency}'
+                AND gone.revenue IS NOT NULL THEN config.currency ELSE gone.currency END AS currency
+        FROM unnest(v_event_ids, v_seqs) AS known (event_id, seq)
+        JOIN spectrum.withdrawals AS gone
+            ON gone.event_id = known.event_id AND gone.note_no > v_after
+        CROSS JOIN spectrum.config
+        CROSS JOIN LATERAL (
+            SELECT NOT p_properties && ARRAY['*', config.revenue_property] AS is_paid
+        ) AS money
+    ), entries AS (
+        INSERT INTO warehouse.event_ledger (event_id, seq, occurred_at, user_key)
+        SELECT event_id, seq, occurred_at, user_key FROM stripped
+    ), notes AS (
+        INSERT INTO spectrum.news (events, first_at, last_at, user_keys, occurred_ats, event_ids)
+        SELECT count(*), min(occurred_at), max(occurred_at), array_agg(user_key),
+            array_agg(occurred_at), array_agg(event_id)
+        FROM stripped
+    )
+    INSERT INTO warehouse.fact_events (
+        event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
+        revenue, currency
+    )
+    SELECT event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
+        revenue, currency
+    FROM stripped;
+    PERFORM spectrum._note_rows(
+        p_task_id, 'warehouse.fact_events', 'rows changed', cardinality(v_event_ids));
+    PERFORM spectrum._note_after(p_task_id, v_accounts);
+END
+$$;
+COMMENT ON FUNCTION spectrum._strip_facts(bigint, uuid[], text[]) IS
+    'Takes properties from facts, has the views follow and notes by how much.';
+
+CREATE FUNCTION spectrum._texts_in(p_seqs bigint[])
+RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_errors text := concat_ws(E'\n',
+        (SELECT string_agg(concat_ws(' ', log.error_msg, log.detail), E'\n')
+        FROM spectrum.run_log AS log WHERE log.error_msg IS NOT NULL),
+        (SELECT string_agg(task.error_msg, E'\n') FROM spectrum.tasks AS task),
+        (SELECT string_agg(own.error_msg, E'\n') FROM spectrum.report_definitions AS own));
+BEGIN
+    IF v_errors = '' THEN
+        RETURN ARRAY[]::text[];
+    END IF;
+    RETURN ARRAY(
+        SELECT DISTINCT leaf #>> '{}'
+        FROM @extschema@.raw_events AS raw
+        CROSS JOIN LATERAL jsonb_path_query(
+            raw.payload, 'strict $.** ? (@.type() == "string" || @.type() == "number")') AS leaf
+        WHERE raw.seq = ANY (p_seqs) AND strpos(v_errors, leaf #>> '{}') > 0
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._texts_in(bigint[]) IS
+    'What raw events say that the text of an error says too.';
+
+CREATE FUNCTION spectrum._scrub_errors(p_texts text[], p_least integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_text text;
+    v_pattern text;
+BEGIN
+    FOREACH v_text IN ARRAY p_texts LOOP
+        CONTINUE WHEN length(v_text) < p_least;
+        v_pattern := '(?<!\w)' || regexp_replace(v_text, '([^\w\s])', '\\\1', 'g') || '(?!\w)';
+        UPDATE spectrum.run_log
+        SET error_msg = regexp_replace(error_msg, v_pattern, '(erased)', 'g'),
+            detail = regexp_replace(detail, v_pattern, '(erased)', 'g')
+        WHERE error_msg ~ v_pattern;
+        UPDATE spectrum.tasks
+        SET error_msg = regexp_replace(error_msg, v_pattern, '(erased)', 'g')
+        WHERE error_msg ~ v_pattern;
+        UPDATE spectrum.report_definitions
+        SET error_msg = regexp_replace(error_msg, v_pattern, '(erased)', 'g')
+        WHERE error_msg ~ v_pattern;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._scrub_errors(text[], integer) IS
+    'Takes texts of at least some length out of the errors that were noted.';
+
+CREATE FUNCTION spectrum._scrub_tasks(p_task_id bigint, p_names text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- An open one that names him does the same for itself at its end.
+    UPDATE spectrum.tasks
+    SET arguments = jsonb_build_object('erased', true) || (arguments - '{user_id, error}'::text[])
+    WHERE (task_id = p_task_id OR state NOT IN ('waiting', 'running')) AND EXISTS (
+        SELECT FROM unnest(p_names) AS known (name)
+        WHERE arguments ->> 'user_id' = known.name OR strpos(arguments ->> 'error', known.name) > 0
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._scrub_tasks(bigint, text[]) IS
+    'Takes a user out of the arguments of tasks that are over.';
+
+CREATE FUNCTION spectrum._forget_values(p_event_ids uuid[], p_seqs bigint[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM spectrum.pii_values) THEN
+        RETURN;
+    END IF;
+    -- An account is not his alone, nor is a place.
+    DELETE FROM spectrum.pii_values AS kept
+    USING (
+        SELECT rule.field, said.properties #>> (string_to_array(rule.field, '.'))[2:] AS hash
+        FROM spectrum.pii_rules AS rule
+        CROSS JOIN (
+            SELECT reading.properties FROM spectrum.readings AS reading
+            WHERE reading.seq = ANY (p_seqs)
+            UNION ALL
+            SELECT fact.properties FROM warehouse.event_ledger AS ledger
+            JOIN warehouse.fact_events AS fact USING (event_id, occurred_at, user_key)
+            WHERE ledger.event_id = ANY (p_event_ids)
+        ) AS said
+        WHERE rule.field LIKE 'properties.%'
+    ) AS his
+    WHERE kept.field = his.field AND kept.hash = his.hash;
+END
+$$;
+COMMENT ON FUNCTION spectrum._forget_values(uuid[], bigint[]) IS
+    'Deletes what the hashes in properties of some events stand for.';
+
+CREATE FUNCTION spectrum._forget_property_names()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- The catalog keeps the first 200 names of an event type. Where there are as many, what is
+    -- over has been counted elsewhere, so their place stays taken.
+    WITH unused AS MATERIALIZED (
+        SELECT names.report_id, names.event_type_key, names.property
+        FROM spectrum.rollup_property_names AS names
+        WHERE NOT EXISTS (
+            SELECT FROM analytics.mv_event_catalog AS kept
+            WHERE kept.report_id = names.report_id AND kept.account_id = '*'
+                AND kept.event_type_key = names.event_type_key AND kept.property = names.property
+        )
+    ), full_types AS MATERIALIZED (
+        SELECT names.report_id, names.event_type_key
+        FROM spectrum.rollup_property_names AS names
+        GROUP BY names.report_id, names.event_type_key
+        HAVING count(*) >= 200
+    ), renamed AS (
+        UPDATE spectrum.rollup_property_names AS names
+        SET property = 'forgotten-' || gen_random_uuid()
+        FROM unused JOIN full_types USING (report_id, event_type_key)
+        WHERE names.report_id = unused.report_id AND names.property = unused.property
+            AND names.event_type_key = unused.event_type_key
+            AND names.property NOT LIKE 'forgotten-%'
+    )
+    DELETE FROM spectrum.rollup_property_names AS names
+    USING unused LEFT JOIN full_types USING (report_id, event_type_key)
+    WHERE full_types.report_id IS NULL AND names.report_id = unused.report_id
+        AND names.event_type_key = unused.event_type_key AND names.property = unused.property;
+END
+$$;
+COMMENT ON FUNCTION spectrum._forget_property_names() IS
+    'Takes names of properties that no event has any more out of what the catalog keeps.';
+
+CREATE FUNCTION spectrum.forget_members()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_users bigint;
+    v_accounts bigint;
+    v_places bigint;
+BEGIN
+    PERFORM spectrum._keep_batches_out();
+    PERFORM spectrum._count_all_news();
+    UPDATE warehouse.dim_users AS dim
+    SET user_id = 'unused-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
+        last_seen = NULL
+    WHERE dim.user_key <> 0 AND dim.user_id !~ '^(unused|forgotten)-[0-9a-f-]{36}$'
+        AND NOT EXISTS (
+            SELECT FROM warehouse.fact_events AS fact WHERE fact.user_key = dim.user_key);
+    GET DIAGNOSTICS v_users = ROW_COUNT;
+    UPDATE warehouse.dim_accounts AS dim
+    SET account_id = 'unused-' || gen_random_uuid(), first_seen = NULL, last_seen = NULL
+    WHERE dim.account_key <> 0 AND dim.account_id !~ '^unused-[0-9a-f-]{36}$'
+        AND dim.account_key NOT IN (SELECT fact.account_key FROM warehouse.fact_events AS fact)
+        AND dim.account_key NOT IN (SELECT users.account_key FROM warehouse.dim_users AS users);
+    GET DIAGNOSTICS v_accounts = ROW_COUNT;
+    UPDATE warehouse.dim_geography AS dim
+    SET country = '', region = '', city = 'unused-' || gen_random_uuid(), first_seen = NULL,
+        last_seen = NULL
+    WHERE dim.geo_key <> 0 AND dim.city !~ '^unused-[0-9a-f-]{36}$'
+        AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.fact_events AS fact);
+    GET DIAGNOSTICS v_places = ROW_COUNT;
+    RETURN v_users + v_accounts + v_places;
+END
+$$;
+COMMENT ON FUNCTION spectrum.forget_members() IS
+    'Takes the names of users, accounts and places that no fact names any more out of the '
+    'dimensions, as after a PII rule and reprocessing, and returns how many. Keys stay. It reads '
+    'all facts, and batches wait meanwhile.';
+-- Room 80, receipts: what forgetting changed, and by how much. Each step brings the views up to the
+-- facts, copies what they show of the accounts concerned, does its work, has the views follow and
+-- writes down the differences, cell by cell. No batch runs meanwhile, so they are its doing.
+
+CREATE FUNCTION spectrum._count_all_news()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    LOOP
+        PERFORM spectrum._refresh_some(200000);
+        EXIT WHEN NOT EXISTS (SELECT FROM spectrum.news)
+            AND NOT EXISTS (SELECT FROM spectrum.withdrawals);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._count_all_news() IS 'Brings the standing views up to the facts.';
+
+CREATE FUNCTION spectrum._standing_views()
+RETURNS TABLE (view text, is_cell boolean, columns text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Amounts are bigint, numeric or float; whole numbers that name a cell are integer.
+    RETURN QUERY
+    SELECT shown.name, shown.is_cell, array_agg(shown.attname ORDER BY shown.attnum)
+    FROM (
+        SELECT view.name, col.attname::text, col.attnum,
+            col.atttypid IN ('text'::regtype, 'text[]'::regtype, 'date'::regtype,
+                'integer'::regtype) OR col.attname = 'minute' AS is_cell
+        FROM spectrum.report_kinds AS kind
+        CROSS JOIN LATERAL unnest(kind.views) AS view (name)
+        JOIN pg_attribute AS col ON col.attrelid = format('analytics.%I', view.name)::regclass
+        WHERE col.attnum > 0 AND NOT col.attisdropped AND col.attname <> 'as_of'
+    ) AS shown
+    GROUP BY shown.name, shown.is_cell;
+END
+$$;
+COMMENT ON FUNCTION spectrum._standing_views() IS
+    'The standing views, with the columns that name a cell and those that say something of it.';
+
+CREATE FUNCTION spectrum._note_before(p_event_ids uuid[])
+RETURNS text[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_accounts text[];
+    v_view text;
+BEGIN
+    PERFORM spectrum._count_all_news();
+    SELECT array_agg(DISTINCT dim.account_id) || '*'::text INTO v_accounts
+    FROM warehouse.event_ledger AS ledger
+    JOIN warehouse.fact_events AS fact USING (event_id, occurred_at, user_key)
+    JOIN warehouse.dim_accounts AS dim USING (account_key)
+    WHERE ledger.event_id = ANY (p_event_ids);
+    FOR v_view IN SELECT DISTINCT known.view FROM spectrum._standing_views() AS known LOOP
+        EXECUTE format('CREATE TEMPORARY TABLE %I ON COMMIT DROP AS '
+            'SELECT * FROM analytics.%I WHERE account_id = ANY (%L)',
+            'spectrum_before_' || v_view, v_view, v_accounts);
+    END LOOP;
+    RETURN v_accounts;
+END
+$$;
+COMMENT ON FUNCTION spectrum._note_before(uuid[]) IS
+    'Copies what the standing views say of the accounts of some events, and of all together, and '
+    'returns these accounts.';
+
+CREATE FUNCTION spectrum._note_after(p_task_id bigint, p_accounts text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_view record;
+BEGIN
+    PERFORM spectrum._count_all_news();
+    FOR r_view IN
+        SELECT cell.view, cell.columns || amount.columns AS columns,
+            (SELECT string_agg(format('%L, %1$I', name), ', ') FROM unnest(cell.columns) AS name)
+                AS cell,
+            (SELECT string_agg(format('%L, %1$I', name), ', ') FROM unnest(amount.columns) AS name)
+                AS amounts
+        FROM spectrum._standing_views() AS cell
+        JOIN spectrum._standing_views() AS amount USING (view)
+        WHERE cell.is_cell AND NOT amount.is_cell
+        ORDER BY cell.view
+    LOOP
+        EXECUTE format(
+            'WITH was AS MATERIALIZED (SELECT %1$s FROM pg_temp.%2$I), '
+            'shown AS MATERIALIZED (SELECT %1$s FROM analytics.%3$I WHERE account_id = ANY ($2)), '
+            'old AS (SELECT jsonb_build_object(%4$s) AS cell, jsonb_build_object(%5$s) AS amounts '
+            'FROM (SELECT * FROM was EXCEPT ALL SELECT * FROM shown) AS gone), '
+            'new AS (SELECT jsonb_build_object(%4$s) AS cell, jsonb_build_object(%5$s) AS amounts '
+            'FROM (SELECT * FROM shown EXCEPT ALL SELECT * FROM was) AS come) '
+            'INSERT INTO spectrum.receipts (task_id, object, what, cell, before, after, change) '
+            'SELECT $1, %6$L, amount.name, cell, old.amounts -> amount.name, '
+            'new.amounts -> amount.name, spectrum._change(old.amounts -> amount.name, '
+            'new.amounts -> amount.name) FROM old FULL JOIN new USING (cell) '
+            'CROSS JOIN LATERAL jsonb_object_keys(coalesce(old.amounts, new.amounts)) '
+            'AS amount (name) '
+            'WHERE nullif(old.amounts -> amount.name, ''null'') '
+            'IS DISTINCT FROM nullif(new.amounts -> amount.name, ''null'') '
+            'ORDER BY cell, amount.name',
+            (SELECT string_agg(quote_ident(name), ', ') FROM unnest(r_view.columns) AS name),
+            'spectrum_before_' || r_view.view, r_view.view, r_view.cell, r_view.amounts,
+            'analytics.' || r_view.view)
+        USING p_task_id, p_accounts;
+        EXECUTE format('DROP TABLE pg_temp.%I', 'spectrum_before_' || r_view.view);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._note_after(bigint, text[]) IS
+    'Writes down what the standing views say otherwise than in the copy.';
+
+CREATE FUNCTION spectrum._change(p_before jsonb, p_after jsonb)
+RETURNS numeric
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE
+        WHEN coalesce(jsonb_typeof(p_before), 'number') = 'number'
+            AND coalesce(jsonb_typeof(p_after), 'number') = 'number'
+        THEN coalesce(p_after::numeric, 0) - coalesce(p_before::numeric, 0)
+    END
+$$;
+COMMENT ON FUNCTION spectrum._change(jsonb, jsonb) IS
+    'By how much a number changed; NULL where it was or is none.';
+
+CREATE FUNCTION spectrum._note_rows(p_task_id bigint, p_object text, p_what text, p_rows bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_rows <> 0 THEN
+        INSERT INTO spectrum.receipts (task_id, object, what, change)
+        VALUES (p_task_id, p_object, p_what, p_rows);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._note_rows(bigint, text, text, bigint) IS
+    'Writes down how many rows of a table went (negative) or changed.';
+
+CREATE FUNCTION spectrum._user_rows(p_table text, p_user_keys bigint[])
+RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_rows bigint;
+BEGIN
+    EXECUTE format('SELECT count(*) FROM %s AS kept CROSS JOIN spectrum.reports AS report WHERE %s',
+        p_table, spectrum._of_user(p_table))
+    INTO v_rows USING p_user_keys;
+    RETURN v_rows;
+END
+$$;
+COMMENT ON FUNCTION spectrum._user_rows(text, bigint[]) IS
+    'How many rows of a rollup table are kept for some users.';
+
+CREATE FUNCTION spectrum._of_user(p_table text)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN 'report.report_id = kept.report_id '
+        || CASE WHEN EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = p_table::regclass AND attname = 'user_key' AND NOT attisdropped)
+        THEN 'AND kept.user_key = ANY ($1)'
+        ELSE 'AND report.definition ->> ''unit'' <> ''account'' AND kept.unit = ANY ($1)' END;
+END
+$$;
+COMMENT ON FUNCTION spectrum._of_user(text) IS 'Which rows of a rollup table are of users $1.';
+
+CREATE FUNCTION spectrum._user_tables()
+RETURNS SETOF text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT DISTINCT kept.name
+    FROM spectrum.report_kinds AS kind
+    CROSS JOIN LATERAL unnest(kind.tables) AS kept (name)
+    JOIN pg_attribute AS col ON col.attrelid = kept.name::regclass
+    WHERE col.attname IN ('user_key', 'unit') AND NOT col.attisdropped
+    ORDER BY kept.name;
+END
+$$;
+COMMENT ON FUNCTION spectrum._user_tables() IS 'The tables that keep rows for single users.';
+
+CREATE FUNCTION spectrum._note_state(p_task_id bigint, p_user_keys bigint[], p_sign integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Once with +, once with -: what is left when the receipt is closed are the rows that went.
+    PERFORM spectrum._note_rows(p_task_id, kept.name, 'rows removed',
+        -p_sign * spectrum._user_rows(kept.name, p_user_keys))
+    FROM spectrum._user_tables() AS kept (name);
+END
+$$;
+COMMENT ON FUNCTION spectrum._note_state(bigint, bigint[], integer) IS
+    'Writes down how many rows are kept for users: before (1), and at the end (-1).';
+
+CREATE FUNCTION spectrum._erase_frozen(p_task_id bigint, p_user_keys bigint[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_table text;
+    v_rows bigint;
+BEGIN
+    -- All that follows from facts is gone by now. What is still here follows from facts that are
+    -- not here any more: the sums made of it stay as they are.
+    FOR v_table IN SELECT kept.name FROM spectrum._user_tables() AS kept (name) LOOP
+        EXECUTE format('DELETE FROM %s AS kept USING spectrum.reports AS report WHERE %s',
+            v_table, spectrum._of_user(v_table)) USING p_user_keys;
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        PERFORM spectrum._note_rows(p_task_id, v_table, 'frozen rows removed', -v_rows);
+    END LOOP;
+    DELETE FROM spectrum.shared_users WHERE user_key = ANY (p_user_keys);
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase_frozen(bigint, bigint[]) IS
+    'Removes what is still kept for users whose facts are gone, and says so.';
+
+CREATE FUNCTION spectrum._without_names(p_object text, p_cell jsonb)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p_cell || coalesce(jsonb_object_agg(part.key, '(erased)'), '{}')
+    FROM jsonb_each(p_cell) AS part
+    WHERE part.value <> 'null' AND (part.key IN ('property', 'value', 'feature', 'endpoint',
+            'service', 'version', 'variant', 'cell')
+        OR (part.key = 'breakdown' AND p_object = 'analytics.conversion_funnels'))
+$$;
+COMMENT ON FUNCTION spectrum._without_names(text, jsonb) IS
+    'A cell without what properties of events may have named it by.';
+
+CREATE FUNCTION spectrum._close_receipt(p_task_id bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    WITH lines AS (DELETE FROM spectrum.receipts WHERE task_id = p_task_id RETURNING *),
+    sums AS MATERIALIZED (
+        SELECT line.object, line.what, line.cell,
+            (array_agg(line.before ORDER BY line.line_no))[1] AS before,
+            (array_agg(line.after ORDER BY line.line_no DESC))[1] AS after,
+            CASE WHEN bool_and(line.change IS NOT NULL) THEN sum(line.change) END AS change,
+            min(line.line_no) AS first_no, max(line.line_no) AS last_no
+        FROM lines AS line
+        GROUP BY line.object, line.what, line.cell
+    ), latest AS MATERIALIZED (
+        SELECT DISTINCT ON (sums.object, sums.cell) sums.object, sums.cell, sums.after IS NULL
+            AS is_gone
+        FROM sums
+        WHERE sums.cell IS NOT NULL
+        ORDER BY sums.object, sums.cell, sums.last_no DESC
+    )
+    INSERT INTO spectrum.receipts (task_id, object, what, cell, before, after, change)
+    SELECT p_task_id, sums.object, sums.what, sums.cell, sums.before,
+        CASE WHEN NOT latest.is_gone THEN sums.after END, sums.change
+    FROM sums
+    LEFT JOIN latest ON latest.object = sums.object AND latest.cell = sums.cell
+    WHERE (sums.cell IS NULL AND sums.change <> 0) OR sums.before IS DISTINCT FROM sums.after
+    ORDER BY (sums.object LIKE 'analytics.%'), sums.object, sums.first_no;
+
+    -- What a cell was called by goes with the cell, from older receipts too.
+    UPDATE spectrum.receipts AS line
+    SET cell = spectrum._without_names(line.object, line.cell)
+    FROM (
+        SELECT DISTINCT told.object, told.cell FROM spectrum.receipts AS told
+        WHERE told.task_id = p_task_id AND told.cell IS NOT NULL AND told.after IS NULL
+            AND spectrum._without_names(told.object, told.cell) <> told.cell
+    ) AS gone
+    WHERE line.object = gone.object AND line.cell = gone.cell;
+END
+$$;
+COMMENT ON FUNCTION spectrum._close_receipt(bigint) IS
+    'Makes one line of what single steps wrote down, and takes out what cells that are gone were '
+    'called by.';
+
+CREATE FUNCTION spectrum._sum_up_receipt(p_task_id bigint)
+RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN jsonb_build_object(
+        'tables', (
+            SELECT coalesce(jsonb_object_agg(line.object || ': ' || line.what, line.change), '{}')
+            FROM spectrum.receipts AS line
+            WHERE line.task_id = p_task_id AND line.cell IS NULL
+        ),
+        'numbers', (
+            SELECT coalesce(jsonb_object_agg(of_view.object, of_view.numbers), '{}')
+            FROM (
+                SELECT line.object, count(*) AS numbers FROM spectrum.receipts AS line
+                WHERE line.task_id = p_task_id AND line.cell IS NOT NULL
+                GROUP BY line.object
+            ) AS of_view
+        )
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._sum_up_receipt(bigint) IS
+    'Rows of tables that went or changed, and how many numbers of each view did.';
 -- Room 80, migrations: what happens once to tables and views that a user has from an earlier
 -- release. They are his, so neither ALTER EXTENSION UPDATE nor the restore of an old dump makes
 -- them anew: setup() looks which release they are of and brings them to this one.
@@ -21694,6 +23584,7 @@ BEGIN
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
         CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep'));
+    ALTER TABLE @extschema@.raw_events ADD COLUMN IF NOT EXISTS treated text[];
     ALTER TABLE @extschema@.raw_events SET (
         autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
     );
@@ -21769,6 +23660,8 @@ BEGIN
                 AND depend.classid = 'pg_class'::regclass AND depend.deptype = 'e'
         JOIN pg_class AS member ON member.oid = depend.objid
         WHERE extension.extname = 'spectrum'
+            -- No dump is to hold the key of the hashes.
+            AND member.oid IS DISTINCT FROM to_regclass('spectrum.pii_key')
         ORDER BY member.oid
     LOOP
         EXECUTE format('ALTER EXTENSION spectrum DROP %s %s', r_member.kind, r_member.name);
@@ -21776,8 +23669,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._release_data() IS
-    'Takes every table, view and sequence out of the extension, so that dumps hold them whole and '
-    'DROP EXTENSION refuses while they exist.';
+    'Takes every table, view and sequence out of the extension, but for the key of the hashes, so '
+    'that dumps hold them whole and DROP EXTENSION refuses while they exist.';
 
 CREATE FUNCTION spectrum.setup()
 RETURNS void
@@ -21796,12 +23689,12 @@ BEGIN
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
-        'releases', 'config', 'run_log', 'raw_events', 'intake', 'reading', 'floods',
-        'dimensions', 'caps', 'facts', 'news', 'reports', 'settings', 'tenants',
-        'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness', 'revenue',
-        'funnels', 'retention', 'sessions', 'features', 'cohorts', 'feature_adoption',
-        'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments', 'glass',
-        'tasks', 'status'
+        'releases', 'config', 'run_log', 'raw_events', 'intake', 'privacy', 'forgotten',
+        'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports', 'settings',
+        'tenants', 'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness',
+        'revenue', 'funnels', 'retention', 'sessions', 'features', 'cohorts',
+        'feature_adoption', 'own_reports', 'mrr', 'operations', 'event_catalog',
+        'experiments', 'glass', 'tasks', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
@@ -22147,6 +24040,9 @@ COMMENT ON FUNCTION spectrum.revoke_tenant(regrole, text) IS
     'grant_tenant gave.';
 
 REVOKE ALL ON ALL ROUTINES IN SCHEMA spectrum, warehouse, analytics FROM PUBLIC;
+-- The one table that stays a member of the extension: no dump holds it, so it is made here.
+SELECT spectrum._create_pii_key();
+
 -- The end of the script. A restore sets row_security to off before it creates the extension, and
 -- brings the tables itself.
 SELECT spectrum.setup()

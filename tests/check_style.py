@@ -34,12 +34,13 @@ FORBIDDEN = {
     "CREATE OR REPLACE": re.compile(r"\bOR\s+REPLACE\b", re.IGNORECASE),
     "IF NOT EXISTS": re.compile(r"\bIF\s+NOT\s+EXISTS\b(?!\s*\()", re.IGNORECASE),
 }
-# What operators may call, who have no right on the tables that it writes.
+# What operators may call, who have no right on the tables that it writes; and capture, whose
+# callers may not see the key.
 DEFINERS = {
     f"spectrum.{verb}_{what}"
     for verb in ("define", "drop")
     for what in ("funnel", "retention", "metric", "feature", "experiment")
-} | {"spectrum.request", "spectrum.cancel_task"}
+} | {"spectrum.request", "spectrum.cancel_task", "spectrum.capture"}
 
 MAY_BE_THERE = ("CREATE OR REPLACE", "IF NOT EXISTS")
 

@@ -201,13 +201,13 @@ def test_public_has_nothing(db: psycopg.Connection) -> None:
         WHERE entry.grantee = 0 AND nspname IN ('spectrum', 'warehouse', 'analytics')
         """,
     ) == []  # fmt: skip
-    # What runs with the owner's rights is what operators call, and no more.
+    # What runs with the owner's rights is what operators call, and capture, and no more.
     assert {name for (name,) in rows(db, "SELECT proname FROM pg_proc AS p, pg_namespace AS n"
         " WHERE n.oid = p.pronamespace AND prosecdef"
         " AND nspname IN ('spectrum', 'warehouse', 'analytics')")} == {
             f"{verb}_{what}" for verb in ("define", "drop")
             for what in ("funnel", "retention", "metric", "feature", "experiment")
-        } | {"request", "cancel_task"}  # fmt: skip
+        } | {"request", "cancel_task", "capture"}  # fmt: skip
 
 
 def test_analysts_call_nothing_that_writes(

@@ -19,4 +19,5 @@ BEGIN
 END
 $$;
 
+SELECT spectrum._create_pii_key();
 SELECT spectrum.setup();

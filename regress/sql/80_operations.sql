@@ -27,8 +27,9 @@ SELECT check_name, ok FROM spectrum.verify();
 SELECT spectrum.setup();
 SELECT count(*) FROM analytics.events WHERE event_type = 'tick';
 
--- The data is the user's: none of it is a member of the extension, and DROP EXTENSION refuses.
-SELECT count(*) AS relations_in_extension
+-- The data is the user's: none of it is a member of the extension, and DROP EXTENSION refuses. The
+-- key of the hashes is, so that no dump holds it.
+SELECT string_agg(objid::regclass::text, ', ') AS relations_in_extension
 FROM pg_depend
 WHERE refclassid = 'pg_extension'::regclass AND deptype = 'e' AND classid = 'pg_class'::regclass
     AND refobjid = (SELECT oid FROM pg_extension WHERE extname = 'spectrum');

@@ -29,7 +29,8 @@ BEGIN
             CONSTRAINT raw_events_seq_key UNIQUE,
         attempts integer NOT NULL DEFAULT 0,
         next_attempt_at timestamptz,
-        copy_of uuid
+        copy_of uuid,
+        treated text[]
     ) WITH (
         fillfactor = 50,
         autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
@@ -44,7 +45,8 @@ BEGIN
         'Identity of the row; also the event_id where the payload has none.';
     COMMENT ON COLUMN @extschema@.raw_events.payload IS
         'The event as sent: event_id, event_type, account_id, user_id, occurred_at (or timestamp), '
-        'geo {country, region, city}, properties. Never changed after the insert.';
+        'geo {country, region, city}, properties. Never changed after the insert, except by '
+        'spectrum.forget_user.';
     COMMENT ON COLUMN @extschema@.raw_events.received_at IS 'Start of the inserting transaction.';
     COMMENT ON COLUMN @extschema@.raw_events.status IS
         'pending, processing (outside workers only), done or failed. Set it back to pending to '
@@ -59,6 +61,8 @@ BEGIN
         'When a failed event is tried again; NULL where its cause cannot pass.';
     COMMENT ON COLUMN @extschema@.raw_events.copy_of IS
         'id of the row whose event_id this one repeats; a copy is done and changes no number.';
+    COMMENT ON COLUMN @extschema@.raw_events.treated IS
+        'Fields of the payload that hold hashes, made by PII rules at the door (spectrum.capture).';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_raw_events() IS

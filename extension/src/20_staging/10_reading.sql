@@ -74,8 +74,11 @@ BEGIN
                 THEN spectrum._complaint('payload', 'a JSON object', raw.payload)
             WHEN jsonb_typeof(part.event_type) IS DISTINCT FROM 'string'
                 OR length(txt.event_type) NOT BETWEEN 1 AND 200
-                THEN spectrum._complaint('event_type', 'a text of 1 to 200 characters',
-                    part.event_type)
+                THEN CASE WHEN said.payload = spectrum._forgotten_payload()
+                    THEN 'user_id: was forgotten on request'
+                    ELSE spectrum._complaint('event_type', 'a text of 1 to 200 characters',
+                        part.event_type)
+                END
             WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number', 'null')
                 OR length(txt.event_id) > 200
                 THEN spectrum._complaint('event_id', 'a text of at most 200 characters',
@@ -147,30 +150,40 @@ BEGIN
                 AND pg_column_compression(raw.payload) IS NULL AS is_plain) AS stored
         OFFSET 0
     ) AS body
+    -- Personal data as the rules leave it. Whether there are rules is asked once a query.
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN (SELECT privacy.rules FROM spectrum.privacy) IS NULL THEN body.payload
+            ELSE spectrum._protect(body.payload, raw.treated,
+                (SELECT privacy.rules FROM spectrum.privacy),
+                (SELECT known.inner_pad FROM spectrum.pii_key AS known),
+                (SELECT known.outer_pad FROM spectrum.pii_key AS known))
+        END AS payload
+        OFFSET 0
+    ) AS said
     CROSS JOIN LATERAL (
         SELECT
-            body.payload -> 'event_id' AS event_id,
-            body.payload -> 'event_type' AS event_type,
-            body.payload -> 'account_id' AS account_id,
-            body.payload -> 'user_id' AS user_id,
-            body.payload -> 'geo' AS geo,
-            body.payload -> 'geo' -> 'country' AS country,
-            body.payload -> 'geo' -> 'region' AS region,
-            body.payload -> 'geo' -> 'city' AS city,
-            body.payload -> 'properties' AS properties,
-            body.payload -> 'properties' -> config.revenue_property AS revenue,
-            coalesce(nullif(body.payload -> 'occurred_at', 'null'), body.payload -> 'timestamp')
+            said.payload -> 'event_id' AS event_id,
+            said.payload -> 'event_type' AS event_type,
+            said.payload -> 'account_id' AS account_id,
+            said.payload -> 'user_id' AS user_id,
+            said.payload -> 'geo' AS geo,
+            said.payload -> 'geo' -> 'country' AS country,
+            said.payload -> 'geo' -> 'region' AS region,
+            said.payload -> 'geo' -> 'city' AS city,
+            said.payload -> 'properties' AS properties,
+            said.payload -> 'properties' -> config.revenue_property AS revenue,
+            coalesce(nullif(said.payload -> 'occurred_at', 'null'), said.payload -> 'timestamp')
                 AS occurred_at,
-            CASE WHEN body.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
+            CASE WHEN said.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
                 ELSE 'timestamp' END AS time_field
         OFFSET 0
     ) AS part
     CROSS JOIN LATERAL (
         SELECT
-            body.payload ->> 'event_id' AS event_id,
-            body.payload ->> 'event_type' AS event_type,
-            body.payload ->> 'account_id' AS account_id,
-            body.payload ->> 'user_id' AS user_id,
+            said.payload ->> 'event_id' AS event_id,
+            said.payload ->> 'event_type' AS event_type,
+            said.payload ->> 'account_id' AS account_id,
+            said.payload ->> 'user_id' AS user_id,
             part.geo ->> 'country' AS country,
             part.geo ->> 'region' AS region,
             part.geo ->> 'city' AS city,

@@ -33,7 +33,8 @@ BEGIN
             can_pass boolean NOT NULL DEFAULT false,
             error_msg text,
             copy_of uuid,
-            refused_by text
+            refused_by text,
+            is_forgotten boolean NOT NULL DEFAULT false
         ) ON COMMIT DELETE ROWS;
     ELSIF pg_relation_size('pg_temp.spectrum_batch') > 0 THEN
         -- Not DELETE: each part of a parted batch would wade through the rows of all before it.
@@ -71,6 +72,7 @@ BEGIN
     LEFT JOIN warehouse.dim_geography AS geography USING (country, region, city)
     LEFT JOIN warehouse.dim_event_types AS event_types USING (event_type)
     WHERE reading.row_id = ANY (p_rows);
+    PERFORM spectrum._withhold();
 END
 $$;
 COMMENT ON FUNCTION spectrum._read_batch(tid[]) IS

@@ -36,6 +36,7 @@ BEGIN
     ) AS marked
     WHERE batch.can_pass AND marked.next_attempt_at IS NOT NULL
     ON CONFLICT (seq) DO UPDATE SET due_at = excluded.due_at;
+    PERFORM spectrum._scrub_forgotten();
 END
 $$;
 COMMENT ON FUNCTION spectrum._mark_rows() IS
@@ -125,11 +126,13 @@ BEGIN
             FROM @extschema@.raw_events AS raw
             LEFT JOIN warehouse.event_ledger AS ledger ON raw.attempts > 0 AND ledger.seq = raw.seq
             WHERE raw.ctid = p_row;
+            PERFORM spectrum._withhold();
     END;
     UPDATE pg_temp.spectrum_batch
     SET is_readable = false,
         error_msg = spectrum._one_line(p_reason),
-        can_pass = p_can_pass;
+        can_pass = p_can_pass
+    WHERE NOT is_forgotten;
     PERFORM spectrum._withdraw_reread(true);
     PERFORM spectrum._mark_rows();
 END
@@ -267,6 +270,23 @@ COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
     'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
     'than config.lock_timeout, or ten times that.';
 
+CREATE FUNCTION spectrum._wait_for_erasure()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('forget'));
+    -- An older snapshot does not show who was forgotten meanwhile: this raises 40001 then.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM spectrum.privacy FOR SHARE;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_erasure() IS
+    'Before a batch claims: a step of forgetting somebody is either over or waits for the batch, '
+    'so none takes events in that the other does not see.';
+
 CREATE FUNCTION spectrum._process_batch(
     p_limit integer,
     OUT claimed bigint,
@@ -295,6 +315,7 @@ BEGIN
     FOR v_try IN 1 .. 10 LOOP
         BEGIN
             PERFORM spectrum._wait_for_turn(v_try > 1);
+            PERFORM spectrum._wait_for_erasure();
             v_rows := spectrum._claim(
                 coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
             );

@@ -365,6 +365,8 @@ BEGIN
 
     RETURN QUERY SELECT 'standby', standby.ok, standby.message, standby.what_to_do
     FROM spectrum._check_standby() AS standby;
+    RETURN QUERY SELECT 'key of hashes', known.ok, known.message, known.what_to_do
+    FROM spectrum._check_pii_key() AS known;
 END
 $$;
 COMMENT ON FUNCTION spectrum.health() IS

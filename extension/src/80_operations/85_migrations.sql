@@ -197,6 +197,7 @@ BEGIN
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
         CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep'));
+    ALTER TABLE @extschema@.raw_events ADD COLUMN IF NOT EXISTS treated text[];
     ALTER TABLE @extschema@.raw_events SET (
         autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
     );

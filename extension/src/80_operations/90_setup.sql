@@ -24,6 +24,8 @@ BEGIN
                 AND depend.classid = 'pg_class'::regclass AND depend.deptype = 'e'
         JOIN pg_class AS member ON member.oid = depend.objid
         WHERE extension.extname = 'spectrum'
+            -- No dump is to hold the key of the hashes.
+            AND member.oid IS DISTINCT FROM to_regclass('spectrum.pii_key')
         ORDER BY member.oid
     LOOP
         EXECUTE format('ALTER EXTENSION spectrum DROP %s %s', r_member.kind, r_member.name);
@@ -31,8 +33,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._release_data() IS
-    'Takes every table, view and sequence out of the extension, so that dumps hold them whole and '
-    'DROP EXTENSION refuses while they exist.';
+    'Takes every table, view and sequence out of the extension, but for the key of the hashes, so '
+    'that dumps hold them whole and DROP EXTENSION refuses while they exist.';
 
 CREATE FUNCTION spectrum.setup()
 RETURNS void
@@ -51,12 +53,12 @@ BEGIN
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
-        'releases', 'config', 'run_log', 'raw_events', 'intake', 'reading', 'floods',
-        'dimensions', 'caps', 'facts', 'news', 'reports', 'settings', 'tenants',
-        'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness', 'revenue',
-        'funnels', 'retention', 'sessions', 'features', 'cohorts', 'feature_adoption',
-        'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments', 'glass',
-        'tasks', 'status'
+        'releases', 'config', 'run_log', 'raw_events', 'intake', 'privacy', 'forgotten',
+        'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports', 'settings',
+        'tenants', 'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness',
+        'revenue', 'funnels', 'retention', 'sessions', 'features', 'cohorts',
+        'feature_adoption', 'own_reports', 'mrr', 'operations', 'event_catalog',
+        'experiments', 'glass', 'tasks', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
