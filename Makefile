@@ -6,6 +6,7 @@ SOURCES = $(addprefix extension/src/, \
 	10_config.sql \
 	12_run_log.sql \
 	15_calendar.sql \
+	17_temporary.sql \
 	20_staging/00_raw_events.sql \
 	20_staging/05_pii.sql \
 	20_staging/06_capture.sql \

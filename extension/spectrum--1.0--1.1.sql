@@ -500,6 +500,33 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
     'The calendar date that the start of a period stands for.';
+-- Room 17, temporary tables: what the functions of one transaction hand on to each other. They stay
+-- with the session, so one of an earlier release may be met.
+
+CREATE OR REPLACE FUNCTION spectrum._empty_temporary(p_name text, p_columns text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_table regclass := to_regclass(format('pg_temp.%I', p_name));
+BEGIN
+    -- Its comment tells its columns.
+    IF v_table IS NOT NULL AND obj_description(v_table, 'pg_class') IS DISTINCT FROM p_columns THEN
+        EXECUTE format('DROP TABLE pg_temp.%I', p_name);
+        v_table := NULL;
+    END IF;
+    IF v_table IS NULL THEN
+        EXECUTE format('CREATE TEMPORARY TABLE %I (%s) ON COMMIT DELETE ROWS', p_name, p_columns);
+        EXECUTE format('COMMENT ON TABLE pg_temp.%I IS %L', p_name, p_columns);
+    ELSIF pg_relation_size(v_table) > 0 THEN
+        -- Not DELETE: whoever reads it next would wade through the rows of all before.
+        EXECUTE format('TRUNCATE pg_temp.%I', p_name);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._empty_temporary(text, text) IS
+    'Makes a temporary table of the session, or empties it.';
 -- Room 20: staging. Events arrive in raw_events untouched and stay as they came; status says how
 -- far each one is. What is claimed next is found without an index on status, because such an
 -- index would make every status update write new index entries (655 against 84 bytes of WAL per
@@ -688,7 +715,6 @@ BEGIN
         outer_pad bytea NOT NULL,
         set_at timestamptz NOT NULL DEFAULT clock_timestamp()
     );
-    REVOKE ALL ON TABLE spectrum.pii_key FROM PUBLIC;
     COMMENT ON TABLE spectrum.pii_key IS
         'The key of the hashes that PII rules make, one row or none. A member of the extension: '
         'dumps leave it out. Keep a copy elsewhere; set it with spectrum.set_pii_key.';
@@ -739,7 +765,6 @@ BEGIN
         kept_at timestamptz NOT NULL DEFAULT now(),
         CONSTRAINT pii_values_pkey PRIMARY KEY (field, hash)
     );
-    REVOKE ALL ON TABLE spectrum.pii_values FROM PUBLIC;
     COMMENT ON TABLE spectrum.pii_values IS
         'What hashes stand for, where a rule says to keep that. For the owner alone.';
     COMMENT ON COLUMN spectrum.pii_values.field IS 'spectrum.pii_rules.';
@@ -980,9 +1005,16 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_check text := (SELECT encode(spectrum._hmac_sha256(known.secret, 'spectrum'), 'hex')
-        FROM spectrum.pii_key AS known);
+    v_check text;
 BEGIN
+    IF NOT has_table_privilege('spectrum.pii_key', 'SELECT') THEN
+        ok := true;
+        message := 'the owner alone can tell';
+        what_to_do := '';
+        RETURN;
+    END IF;
+    SELECT encode(spectrum._hmac_sha256(known.secret, 'spectrum'), 'hex') INTO v_check
+    FROM spectrum.pii_key AS known;
     SELECT privacy.key_check IS NOT DISTINCT FROM v_check,
         CASE
             WHEN v_check IS NULL AND privacy.key_check IS NULL THEN 'none is needed'
@@ -2754,39 +2786,14 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF to_regclass('pg_temp.spectrum_batch') IS NULL THEN
-        CREATE TEMPORARY TABLE spectrum_batch (
-            row_id tid,
-            seq bigint,
-            id uuid,
-            event_id uuid,
-            occurred_at timestamptz,
-            event_type text,
-            account_id text,
-            user_id text,
-            country text,
-            region text,
-            city text,
-            account_key bigint,
-            user_key bigint,
-            geo_key integer,
-            event_type_key integer,
-            properties jsonb,
-            revenue numeric,
-            currency text,
-            is_readable boolean,
-            is_first boolean NOT NULL DEFAULT true,
-            was_read boolean,
-            can_pass boolean NOT NULL DEFAULT false,
-            error_msg text,
-            copy_of uuid,
-            refused_by text,
-            is_forgotten boolean NOT NULL DEFAULT false
-        ) ON COMMIT DELETE ROWS;
-    ELSIF pg_relation_size('pg_temp.spectrum_batch') > 0 THEN
-        -- Not DELETE: each part of a parted batch would wade through the rows of all before it.
-        TRUNCATE pg_temp.spectrum_batch;
-    END IF;
+    PERFORM spectrum._empty_temporary('spectrum_batch',
+        'row_id tid, seq bigint, id uuid, event_id uuid, occurred_at timestamptz, event_type '
+        'text, account_id text, user_id text, country text, region text, city text, '
+        'account_key bigint, user_key bigint, geo_key integer, event_type_key integer, '
+        'properties jsonb, revenue numeric, currency text, is_readable boolean, is_first '
+        'boolean NOT NULL DEFAULT true, was_read boolean, can_pass boolean NOT NULL DEFAULT '
+        'false, error_msg text, copy_of uuid, refused_by text, is_forgotten boolean NOT NULL '
+        'DEFAULT false');
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_batch() IS
@@ -3791,22 +3798,6 @@ COMMENT ON FUNCTION spectrum._clear_discarded(integer) IS
 --   -a      his events of account a, for a only: beside scope 0
 -- So a user of one account, as nearly all are, is looked at once, not twice. The unknown user is
 -- no unit of any report; his events are in scope of their own account, for sums of events.
-
-CREATE OR REPLACE FUNCTION spectrum._empty_temporary(p_name text, p_columns text)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass(format('pg_temp.%I', p_name)) IS NULL THEN
-        EXECUTE format('CREATE TEMPORARY TABLE %I (%s) ON COMMIT DELETE ROWS', p_name, p_columns);
-    ELSE
-        EXECUTE format('TRUNCATE pg_temp.%I', p_name);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._empty_temporary(text, text) IS
-    'Makes a temporary table of the session, or empties it.';
 
 CREATE OR REPLACE FUNCTION spectrum._clear_news()
 RETURNS void
@@ -23922,7 +23913,8 @@ BEGIN
     WHERE routine.pronamespace = 'spectrum'::regnamespace AND routine.proname IN (
         'status', 'health', '_cron_state', '_cron_is_down', '_cron_advice',
         '_longest_pause', '_job_name', '_idle_transactions', '_release', '_tables_release',
-        '_check_ownership', '_check_standby', '_check_tasks', '_check_caps', 'request',
+        '_check_ownership', '_check_standby', '_check_tasks', '_check_caps', '_check_pii_key',
+        'request',
         'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
         'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
         'drop_experiment'

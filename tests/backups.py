@@ -112,7 +112,7 @@ def half_done(db: psycopg.Connection) -> None:
 def assert_finishes(db: psycopg.Connection) -> None:
     """What half_done left is done, once; further events come in; and every proof holds."""
     db.execute("CALL spectrum.run()")
-    assert value(db, "SELECT last_run_error FROM spectrum.status()") is None
+    assert rows(db, "SELECT last_run_error FROM spectrum.status()") == [(None,)]
     assert statuses(db) == {"done": EVENTS + COPIES, "failed": FAILED}
     assert facts(db) == EVENTS
     late = "SELECT count(*) FROM analytics.events WHERE user_id IN ('late', 'waits')"

@@ -65,7 +65,8 @@ OPERATORS_CALL = among(
     "status health request cancel_task define_funnel define_retention define_metric define_feature"
     " define_experiment drop_funnel drop_retention drop_metric drop_feature drop_experiment"
     " _cron_state _cron_is_down _cron_advice _longest_pause _job_name _idle_transactions _release"
-    " _tables_release _check_ownership _check_standby _check_tasks _check_caps",
+    " _tables_release _check_ownership _check_standby _check_tasks _check_caps"
+    " _check_pii_key",
 )
 # The rows of the table in their order; an object belongs to the first that it fits.
 ROWS: list[Callable[[Object], bool]] = [

@@ -212,7 +212,8 @@ BEGIN
     WHERE routine.pronamespace = 'spectrum'::regnamespace AND routine.proname IN (
         'status', 'health', '_cron_state', '_cron_is_down', '_cron_advice',
         '_longest_pause', '_job_name', '_idle_transactions', '_release', '_tables_release',
-        '_check_ownership', '_check_standby', '_check_tasks', '_check_caps', 'request',
+        '_check_ownership', '_check_standby', '_check_tasks', '_check_caps', '_check_pii_key',
+        'request',
         'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
         'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
         'drop_experiment'

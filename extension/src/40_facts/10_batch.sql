@@ -7,39 +7,14 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF to_regclass('pg_temp.spectrum_batch') IS NULL THEN
-        CREATE TEMPORARY TABLE spectrum_batch (
-            row_id tid,
-            seq bigint,
-            id uuid,
-            event_id uuid,
-            occurred_at timestamptz,
-            event_type text,
-            account_id text,
-            user_id text,
-            country text,
-            region text,
-            city text,
-            account_key bigint,
-            user_key bigint,
-            geo_key integer,
-            event_type_key integer,
-            properties jsonb,
-            revenue numeric,
-            currency text,
-            is_readable boolean,
-            is_first boolean NOT NULL DEFAULT true,
-            was_read boolean,
-            can_pass boolean NOT NULL DEFAULT false,
-            error_msg text,
-            copy_of uuid,
-            refused_by text,
-            is_forgotten boolean NOT NULL DEFAULT false
-        ) ON COMMIT DELETE ROWS;
-    ELSIF pg_relation_size('pg_temp.spectrum_batch') > 0 THEN
-        -- Not DELETE: each part of a parted batch would wade through the rows of all before it.
-        TRUNCATE pg_temp.spectrum_batch;
-    END IF;
+    PERFORM spectrum._empty_temporary('spectrum_batch',
+        'row_id tid, seq bigint, id uuid, event_id uuid, occurred_at timestamptz, event_type '
+        'text, account_id text, user_id text, country text, region text, city text, '
+        'account_key bigint, user_key bigint, geo_key integer, event_type_key integer, '
+        'properties jsonb, revenue numeric, currency text, is_readable boolean, is_first '
+        'boolean NOT NULL DEFAULT true, was_read boolean, can_pass boolean NOT NULL DEFAULT '
+        'false, error_msg text, copy_of uuid, refused_by text, is_forgotten boolean NOT NULL '
+        'DEFAULT false');
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_batch() IS

@@ -8,22 +8,6 @@
 -- So a user of one account, as nearly all are, is looked at once, not twice. The unknown user is
 -- no unit of any report; his events are in scope of their own account, for sums of events.
 
-CREATE FUNCTION spectrum._empty_temporary(p_name text, p_columns text)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass(format('pg_temp.%I', p_name)) IS NULL THEN
-        EXECUTE format('CREATE TEMPORARY TABLE %I (%s) ON COMMIT DELETE ROWS', p_name, p_columns);
-    ELSE
-        EXECUTE format('TRUNCATE pg_temp.%I', p_name);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._empty_temporary(text, text) IS
-    'Makes a temporary table of the session, or empties it.';
-
 CREATE FUNCTION spectrum._clear_news()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
