@@ -59,7 +59,7 @@ def main() -> int:
             print(f"\n{table(outcomes)}")
     unwell = [outcome.seed for outcome in outcomes if not outcome.is_well]
     print(
-        f"\n{len(outcomes)} rounds, {len(unwell)} not well {unwell or ''}\n"
+        f"\n{len(outcomes)} rounds, {len(unwell)} not well{f': {unwell}' if unwell else ''}\n"
         f"{0 if options.no_controls else len(CONTROLS)} controls, {len(unnoticed)} not noticed"
     )
     return 1 if unwell or unnoticed else 0

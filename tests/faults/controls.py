@@ -162,4 +162,4 @@ def summary(outcome: Outcome) -> str:
         "views off": found.views,
     }  # fmt: skip
     parts = [f"{count} {what}" for what, count in counts.items() if count]
-    return ", ".join(parts or [found.wrong[0][:120]])
+    return ", ".join(parts or [found.wrong[0].splitlines()[0][:120]])
