@@ -6,6 +6,7 @@ SOURCES = $(addprefix extension/src/, \
 	10_config.sql \
 	12_run_log.sql \
 	15_calendar.sql \
+	17_horizon.sql \
 	20_staging/00_raw_events.sql \
 	20_staging/10_reading.sql \
 	20_staging/20_claiming.sql \
@@ -24,6 +25,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_kept.sql \
 	60_analytics/60_funnels_sums.sql \
+	60_analytics/60_funnels_frozen.sql \
 	60_analytics/60_funnels_standing.sql \
 	60_analytics/61_retention.sql \
 	60_analytics/61_retention_kept.sql \
@@ -65,6 +67,7 @@ SOURCES = $(addprefix extension/src/, \
 	71_experiments/20_results.sql \
 	71_experiments/25_comparisons.sql \
 	71_experiments/28_kept.sql \
+	71_experiments/29_frozen.sql \
 	71_experiments/30_standing.sql \
 	72_glass/00_trace.sql \
 	72_glass/10_counts.sql \
@@ -84,6 +87,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/30_status.sql \
 	80_operations/40_verify.sql \
 	80_operations/52_reprocess.sql \
+	80_operations/56_purge.sql \
 	80_operations/90_setup.sql \
 	90_privileges.sql \
 	99_epilogue.sql \

@@ -50,7 +50,9 @@ BEGIN
         run_log_keep interval NOT NULL DEFAULT '30 days'
             CONSTRAINT config_run_log_keep_range CHECK (run_log_keep >= '1 hour'),
         cron_log_keep interval NOT NULL DEFAULT '7 days'
-            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour')
+            CONSTRAINT config_cron_log_keep_range CHECK (cron_log_keep >= '1 hour'),
+        facts_keep interval
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -85,6 +87,8 @@ BEGIN
     COMMENT ON COLUMN spectrum.config.run_log_keep IS 'Age at which run log rows are deleted.';
     COMMENT ON COLUMN spectrum.config.cron_log_keep IS
         'Age at which rows of pg_cron''s own log about Spectrum''s jobs are deleted.';
+    COMMENT ON COLUMN spectrum.config.facts_keep IS
+        'Age at which whole months of facts are purged: see spectrum.purge_facts. NULL: never.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -137,7 +141,11 @@ $$;
 COMMENT ON FUNCTION spectrum._check_name(text, text) IS
     'Raises 22023 unless the value can be the name of a definition.';
 
-CREATE FUNCTION spectrum.configure(p_setting text, p_value text)
+CREATE FUNCTION spectrum.configure(
+    p_setting text,
+    p_value text,
+    p_lose_frozen boolean DEFAULT false
+)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -178,19 +186,20 @@ BEGIN
 
     -- The rest shape how events are read and processed from now on, not the views.
     IF v_after <> v_before AND p_setting IN ('timezone', 'week_start') THEN
-        PERFORM spectrum.rebuild_reports();
+        PERFORM spectrum.rebuild_reports(NULL, p_lose_frozen);
     ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
-        PERFORM spectrum.rebuild_reports('revenue');
+        PERFORM spectrum.rebuild_reports('revenue', p_lose_frozen);
     ELSIF v_after <> v_before AND p_setting = 'currency' THEN
         -- Facts carry the currency of their money; subscription events are read anew.
-        PERFORM spectrum.rebuild_reports('mrr');
+        PERFORM spectrum.rebuild_reports('mrr', p_lose_frozen);
     END IF;
     RETURN v_after;
 END
 $$;
-COMMENT ON FUNCTION spectrum.configure(text, text) IS
+COMMENT ON FUNCTION spectrum.configure(text, text, boolean) IS
     'Sets one setting of spectrum.config and returns its value as stored. The value is checked: '
-    '22023 says what is wrong and what the setting means.';
+    '22023 says what is wrong and what the setting means. One that views are made by raises 55000 '
+    'where facts were purged, unless p_lose_frozen: then the views are made of what remains.';
 
 CREATE FUNCTION spectrum._lock_key(p_name text)
 RETURNS bigint

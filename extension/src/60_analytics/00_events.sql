@@ -82,14 +82,19 @@ BEGIN
     COMMENT ON COLUMN analytics.events.currency IS 'Of the amount.';
 
     CREATE VIEW analytics.settings WITH (security_barrier) AS
-    SELECT config.timezone, config.week_start, config.currency, config.refund_events
-    FROM spectrum.config;
+    SELECT config.timezone, config.week_start, config.currency, config.refund_events,
+        horizon.facts_from
+    FROM spectrum.config
+    CROSS JOIN spectrum.horizon;
     COMMENT ON VIEW analytics.settings IS
         'The settings that numbers depend on, one row, for all who may ask questions.';
     COMMENT ON COLUMN analytics.settings.timezone IS 'Time zone of days, weeks and months.';
     COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
     COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
     COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
+    COMMENT ON COLUMN analytics.settings.facts_from IS
+        'Events that occurred before are purged: questions are answered without them, standing '
+        'views count them still. NULL: none are.';
 
     CREATE VIEW analytics.event_types WITH (security_barrier) AS
     SELECT dim_event_types.event_type_key, dim_event_types.event_type

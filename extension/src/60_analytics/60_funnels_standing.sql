@@ -66,6 +66,22 @@ BEGIN
     COMMENT ON COLUMN spectrum.rollup_funnel_entries.step_times IS
         'When it reached step 1, step 2, ...; as long as the entry came.';
 
+    CREATE TABLE spectrum.rollup_frozen_entries (
+        report_id integer NOT NULL,
+        unit bigint NOT NULL,
+        scope bigint NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
+        step_times timestamptz[] NOT NULL,
+        CONSTRAINT rollup_frozen_entries_pkey PRIMARY KEY (report_id, unit, scope)
+    );
+    COMMENT ON TABLE spectrum.rollup_frozen_entries IS
+        'Of each unit the one entry that a funnel would count of those that began before '
+        'spectrum.horizon.facts_from: what its facts said that are purged.';
+    COMMENT ON COLUMN spectrum.rollup_frozen_entries.report_id IS 'spectrum.reports, kind funnel.';
+    COMMENT ON COLUMN spectrum.rollup_frozen_entries.unit IS 'See rollup_funnel_entries.';
+    COMMENT ON COLUMN spectrum.rollup_frozen_entries.step_times IS
+        'As there; empty: the first entry, which alone counts, was voided.';
+
     CREATE TABLE spectrum.rollup_funnel_seconds (
         report_id integer NOT NULL,
         account_id text COLLATE "C" NOT NULL,
@@ -128,8 +144,8 @@ BEGIN
         'Users (accounts, sessions) that entered on the day and reached the step, whenever.';
     PERFORM spectrum._create_funnel_views();
     PERFORM spectrum._add_kind('funnel', 50, '_maintain_funnel',
-        '{spectrum.rollup_funnel_entries, spectrum.rollup_funnel_seconds, '
-        'analytics.mv_conversion_funnels, analytics.mv_funnel_days}',
+        '{spectrum.rollup_funnel_entries, spectrum.rollup_frozen_entries, '
+        'spectrum.rollup_funnel_seconds, analytics.mv_conversion_funnels, analytics.mv_funnel_days}',
         '{conversion_funnels, funnel_days}');
 END
 $$;

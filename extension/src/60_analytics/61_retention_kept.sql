@@ -50,7 +50,7 @@ BEGIN
             'user_key bigint, scope bigint, day date, is_added boolean');
         INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
         SELECT known.user_key, known.scope, known.day, true
-        FROM (SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_news) AS users
+        FROM pg_temp.spectrum_units
         JOIN spectrum.rollup_user_days AS known USING (user_key, scope)
         WHERE known.report_id = p_activity;
     END IF;
@@ -173,7 +173,7 @@ BEGIN
             AND fact.occurred_at >= v_starts[touched.number]
             AND fact.occurred_at < v_starts[touched.number + 1]
             AND (v_any OR fact.event_type_key IN (p_start_key, p_return_key))
-            AND (touched.scope >= 0 OR fact.account_key = -touched.scope)
+            AND (touched.scope = 0 OR fact.account_key = abs(touched.scope))
             AND (p_filter IS NULL OR fact.properties @> p_filter)
         OFFSET 0
     ) AS found ON NOT touched.is_leaving

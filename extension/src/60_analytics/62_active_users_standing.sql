@@ -105,7 +105,10 @@ BEGIN
     WHERE kept.scope >= 0 AND kept.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served'
-    )
+    ) AND kept.day >= coalesce((
+        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
+        FROM spectrum.horizon CROSS JOIN spectrum.config
+    ), '-infinity')
     UNION ALL
     SELECT came.user_key, came.occurred_at
     FROM spectrum.news
@@ -113,8 +116,9 @@ BEGIN
     WHERE came.user_key <> 0;
     COMMENT ON VIEW analytics.user_days IS
         'When each user was active, to the day: the days that are kept, at noon, and the events '
-        'that no refresh has counted yet. A tenth of the events and less, for questions that ask '
-        'on which days, not how often. Exact where user_days_state says so.';
+        'that no refresh has counted yet; without days whose facts are purged. A tenth of the '
+        'events and less, for questions that ask on which days, not how often. Exact where '
+        'user_days_state says so.';
     COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
 
@@ -122,11 +126,14 @@ BEGIN
     SELECT NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
         SELECT FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
+    ) AND NOT EXISTS (
+        SELECT FROM spectrum.horizon CROSS JOIN spectrum.config
+        WHERE (horizon.facts_from AT TIME ZONE config.timezone)::time <> '00:00'
     ) AS is_exact;
     COMMENT ON VIEW analytics.user_days_state IS
         'Whether analytics.user_days says just what analytics.events says, one row: not while '
         'facts that were taken back are still counted, nor after a change of the calendar until '
-        'the days are cut anew.';
+        'the days are cut anew, nor where facts are purged up to the middle of a day.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
 END
 $$;
@@ -214,7 +221,7 @@ BEGIN
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
             ))
         RETURNING known.user_key, known.scope, known.day
     )

@@ -130,7 +130,7 @@ BEGIN
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
                     AND fact.revenue > 0 AND fact.currency = went.currency
                     AND fact.event_type_key <> ALL (v_refund_keys)
             ))

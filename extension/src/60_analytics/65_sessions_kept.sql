@@ -53,7 +53,7 @@ BEGIN
                     WHERE fact.user_key = bursts.user_key
                         AND fact.occurred_at >= known.session_start - interval '30 minutes'
                         AND fact.occurred_at < known.session_start
-                        AND (bursts.scope >= 0 OR fact.account_key = -bursts.scope)
+                        AND (bursts.scope = 0 OR fact.account_key = abs(bursts.scope))
                     OFFSET 0
                 )
             ORDER BY known.session_start

@@ -209,7 +209,7 @@ BEGIN
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
                     AND (p_event_key IS NULL OR fact.event_type_key = p_event_key)
                     AND (p_filter IS NULL OR fact.properties @> p_filter)
                     AND (p_feature IS NOT NULL OR fact.properties ->> 'feature' = went.feature)

@@ -44,6 +44,7 @@ BEGIN
     PERFORM spectrum._create_run_log();
     PERFORM spectrum._create_raw_events();
     PERFORM spectrum._create_intake();
+    PERFORM spectrum._create_horizon();
     PERFORM spectrum._create_reading();
     PERFORM spectrum._create_dimensions();
     PERFORM spectrum._create_facts();
