@@ -34,17 +34,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_news',
-        'sign integer, scope bigint, is_leaving boolean NOT NULL DEFAULT false, user_key bigint, '
-        'account_key bigint, event_type_key integer, geo_key integer, occurred_at timestamptz, '
-        'event_id uuid, properties jsonb, revenue numeric, currency text');
+        'sign integer, scope bigint, user_key bigint, account_key bigint, event_type_key integer, '
+        'geo_key integer, occurred_at timestamptz, event_id uuid, properties jsonb, '
+        'revenue numeric, currency text');
     PERFORM spectrum._empty_temporary('spectrum_scopes',
         'scope bigint, account_id text COLLATE "C", PRIMARY KEY (scope, account_id)');
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_news() IS
-    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope; '
-    'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
-    'scope counts for).';
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope) and '
+    'pg_temp.spectrum_scopes (accounts that a scope counts for).';
 
 CREATE FUNCTION spectrum._last_note(p_events bigint)
 RETURNS bigint
@@ -277,19 +276,19 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO pg_temp.spectrum_news (
-        sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
-        event_id, properties, revenue, currency
+        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
     )
-    SELECT news.sign, -news.account_key, false, news.user_key, news.account_key,
+    SELECT news.sign, -news.account_key, news.user_key, news.account_key,
         news.event_type_key, news.geo_key, news.occurred_at, news.event_id, news.properties,
         news.revenue, news.currency
     FROM pg_temp.spectrum_news AS news
     JOIN spectrum.shared_users USING (user_key)
-    WHERE NOT news.is_leaving AND news.account_key <> 0;
+    WHERE news.account_key <> 0;
 
     UPDATE pg_temp.spectrum_news AS news SET scope = 0
     FROM spectrum.shared_users
-    WHERE shared_users.user_key = news.user_key AND NOT news.is_leaving AND news.scope > 0;
+    WHERE shared_users.user_key = news.user_key AND news.scope > 0;
 END
 $$;
 COMMENT ON FUNCTION spectrum._scope_shared_users() IS

@@ -148,12 +148,11 @@ BEGIN
     SELECT touched.user_key, touched.scope, v_days[touched.number], known.first_start,
         known.last_return, found.first_start, found.last_return
     FROM (
-        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
-            bool_or(news.is_leaving) AS is_leaving
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.user_key <> 0 AND news.user_key <= p_built_to
             AND (v_any OR news.event_type_key IN (p_start_key, p_return_key))
-        GROUP BY 1, 2, 3
     ) AS touched
     LEFT JOIN LATERAL (
         SELECT before.first_start, before.last_return
@@ -176,7 +175,7 @@ BEGIN
             AND (touched.scope = 0 OR fact.account_key = abs(touched.scope))
             AND (p_filter IS NULL OR fact.properties @> p_filter)
         OFFSET 0
-    ) AS found ON NOT touched.is_leaving
+    ) AS found ON true
     WHERE (known.first_start, known.last_return)
         IS DISTINCT FROM (found.first_start, found.last_return);
 

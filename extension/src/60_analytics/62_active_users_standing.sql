@@ -187,7 +187,7 @@ BEGIN
         SELECT DISTINCT news.user_key, news.scope,
             width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
-        WHERE news.sign > 0 AND NOT news.is_leaving
+        WHERE news.sign > 0
             AND news.user_key <> 0 AND news.user_key <= p_built_to
     ), added AS (
         INSERT INTO spectrum.rollup_user_days (report_id, user_key, scope, day)
@@ -206,23 +206,22 @@ BEGIN
     SELECT user_key, scope, day, true FROM added;
 
     WITH went AS (
-        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
-            bool_or(news.is_leaving) AS is_leaving
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.sign <= 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
-        GROUP BY 1, 2, 3
     ), removed AS (
         DELETE FROM spectrum.rollup_user_days AS known
         USING went
         WHERE known.report_id = p_report AND known.user_key = went.user_key
             AND known.scope = went.scope AND known.day = v_days[went.number]
-            AND (went.is_leaving OR NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM warehouse.fact_events AS fact
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
                     AND (went.scope = 0 OR fact.account_key = abs(went.scope))
-            ))
+            )
         RETURNING known.user_key, known.scope, known.day
     )
     INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)

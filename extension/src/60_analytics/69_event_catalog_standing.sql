@@ -108,16 +108,14 @@ BEGIN
         scope, event_type_key, property, json_type, events, first_at, last_at
     )
     SELECT news.scope, news.event_type_key, each.key, jsonb_typeof(each.value),
-        sum(news.sign), min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
-        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+        sum(news.sign), min(news.occurred_at), max(news.occurred_at)
     FROM pg_temp.spectrum_news AS news
     CROSS JOIN LATERAL jsonb_each(news.properties) AS each
     WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2, 3, 4
     UNION ALL
-    SELECT news.scope, news.event_type_key, '', '', sum(news.sign),
-        min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
-        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+    SELECT news.scope, news.event_type_key, '', '', sum(news.sign), min(news.occurred_at),
+        max(news.occurred_at)
     FROM pg_temp.spectrum_news AS news
     WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2;
@@ -125,8 +123,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._lay_out_properties(bigint) IS
     'Lays out in pg_temp.spectrum_properties what the news say of event types and properties. The '
-    'times are of what came and what went: what went is inside the times kept. Who leaves a scope '
-    'comes with all that is his into another.';
+    'times are of what came and what went: what went is inside the times kept.';
 
 CREATE FUNCTION analytics._keep_property_names(p_report integer)
 RETURNS void

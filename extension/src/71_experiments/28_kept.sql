@@ -4,6 +4,42 @@
 -- alone, unless his exposure changed. Results are made again, from the totals, of the accounts
 -- whose totals moved; winsorized ones from the amounts of all units of these accounts.
 
+CREATE FUNCTION analytics._find_exposures(p_report integer, p_plan analytics._experiment_plan)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
+        high_variant = found.high_variant, variant = found.variant
+    FROM (VALUES (false), (true)) AS modes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_units(
+        analytics._open_plan(p_plan, spectrum._facts_from(), NULL), NULL, modes.by_account, ARRAY(
+            SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
+            WHERE less.is_less AND (less.scope <> 0) = modes.by_account
+        )
+    ) AS found
+    WHERE touched.is_less AND touched.user_key = found.user_key
+        AND CASE WHEN modes.by_account THEN abs(touched.scope) = found.account_key
+            ELSE touched.scope = 0 END;
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = least(touched.exposed_at, kept.frozen_at),
+        low_variant = least(touched.low_variant, kept.frozen_low),
+        high_variant = greatest(touched.high_variant, kept.frozen_high),
+        variant = analytics._counted_variant(p_plan.variants,
+            least(touched.low_variant, kept.frozen_low),
+            greatest(touched.high_variant, kept.frozen_high))
+    FROM spectrum.rollup_experiment_units AS kept
+    WHERE touched.is_less AND kept.report_id = p_report AND kept.user_key = touched.user_key
+        AND kept.scope = touched.scope AND kept.frozen_at IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._find_exposures(integer, analytics._experiment_plan) IS
+    'Units laid out of which exposures were taken back: what is left of them is in the facts, and '
+    'in what is frozen.';
+
 CREATE FUNCTION analytics._touch_experiment_units(
     p_report integer,
     p_built_to bigint,
@@ -69,32 +105,9 @@ BEGIN
     ) AS seen ON NOT touched.is_less
     WHERE known.exposed_at IS NOT NULL OR touched.exposed_at IS NOT NULL;
 
-    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
-        RETURN;
+    IF EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
+        PERFORM analytics._find_exposures(p_report, p_plan);
     END IF;
-    UPDATE pg_temp.spectrum_experiment_units AS touched
-    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
-        high_variant = found.high_variant, variant = found.variant
-    FROM (VALUES (false), (true)) AS modes (by_account)
-    CROSS JOIN LATERAL analytics._experiment_units(
-        analytics._open_plan(p_plan, spectrum._facts_from(), NULL), NULL, modes.by_account, ARRAY(
-            SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
-            WHERE less.is_less AND (less.scope <> 0) = modes.by_account
-        )
-    ) AS found
-    WHERE touched.is_less AND touched.user_key = found.user_key
-        AND CASE WHEN modes.by_account THEN abs(touched.scope) = found.account_key
-            ELSE touched.scope = 0 END;
-    UPDATE pg_temp.spectrum_experiment_units AS touched
-    SET exposed_at = least(touched.exposed_at, kept.frozen_at),
-        low_variant = least(touched.low_variant, kept.frozen_low),
-        high_variant = greatest(touched.high_variant, kept.frozen_high),
-        variant = analytics._counted_variant(p_plan.variants,
-            least(touched.low_variant, kept.frozen_low),
-            greatest(touched.high_variant, kept.frozen_high))
-    FROM spectrum.rollup_experiment_units AS kept
-    WHERE touched.is_less AND kept.report_id = p_report AND kept.user_key = touched.user_key
-        AND kept.scope = touched.scope AND kept.frozen_at IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION analytics._touch_experiment_units(

@@ -7,15 +7,13 @@ CREATE FUNCTION analytics._open_plan(
     p_until timestamptz
 )
 RETURNS analytics._experiment_plan
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_plan analytics._experiment_plan := p_plan;
 BEGIN
-    v_plan.starts_at := greatest(p_plan.starts_at, p_from);
-    v_plan.ends_at := least(p_plan.ends_at, p_until);
-    RETURN v_plan;
+    RETURN jsonb_populate_record(p_plan, jsonb_build_object(
+        'starts_at', greatest(p_plan.starts_at, p_from), 'ends_at', least(p_plan.ends_at, p_until)
+    ));
 END
 $$;
 COMMENT ON FUNCTION analytics._open_plan(

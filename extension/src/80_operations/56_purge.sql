@@ -143,6 +143,8 @@ BEGIN
     ORDER BY month.is_attached, month.ends_at
     LIMIT 1;
     IF r_month.name IS NULL THEN
+        -- The last months may have been empty, and without a partition.
+        UPDATE spectrum.horizon SET facts_from = greatest(facts_from, p_facts_from);
         RETURN NULL;
     ELSIF NOT r_month.is_attached THEN
         EXECUTE format('DROP TABLE warehouse.%I', r_month.name);
