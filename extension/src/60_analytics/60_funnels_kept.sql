@@ -24,13 +24,13 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    r_horizon record;
+    v_facts_from timestamptz := spectrum._facts_from();
+    -- What began before is over by then, and what begins up to there is counted: it is closed.
+    v_until timestamptz := v_facts_from + interval '48 hours';
 BEGIN
-    SELECT horizon.facts_from, horizon.open_from INTO r_horizon FROM spectrum.horizon;
-    IF r_horizon.facts_from IS NULL THEN
-        RETURN '-infinity';
+    IF NOT isfinite(v_facts_from) THEN
+        RETURN v_facts_from;
     END IF;
-    -- The guard is longer than a session: where none begins in it, the next one does behind it.
     RETURN coalesce((
         SELECT min(known.session_start) FROM spectrum.rollup_sessions AS known
         WHERE known.report_id = (
@@ -38,9 +38,8 @@ BEGIN
                 WHERE report.kind = 'sessions' AND report.state = 'served'
             )
             AND known.user_key = p_user AND known.scope = p_scope
-            AND known.session_start >= r_horizon.facts_from
-            AND known.session_start < r_horizon.open_from
-    ), r_horizon.open_from);
+            AND known.session_start >= v_facts_from AND known.session_start < v_until
+    ), v_until);
 END
 $$;
 COMMENT ON FUNCTION analytics._first_open_session(bigint, bigint) IS

@@ -168,6 +168,10 @@ BEGIN
     THEN
         PERFORM spectrum._refresh_some(200000);
         RETURN 'counted';
+    ELSIF (SELECT open_from FROM spectrum.horizon) < spectrum._closed_until(r_month.ends_at) THEN
+        -- A definition came that looks further back.
+        PERFORM spectrum._close_months(r_month.ends_at);
+        RETURN 'closed';
     END IF;
     PERFORM spectrum._freeze_month(r_month.name, r_month.ends_at);
     RETURN 'frozen';
