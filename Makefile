@@ -119,7 +119,7 @@ REGRESS = \
 	72_glass \
 	80_operations \
 	90_privileges
-ISOLATION = same_event newcomers months set_back refresh
+ISOLATION = same_event newcomers months set_back refresh purge
 
 SCRIPT = extension/spectrum--1.0.sql
 BUILD_DIR = build

@@ -24,7 +24,7 @@ EXAMPLES = int(os.environ.get("SPECTRUM_PURGE_EXAMPLES", "4"))
 
 @pytest.fixture
 def twin(make_db: MakeDb, connect: Connect) -> Iterator[psycopg.Connection]:
-    return connect(make_db())
+    return connect(make_db("twin"))
 
 
 @settings(exploring, max_examples=EXAMPLES)

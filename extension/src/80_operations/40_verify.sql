@@ -113,7 +113,7 @@ DECLARE
         FROM spectrum.horizon CROSS JOIN spectrum.config
         WHERE horizon.facts_from IS NOT NULL
     );
-    v_frozen text[] := '{}';
+    v_frozen text[] := '{}'::text[];
 BEGIN
     PERFORM set_config('spectrum.from_facts', 'on', true);
     RETURN QUERY

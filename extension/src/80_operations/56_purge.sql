@@ -96,7 +96,7 @@ $$;
 COMMENT ON FUNCTION spectrum._close_months(timestamptz) IS
     'Closes the time before p_facts_from, and the guard behind it.';
 
-CREATE FUNCTION spectrum._freeze_month(p_name text, p_ends_at timestamptz)
+CREATE FUNCTION spectrum._freeze_month(p_ends_at timestamptz)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -125,9 +125,9 @@ BEGIN
     WHERE own.kind = 'custom' AND own.state = 'served';
 END
 $$;
-COMMENT ON FUNCTION spectrum._freeze_month(text, timestamptz) IS
-    'Has each report keep what it will have to know of a month, and moves the horizon to its end: '
-    'from here on its facts are gone for all who keep numbers.';
+COMMENT ON FUNCTION spectrum._freeze_month(timestamptz) IS
+    'Has each report keep what it will have to know of the month that ends then, and moves the '
+    'horizon to its end: from here on its facts are gone for all who keep numbers.';
 
 CREATE FUNCTION spectrum._purge_one_step(p_facts_from timestamptz)
 RETURNS text
@@ -173,7 +173,7 @@ BEGIN
         PERFORM spectrum._close_months(r_month.ends_at);
         RETURN 'closed';
     END IF;
-    PERFORM spectrum._freeze_month(r_month.name, r_month.ends_at);
+    PERFORM spectrum._freeze_month(r_month.ends_at);
     RETURN 'frozen';
 END
 $$;
