@@ -439,3 +439,19 @@ def test_questions_and_traces_say_what_is_missing(old: psycopg.Connection) -> No
     slow = rows(old, "SELECT * FROM analytics.retention()")
     old.execute("SET spectrum.from_facts = 'off'")
     assert rows(old, "SELECT * FROM analytics.retention()") == slow
+
+
+def test_an_earlier_first_entry_counts_however_short(db: psycopg.Connection) -> None:
+    """It comes late, and behind it nothing: the entry that counted went further."""
+    db.execute("""SELECT spectrum.define_funnel('f', '["a", "b"]', '3 days', p_entry => 'first')""")
+    insert(db, [happened(10, "a"), happened(9, "b")])
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    insert(db, [happened(60, "a")])
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert rows(
+        db,
+        "SELECT step, users FROM analytics.conversion_funnels WHERE account_id = '*' ORDER BY step",
+    ) == [(1, 1), (2, 0)]
+    prove(db, views=True)

@@ -326,6 +326,7 @@ BEGIN
         SELECT old.unit IS NULL
             OR (old.step_times[1] >= touched.read_from
                 AND old.step_times[1] < touched.enter_until)
+            OR (p_is_first AND coalesce(found.step_times[1] < old.step_times[1], false))
             OR coalesce(cardinality(found.step_times) > cardinality(old.step_times), false)
             OR coalesce(cardinality(found.step_times) = cardinality(old.step_times)
                 AND found.step_times[1] < old.step_times[1], false) AS is_new

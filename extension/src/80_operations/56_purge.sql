@@ -163,7 +163,7 @@ BEGIN
             SELECT FROM spectrum.withdrawals CROSS JOIN spectrum.horizon
             WHERE occurred_at < open_from
         )
-        OR EXISTS (SELECT FROM spectrum.reports WHERE state = 'building' AND built_to >= 0)
+        OR EXISTS (SELECT FROM spectrum.reports WHERE state = 'building')
         OR EXISTS (SELECT FROM spectrum.reports WHERE state = 'served' AND NOT follows_news)
     THEN
         PERFORM spectrum._refresh_some(200000);
