@@ -6,7 +6,8 @@ SOURCES = $(addprefix extension/src/, \
 	10_config.sql \
 	12_run_log.sql \
 	15_calendar.sql \
-	17_temporary.sql \
+	17_horizon.sql \
+	18_temporary.sql \
 	20_staging/00_raw_events.sql \
 	20_staging/05_pii.sql \
 	20_staging/06_capture.sql \
@@ -30,6 +31,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/60_funnels.sql \
 	60_analytics/60_funnels_kept.sql \
 	60_analytics/60_funnels_sums.sql \
+	60_analytics/60_funnels_frozen.sql \
 	60_analytics/60_funnels_standing.sql \
 	60_analytics/61_retention.sql \
 	60_analytics/61_retention_kept.sql \
@@ -71,6 +73,7 @@ SOURCES = $(addprefix extension/src/, \
 	71_experiments/20_results.sql \
 	71_experiments/25_comparisons.sql \
 	71_experiments/28_kept.sql \
+	71_experiments/29_frozen.sql \
 	71_experiments/30_standing.sql \
 	72_glass/00_trace.sql \
 	72_glass/10_counts.sql \
@@ -92,6 +95,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/40_verify.sql \
 	80_operations/52_reprocess.sql \
 	80_operations/54_purge_raw.sql \
+	80_operations/55_purge_facts.sql \
 	80_operations/56_forget_user.sql \
 	80_operations/57_erasure.sql \
 	80_operations/58_anonymise.sql \
@@ -128,7 +132,7 @@ REGRESS = \
 	72_glass \
 	80_operations \
 	90_privileges
-ISOLATION = same_event newcomers months set_back refresh reports forget_user
+ISOLATION = same_event newcomers months set_back refresh reports forget_user purge
 
 SCRIPT = extension/spectrum--1.1.sql
 # Former releases are frozen: no build touches them. UPDATE brings the last one to SCRIPT.

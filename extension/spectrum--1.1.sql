@@ -95,7 +95,9 @@ BEGIN
         account_share numeric NOT NULL DEFAULT 0.5
             CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
         max_idle interval NOT NULL DEFAULT '5 minutes'
-            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms')
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
+        facts_keep interval
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -147,6 +149,8 @@ BEGIN
         'wait; 1 to take all events strictly in the order of receipt.';
     COMMENT ON COLUMN spectrum.config.max_idle IS
         'Age from which status() and health() name a transaction that is open and idle.';
+    COMMENT ON COLUMN spectrum.config.facts_keep IS
+        'Age at which whole months of facts are purged: see spectrum.purge_facts. NULL: never.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -227,7 +231,11 @@ $$;
 COMMENT ON FUNCTION spectrum._require_primary() IS
     'Raises 25006 on a standby, before anything is tried.';
 
-CREATE FUNCTION spectrum.configure(p_setting text, p_value text)
+CREATE FUNCTION spectrum.configure(
+    p_setting text,
+    p_value text,
+    p_lose_frozen boolean DEFAULT false
+)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -268,19 +276,20 @@ BEGIN
 
     -- The rest shape how events are read and processed from now on, not the views.
     IF v_after <> v_before AND p_setting IN ('timezone', 'week_start') THEN
-        PERFORM spectrum.rebuild_reports();
+        PERFORM spectrum.rebuild_reports(NULL, p_lose_frozen);
     ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
-        PERFORM spectrum.rebuild_reports('revenue');
+        PERFORM spectrum.rebuild_reports('revenue', p_lose_frozen);
     ELSIF v_after <> v_before AND p_setting = 'currency' THEN
         -- Facts carry the currency of their money; subscription events are read anew.
-        PERFORM spectrum.rebuild_reports('mrr');
+        PERFORM spectrum.rebuild_reports('mrr', p_lose_frozen);
     END IF;
     RETURN v_after;
 END
 $$;
-COMMENT ON FUNCTION spectrum.configure(text, text) IS
+COMMENT ON FUNCTION spectrum.configure(text, text, boolean) IS
     'Sets one setting of spectrum.config and returns its value as stored. The value is checked: '
-    '22023 says what is wrong and what the setting means.';
+    '22023 says what is wrong and what the setting means. One that views are made by raises 55000 '
+    'where facts were purged, unless p_lose_frozen: then the views are made of what remains.';
 
 CREATE FUNCTION spectrum._lock_key(p_name text)
 RETURNS bigint
@@ -468,7 +477,89 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
     'The calendar date that the start of a period stands for.';
--- Room 17, temporary tables: what the functions of one transaction hand on to each other. They stay
+-- Room 17, the horizon: how far back facts go. Months of facts that are old enough can be purged
+-- (80_operations/56_purge.sql); the sums that were made of them stay. Between what is purged and
+-- what is open lies a guard: facts that are still there, as far as any report looks back around a
+-- new event. Nothing that occurred before the end of the guard comes, goes or changes any more, so
+-- a sum never depends on a fact that is gone.
+--
+--        purged              guard                     open
+--   ------------------|-----------------|------------------------------->  occurred_at
+--                facts_from         open_from
+
+CREATE FUNCTION spectrum._create_horizon()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.horizon') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.horizon (
+        is_only boolean NOT NULL DEFAULT true
+            CONSTRAINT horizon_pkey PRIMARY KEY
+            CONSTRAINT horizon_is_one_row CHECK (is_only),
+        facts_from timestamptz,
+        open_from timestamptz
+            CONSTRAINT horizon_guards_what_is_purged
+            CHECK (facts_from IS NULL OR (open_from IS NOT NULL AND open_from > facts_from))
+    );
+    COMMENT ON TABLE spectrum.horizon IS
+        'How far back facts go, one row. Moved by spectrum.purge_facts() alone.';
+    COMMENT ON COLUMN spectrum.horizon.is_only IS 'Always true: keeps the table at one row.';
+    COMMENT ON COLUMN spectrum.horizon.facts_from IS
+        'Facts that occurred before are purged: what the standing views count of them is frozen. '
+        'NULL: none are.';
+    COMMENT ON COLUMN spectrum.horizon.open_from IS
+        'Events that occurred before are closed: they fail, and raw events that were such events '
+        'stay what they are. NULL: all are open.';
+    INSERT INTO spectrum.horizon DEFAULT VALUES;
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_horizon() IS 'Room 17: makes spectrum.horizon and its row.';
+
+CREATE FUNCTION spectrum._facts_from()
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce((SELECT horizon.facts_from FROM spectrum.horizon), '-infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum._facts_from() IS
+    'From when on there are facts; -infinity where none were purged.';
+
+CREATE FUNCTION spectrum._hold_horizon()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('horizon'));
+    -- A snapshot older than the lock may not show the row as it is: then 40001.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM spectrum.horizon FOR SHARE;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._hold_horizon() IS
+    'Keeps what is open open until the end of the transaction.';
+
+CREATE FUNCTION spectrum._closed_expectation(p_open_from timestamptz)
+RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+AS $$
+    SELECT 'a time from ' || (p_open_from AT TIME ZONE 'UTC')::text
+        || ' UTC (what is older is closed, see spectrum.horizon) on'
+$$;
+COMMENT ON FUNCTION spectrum._closed_expectation(timestamptz) IS
+    'What is expected of the time of an event, where older ones are closed.';
+-- Room 18, temporary tables: what the functions of one transaction hand on to each other. They stay
 -- with the session, so one of an earlier release may be met.
 
 CREATE FUNCTION spectrum._empty_temporary(p_name text, p_columns text)
@@ -1361,10 +1452,16 @@ BEGIN
                     OR part.properties ->> 'currency' !~ '^[A-Za-z]{3}$')
                 THEN spectrum._complaint('properties.currency', 'three letters',
                     part.properties -> 'currency')
+            -- Last, so that who finds this complaint knows that it is the only one.
+            WHEN typed.occurred_at < horizon.open_from
+                THEN spectrum._complaint(part.time_field,
+                    spectrum._closed_expectation(horizon.open_from), coalesce(part.occurred_at,
+                        to_jsonb(raw.received_at)))
         END AS error_msg,
         typed.refused_by
     FROM @extschema@.raw_events AS raw
     CROSS JOIN spectrum.config
+    CROSS JOIN spectrum.horizon
     CROSS JOIN LATERAL (
         -- What the server has compressed is unpacked here, once. Of an event that is too large
         -- nothing is read but which and whose it is.
@@ -2628,7 +2725,7 @@ DECLARE
     v_wait text;
     v_is_made boolean := true;
 BEGIN
-    IF to_regclass('warehouse.' || v_name) IS NOT NULL THEN
+    IF to_regclass('warehouse.' || v_name) IS NOT NULL OR v_to <= spectrum._facts_from() THEN
         RETURN false;
     END IF;
 
@@ -2655,9 +2752,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_month(date) IS
-    'Makes the partition of one month (its first day) unless it is there. Readers go on reading; '
-    'raises 55P03 where a lock cannot be had within config.lock_timeout, or where another '
-    'transaction that makes months does not end within ten times that.';
+    'Makes the partition of one month (its first day) unless it is there, or was purged. Readers '
+    'go on reading; raises 55P03 where a lock cannot be had within config.lock_timeout, or where '
+    'another transaction that makes months does not end within ten times that.';
 
 CREATE FUNCTION spectrum.ensure_partitions(p_from timestamptz, p_to timestamptz)
 RETURNS integer
@@ -2799,6 +2896,59 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._read_batch(tid[]) IS
     'Reads the claimed rows into pg_temp.spectrum_batch, with the keys of the members known.';
+
+CREATE FUNCTION spectrum._settle_closed()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_open_from timestamptz := (SELECT horizon.open_from FROM spectrum.horizon);
+    v_reason text := ': expected ' || spectrum._closed_expectation(v_open_from);
+    v_places tid[];
+    v_rows tid[];
+    v_copies_of uuid[];
+BEGIN
+    IF v_open_from IS NULL THEN
+        RETURN 0;
+    END IF;
+    SELECT array_agg(batch.ctid), array_agg(batch.row_id), array_agg(
+        CASE WHEN ledger.seq <> batch.seq THEN coalesce(
+            (SELECT raw.id FROM @extschema@.raw_events AS raw WHERE raw.seq = ledger.seq),
+            batch.event_id
+        ) END)
+    INTO v_places, v_rows, v_copies_of
+    FROM pg_temp.spectrum_batch AS batch
+    CROSS JOIN LATERAL (
+        SELECT known.seq FROM warehouse.event_ledger AS known
+        WHERE known.event_id = batch.event_id AND known.occurred_at < v_open_from
+        OFFSET 0
+    ) AS ledger
+    WHERE ledger.seq = batch.seq OR batch.error_msg IS NULL
+        OR starts_with(batch.error_msg, 'occurred_at' || v_reason)
+        OR starts_with(batch.error_msg, 'timestamp' || v_reason);
+    IF v_places IS NULL THEN
+        RETURN 0;
+    END IF;
+
+    UPDATE @extschema@.raw_events AS raw
+    SET status = 'done',
+        processed_at = now(),
+        error_msg = NULL,
+        attempts = raw.attempts + 1,
+        next_attempt_at = NULL,
+        copy_of = closed.copy_of
+    FROM unnest(v_rows, v_copies_of) AS closed (row_id, copy_of)
+    WHERE raw.ctid = closed.row_id;
+    DELETE FROM pg_temp.spectrum_batch WHERE ctid = ANY (v_places);
+    RETURN cardinality(v_places);
+END
+$$;
+COMMENT ON FUNCTION spectrum._settle_closed() IS
+    'Rows of the batch whose event is closed (see spectrum.horizon) are done, as they were or as '
+    'copies, whatever they say now: takes them out of the batch and returns how many.';
 
 CREATE FUNCTION spectrum._find_firsts()
 RETURNS void
@@ -3150,10 +3300,12 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_settled bigint;
     r_batch record;
     v_is_refused boolean;
 BEGIN
     PERFORM spectrum._read_batch(p_rows);
+    v_settled := spectrum._settle_closed();
     SELECT
         p_is_retry OR bool_or(batch.was_read) AS has_reread,
         bool_or(batch.is_readable AND batch.account_key IS NULL) AS has_accounts,
@@ -3188,10 +3340,10 @@ BEGIN
     END IF;
     loaded := spectrum._insert_facts();
     failed := (SELECT count(*) FROM pg_temp.spectrum_batch AS batch WHERE NOT batch.is_readable);
-    duplicates := 0;
-    IF loaded + failed < cardinality(p_rows) THEN
+    duplicates := v_settled;
+    IF loaded + failed + v_settled < cardinality(p_rows) THEN
         loaded := loaded + spectrum._take_over();
-        duplicates := spectrum._name_copies();
+        duplicates := v_settled + spectrum._name_copies();
     END IF;
     IF loaded + duplicates + failed <> cardinality(p_rows) THEN
         RAISE EXCEPTION 'the event is neither a fact nor a copy: another worker changed what it '
@@ -3224,6 +3376,9 @@ BEGIN
             WHERE raw.ctid = p_row;
             PERFORM spectrum._withhold();
     END;
+    IF spectrum._settle_closed() > 0 THEN
+        RETURN;
+    END IF;
     UPDATE pg_temp.spectrum_batch
     SET is_readable = false,
         error_msg = spectrum._one_line(p_reason),
@@ -3412,6 +3567,7 @@ BEGIN
         BEGIN
             PERFORM spectrum._wait_for_turn(v_try > 1);
             PERFORM spectrum._wait_for_erasure();
+            PERFORM spectrum._hold_horizon();
             v_rows := spectrum._claim(
                 coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
             );
@@ -3522,7 +3678,8 @@ BEGIN
         state text NOT NULL DEFAULT 'building'
             CONSTRAINT reports_state_is_known CHECK (state IN ('building', 'served', 'discarded')),
         follows_news boolean NOT NULL DEFAULT true,
-        created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+        created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        complete_from timestamptz
     );
     CREATE UNIQUE INDEX reports_state_key ON spectrum.reports (kind, name, state)
     WHERE state <> 'discarded';
@@ -3541,6 +3698,9 @@ BEGIN
     COMMENT ON COLUMN spectrum.reports.follows_news IS
         'False from a change of the calendar on: shown as it was until its successor is complete.';
     COMMENT ON COLUMN spectrum.reports.created_at IS 'When it was defined.';
+    COMMENT ON COLUMN spectrum.reports.complete_from IS
+        'It was built when facts that occurred before were purged, and does not count them. NULL: '
+        'it counts all that ever was.';
 
     CREATE TABLE spectrum.report_kinds (
         kind text NOT NULL CONSTRAINT report_kinds_pkey PRIMARY KEY,
@@ -3647,16 +3807,32 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_facts_from timestamptz := (SELECT horizon.facts_from FROM spectrum.horizon);
 BEGIN
     PERFORM spectrum._discard_reports(p_kind, p_name, 'building');
-    INSERT INTO spectrum.reports (kind, name, definition) VALUES (p_kind, p_name, p_definition);
+    INSERT INTO spectrum.reports (kind, name, definition, complete_from)
+    VALUES (p_kind, p_name, p_definition, v_facts_from);
+    IF EXISTS (
+        SELECT FROM spectrum.reports AS served
+        WHERE served.kind = p_kind AND served.name = p_name AND served.state = 'served'
+            AND served.complete_from IS DISTINCT FROM v_facts_from
+    ) THEN
+        RAISE WARNING '% is built from the facts since %, what it counts from before is lost',
+            concat_ws(' ', p_kind, nullif(p_name, '')), v_facts_from
+            USING HINT = 'Facts before were purged: see spectrum.horizon. To keep the numbers, '
+                'give the new definition another name.';
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION spectrum._begin_report(text, text, jsonb) IS
     'Begins a report by a new or changed definition. Refreshes build it, and serve it when it is '
     'complete.';
 
-CREATE FUNCTION spectrum.rebuild_reports(p_kind text DEFAULT NULL)
+CREATE FUNCTION spectrum.rebuild_reports(
+    p_kind text DEFAULT NULL,
+    p_lose_frozen boolean DEFAULT false
+)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -3668,6 +3844,18 @@ BEGIN
             'p_kind', p_kind,
             (SELECT array_agg(kind.kind ORDER BY kind.position) FROM spectrum.report_kinds AS kind)
         );
+    END IF;
+    IF NOT coalesce(p_lose_frozen, false) AND EXISTS (
+        SELECT FROM spectrum.reports AS report
+        CROSS JOIN spectrum.horizon
+        WHERE report.state = 'served' AND (p_kind IS NULL OR report.kind = p_kind)
+            AND report.complete_from IS DISTINCT FROM horizon.facts_from
+    ) THEN
+        RAISE EXCEPTION 'the standing views count facts before % that are purged: made anew, they '
+            'would lose them', (SELECT horizon.facts_from FROM spectrum.horizon)
+            USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'To have them made of the facts that remain: p_lose_frozen => true.';
     END IF;
     PERFORM spectrum._begin_report(latest.kind, latest.name, latest.definition)
     FROM (
@@ -3683,10 +3871,11 @@ BEGIN
     WHERE state = 'served' AND (p_kind IS NULL OR kind = p_kind);
 END
 $$;
-COMMENT ON FUNCTION spectrum.rebuild_reports(text) IS
+COMMENT ON FUNCTION spectrum.rebuild_reports(text, boolean) IS
     'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, '
     'anew from the facts: after a setting that they are made by changed, or when facts were '
-    'changed by hand. Until then the views show what they showed.';
+    'changed by hand. Until then the views show what they showed. Where facts were purged it '
+    'raises 55000, unless p_lose_frozen.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void
@@ -3764,7 +3953,10 @@ COMMENT ON FUNCTION spectrum._clear_discarded(integer) IS
 --   a > 0   all his events are of account a: they count for a and for all accounts together
 --   0       for all accounts together only: he has events of several accounts, or of none
 --   -a      his events of account a, for a only: beside scope 0
--- So a user of one account, as nearly all are, is looked at once, not twice. The unknown user is
+-- So a user of one account, as nearly all are, is looked at once, not twice. When an event of
+-- another account is counted, what is kept of scope a is split into 0 and -a, which moves no sum:
+-- for that, what is read in the facts for scope a must be of account a, whatever else is there
+-- already and not counted yet. The unknown user is
 -- no unit of any report; his events are in scope of their own account, for sums of events.
 
 CREATE FUNCTION spectrum._clear_news()
@@ -3774,17 +3966,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_news',
-        'sign integer, scope bigint, is_leaving boolean NOT NULL DEFAULT false, user_key bigint, '
-        'account_key bigint, event_type_key integer, geo_key integer, occurred_at timestamptz, '
-        'event_id uuid, properties jsonb, revenue numeric, currency text');
+        'sign integer, scope bigint, user_key bigint, account_key bigint, event_type_key integer, '
+        'geo_key integer, occurred_at timestamptz, event_id uuid, properties jsonb, '
+        'revenue numeric, currency text');
     PERFORM spectrum._empty_temporary('spectrum_scopes',
         'scope bigint, account_id text COLLATE "C", PRIMARY KEY (scope, account_id)');
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_news() IS
-    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope; '
-    'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
-    'scope counts for).';
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope) and '
+    'pg_temp.spectrum_scopes (accounts that a scope counts for).';
 
 CREATE FUNCTION spectrum._last_note(p_events bigint)
 RETURNS bigint
@@ -3930,17 +4121,14 @@ $$;
 COMMENT ON FUNCTION spectrum._take_news(bigint) IS
     'Takes the notes up to a number, with all facts that they name. Returns how many changes.';
 
-CREATE FUNCTION spectrum._add_history(
-    p_after bigint,
-    p_until bigint,
-    p_users bigint[] DEFAULT NULL
-)
+CREATE FUNCTION spectrum._add_history(p_after bigint, p_until bigint)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
+    v_facts_from timestamptz := spectrum._facts_from();
     v_added bigint;
 BEGIN
     -- Again one statement: facts that a note still to come will bring are left out, those that
@@ -3951,14 +4139,13 @@ BEGIN
         CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats, news.event_ids)
             AS came (user_key, occurred_at, event_id)
         WHERE came.user_key > p_after AND came.user_key <= p_until
-            AND (p_users IS NULL OR came.user_key = ANY (p_users))
     ),
     history AS (
         SELECT fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
             fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
         FROM warehouse.fact_events AS fact
         WHERE fact.user_key > p_after AND fact.user_key <= p_until
-            AND (p_users IS NULL OR fact.user_key = ANY (p_users))
+            AND fact.occurred_at >= v_facts_from
             AND NOT EXISTS (
                 SELECT FROM still_to_come AS came
                 WHERE came.event_id = fact.event_id AND came.user_key = fact.user_key
@@ -3971,7 +4158,6 @@ BEGIN
             SELECT DISTINCT ON (event_id, user_key, occurred_at) withdrawals.*
             FROM spectrum.withdrawals
             WHERE user_key > p_after AND user_key <= p_until
-                AND (p_users IS NULL OR user_key = ANY (p_users))
             ORDER BY event_id, user_key, occurred_at, note_no
         ) AS gone
         WHERE NOT EXISTS (
@@ -3991,9 +4177,53 @@ BEGIN
     RETURN v_added;
 END
 $$;
-COMMENT ON FUNCTION spectrum._add_history(bigint, bigint, bigint[]) IS
-    'Lays out in pg_temp.spectrum_news, as if it came now, all that counts so far of the users '
-    'with keys in (p_after, p_until], of some of them if a list is given. Returns how many facts.';
+COMMENT ON FUNCTION spectrum._add_history(bigint, bigint) IS
+    'Lays out in pg_temp.spectrum_news, as if it came now, all that counts so far, and was not '
+    'purged, of the users with keys in (p_after, p_until]. Returns how many facts.';
+
+CREATE FUNCTION spectrum._split_scopes(p_users bigint[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_table record;
+BEGIN
+    FOR r_table IN
+        SELECT held.name, unit.attname AS unit, array_agg(report.report_id) AS report_ids,
+            (
+                SELECT string_agg(CASE shown.attname WHEN 'scope' THEN 'scopes.scope'
+                    ELSE 'had.' || quote_ident(shown.attname) END, ', ' ORDER BY shown.attnum)
+                FROM pg_attribute AS shown
+                WHERE shown.attrelid = held.name::regclass AND shown.attnum > 0
+                    AND NOT shown.attisdropped
+            ) AS columns
+        FROM spectrum.reports AS report
+        JOIN spectrum.report_kinds AS kind USING (kind)
+        CROSS JOIN LATERAL unnest(kind.tables) AS held (name)
+        JOIN pg_attribute AS scope
+            ON scope.attrelid = held.name::regclass AND scope.attname = 'scope'
+        JOIN pg_attribute AS unit
+            ON unit.attrelid = held.name::regclass AND unit.attname IN ('user_key', 'unit')
+        WHERE report.state <> 'discarded'
+            -- Accounts are no users.
+            AND report.definition ->> 'unit' IS DISTINCT FROM 'account'
+        GROUP BY held.name, unit.attname
+    LOOP
+        EXECUTE format(
+            'WITH had AS (DELETE FROM %1$s AS had USING warehouse.dim_users AS dim '
+            'WHERE had.report_id = ANY ($1) AND had.%2$I = ANY ($2) '
+            'AND dim.user_key = had.%2$I AND had.scope = dim.account_key RETURNING had.*) '
+            'INSERT INTO %1$s SELECT %3$s FROM had '
+            'CROSS JOIN LATERAL (VALUES (0), (-had.scope)) AS scopes (scope)',
+            r_table.name, r_table.unit, r_table.columns)
+        USING r_table.report_ids, p_users;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._split_scopes(bigint[]) IS
+    'Users of one account who become users of several: what reports keep of them in the scope of '
+    'that account is kept in two from now on. No sum moves, and no fact is read.';
 
 CREATE FUNCTION spectrum._scope_shared_users()
 RETURNS void
@@ -4002,25 +4232,25 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO pg_temp.spectrum_news (
-        sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
-        event_id, properties, revenue, currency
+        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
     )
-    SELECT news.sign, -news.account_key, false, news.user_key, news.account_key,
+    SELECT news.sign, -news.account_key, news.user_key, news.account_key,
         news.event_type_key, news.geo_key, news.occurred_at, news.event_id, news.properties,
         news.revenue, news.currency
     FROM pg_temp.spectrum_news AS news
     JOIN spectrum.shared_users USING (user_key)
-    WHERE NOT news.is_leaving AND news.account_key <> 0;
+    WHERE news.account_key <> 0;
 
     UPDATE pg_temp.spectrum_news AS news SET scope = 0
     FROM spectrum.shared_users
-    WHERE shared_users.user_key = news.user_key AND NOT news.is_leaving AND news.scope > 0;
+    WHERE shared_users.user_key = news.user_key AND news.scope > 0;
 END
 $$;
 COMMENT ON FUNCTION spectrum._scope_shared_users() IS
     'Puts the news of users with several accounts into both of their scopes.';
 
-CREATE FUNCTION spectrum._scope_news(p_is_history boolean)
+CREATE FUNCTION spectrum._scope_news()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -4044,22 +4274,8 @@ BEGIN
     JOIN warehouse.dim_users AS dim USING (user_key)
     WHERE dim.account_key <> 0;
 
-    IF v_newly_shared IS NOT NULL AND NOT p_is_history THEN
-        -- All that they contributed so far leaves its scope, all that is now enters the new ones.
-        UPDATE pg_temp.spectrum_news AS news SET is_leaving = true, scope = dim.account_key
-        FROM warehouse.dim_users AS dim
-        WHERE dim.user_key = news.user_key AND news.user_key = ANY (v_newly_shared);
-        PERFORM spectrum._add_history(0, 9223372036854775807, v_newly_shared);
-        INSERT INTO pg_temp.spectrum_news (
-            sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
-            event_id, properties, revenue, currency
-        )
-        SELECT -1, dim.account_key, true, news.user_key, news.account_key, news.event_type_key,
-            news.geo_key, news.occurred_at, news.event_id, news.properties, news.revenue,
-            news.currency
-        FROM pg_temp.spectrum_news AS news
-        JOIN warehouse.dim_users AS dim USING (user_key)
-        WHERE NOT news.is_leaving AND news.user_key = ANY (v_newly_shared);
+    IF v_newly_shared IS NOT NULL THEN
+        PERFORM spectrum._split_scopes(v_newly_shared);
     END IF;
     IF EXISTS (SELECT FROM spectrum.shared_users) THEN
         PERFORM spectrum._scope_shared_users();
@@ -4082,9 +4298,9 @@ BEGIN
     WHERE accounts.account_key <> 0;
 END
 $$;
-COMMENT ON FUNCTION spectrum._scope_news(boolean) IS
+COMMENT ON FUNCTION spectrum._scope_news() IS
     'Gives the news their scopes, and pg_temp.spectrum_scopes the accounts that each scope counts '
-    'for. A user met in a second account is moved from one scope to two.';
+    'for. What is kept of a user met in a second account is split from one scope to two.';
 
 CREATE FUNCTION spectrum._add_arrays(p_left bigint[], p_right bigint[])
 RETURNS bigint[]
@@ -4345,14 +4561,19 @@ BEGIN
     END IF;
 
     CREATE VIEW analytics.settings WITH (security_barrier) AS
-    SELECT config.timezone, config.week_start, config.currency, config.refund_events
-    FROM spectrum.config;
+    SELECT config.timezone, config.week_start, config.currency, config.refund_events,
+        horizon.facts_from
+    FROM spectrum.config
+    CROSS JOIN spectrum.horizon;
     COMMENT ON VIEW analytics.settings IS
         'The settings that numbers depend on, one row, for all who may ask questions.';
     COMMENT ON COLUMN analytics.settings.timezone IS 'Time zone of days, weeks and months.';
     COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
     COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
     COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
+    COMMENT ON COLUMN analytics.settings.facts_from IS
+        'Events that occurred before are purged: questions are answered without them, standing '
+        'views count them still. NULL: none are.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_settings() IS 'Room 60: makes analytics.settings.';
@@ -4439,6 +4660,8 @@ RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_facts_from timestamptz;
 BEGIN
     IF NOT isfinite(p_from) THEN
         PERFORM spectrum._reject('p_from', p_from::text, 'a finite time or NULL');
@@ -4446,10 +4669,18 @@ BEGIN
     IF NOT isfinite(p_to) OR p_to < p_from THEN
         PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
     END IF;
+    SELECT s.facts_from INTO v_facts_from FROM analytics.settings AS s;
+    IF v_facts_from > coalesce(p_from, '-infinity')
+        AND coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
+    THEN
+        RAISE NOTICE 'events before % are purged: this answer is without them', v_facts_from
+            USING HINT = 'The standing views count them still.';
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION analytics._check_range(timestamptz, timestamptz) IS
-    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open.';
+    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open. Says so where '
+    'events of it are purged.';
 
 CREATE FUNCTION analytics._event_months(OUT first_at timestamptz, OUT end_at timestamptz)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -5547,6 +5778,48 @@ COMMENT ON FUNCTION analytics.funnel(
 -- news are walked again: users with long histories stay cheap. Where events were taken back, or
 -- any event can end a chain (strict order, exclusions, sessions), the whole history is.
 
+CREATE FUNCTION analytics._empty_funnel_units()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_funnel_units',
+        'unit bigint, scope bigint, read_from timestamptz, read_until timestamptz, '
+        'enter_until timestamptz');
+END
+$$;
+COMMENT ON FUNCTION analytics._empty_funnel_units() IS
+    'Empties pg_temp.spectrum_funnel_units: which histories are to be walked, and how far.';
+
+CREATE FUNCTION analytics._first_open_session(p_user bigint, p_scope bigint)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_facts_from timestamptz := spectrum._facts_from();
+    -- What began before is over by then, and what begins up to there is counted: it is closed.
+    v_until timestamptz := v_facts_from + interval '48 hours';
+BEGIN
+    IF NOT isfinite(v_facts_from) THEN
+        RETURN v_facts_from;
+    END IF;
+    RETURN coalesce((
+        SELECT min(known.session_start) FROM spectrum.rollup_sessions AS known
+        WHERE known.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'sessions' AND report.state = 'served'
+            )
+            AND known.user_key = p_user AND known.scope = p_scope
+            AND known.session_start >= v_facts_from AND known.session_start < v_until
+    ), v_until);
+END
+$$;
+COMMENT ON FUNCTION analytics._first_open_session(bigint, bigint) IS
+    'When the first session of a user begins whose facts are all there: from there on his history '
+    'can be cut into the same sessions as ever.';
+
 CREATE FUNCTION analytics._touch_funnel_units(
     p_report integer,
     p_built_to bigint,
@@ -5564,28 +5837,28 @@ SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 SET plan_cache_mode = force_custom_plan
 AS $$
+DECLARE
+    -- What began before is frozen.
+    v_facts_from timestamptz := spectrum._facts_from();
 BEGIN
-    PERFORM spectrum._empty_temporary('spectrum_funnel_units',
-        'unit bigint, scope bigint, is_leaving boolean, read_from timestamptz, '
-        'read_until timestamptz, enter_until timestamptz, old_at timestamptz');
+    PERFORM analytics._empty_funnel_units();
     INSERT INTO pg_temp.spectrum_funnel_units (
-        unit, scope, is_leaving, read_from, read_until, enter_until, old_at
+        unit, scope, read_from, read_until, enter_until
     )
-    SELECT touched.unit, touched.scope, touched.is_leaving,
+    SELECT touched.unit, touched.scope,
         CASE
-            WHEN range.is_all THEN '-infinity'
-            WHEN p_is_first THEN least(old.entered_at, touched.first_at)
-            ELSE touched.first_at - p_window
+            WHEN p_unit = 'session' THEN analytics._first_open_session(touched.unit, touched.scope)
+            WHEN range.is_all THEN v_facts_from
+            WHEN p_is_first THEN greatest(least(old.entered_at, touched.first_at), v_facts_from)
+            ELSE greatest(touched.first_at - p_window, v_facts_from)
         END,
         CASE
             WHEN range.is_all THEN 'infinity'
             ELSE greatest(CASE WHEN p_is_first THEN old.entered_at END, touched.last_at) + p_window
         END,
-        CASE WHEN range.is_all THEN 'infinity' ELSE touched.last_at + interval '1 us' END,
-        old.entered_at
+        CASE WHEN range.is_all THEN 'infinity' ELSE touched.last_at + interval '1 us' END
     FROM (
         SELECT unit.unit, unit.scope,
-            bool_or(news.is_leaving AND p_unit <> 'account') AS is_leaving,
             bool_or(news.sign <= 0) AS is_less,
             min(news.occurred_at) AS first_at,
             max(news.occurred_at) AS last_at
@@ -5676,11 +5949,11 @@ BEGIN
                 AND e.user_key <> 0
                 AND e.occurred_at BETWEEN touched.read_from AND touched.read_until
                 AND (p_reads_all OR e.event_type_key = ANY (p_keys))
-                AND (touched.scope >= 0 OR e.account_key = -touched.scope)
+                AND (touched.scope = 0 OR e.account_key = abs(touched.scope))
         ) AS m
         WHERE p_reads_all OR m.mask <> 0
     ) AS history
-    WHERE NOT touched.is_leaving AND history.times IS NOT NULL;
+    WHERE history.times IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION analytics._touched_histories(
@@ -5688,8 +5961,7 @@ COMMENT ON FUNCTION analytics._touched_histories(
 ) IS
     'By unit laid out: the events that have to be walked again, cf. analytics._unit_histories.';
 
-CREATE FUNCTION analytics._find_funnel_entries(
-    p_report integer,
+CREATE FUNCTION analytics._walk_funnel_units(
     p_steps integer,
     p_keys integer[],
     p_filters jsonb[],
@@ -5702,19 +5974,16 @@ CREATE FUNCTION analytics._find_funnel_entries(
     p_is_last boolean,
     p_has_exclusions boolean
 )
-RETURNS void
-LANGUAGE plpgsql VOLATILE
+RETURNS TABLE (
+    unit bigint, scope bigint, session_start timestamptz, breakdown text, step_times timestamptz[]
+)
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
-    PERFORM spectrum._empty_temporary('spectrum_entry_changes',
-        'unit bigint, scope bigint, session_start timestamptz, old_breakdown text, '
-        'old_times timestamptz[], new_breakdown text, new_times timestamptz[]');
-    INSERT INTO pg_temp.spectrum_entry_changes (
-        unit, scope, session_start, old_breakdown, old_times, new_breakdown, new_times
-    )
+    RETURN QUERY
     WITH histories AS (
         SELECT h.unit, h.scope, coalesce(s.session_start, '-infinity') AS session_start,
             coalesce(s.times, h.times) AS times, coalesce(s.masks, h.masks) AS masks,
@@ -5742,20 +6011,84 @@ BEGIN
         END AS chain
         FROM histories AS h
         OFFSET 0
+    )
+    SELECT w.unit, w.scope, w.session_start,
+        coalesce(w.labels[w.chain[CASE WHEN p_is_last THEN cardinality(w.chain) ELSE 1 END]], ''),
+        ARRAY(SELECT w.times[c.position] FROM unnest(w.chain) AS c (position))
+    FROM walks AS w
+    WHERE w.chain IS NOT NULL
+        -- A first entry that was voided is an entry all the same: no other one counts.
+        OR (p_is_first AND EXISTS (
+            SELECT FROM unnest(w.times, w.masks) AS e (at, mask)
+            WHERE e.at >= w.read_from AND e.at < w.enter_until
+                AND e.mask & CASE WHEN p_order = 'any' THEN (1 << p_steps) - 1 ELSE 1 END <> 0
+        ));
+END
+$$;
+COMMENT ON FUNCTION analytics._walk_funnel_units(
+    integer, integer[], jsonb[], integer[], interval, text, boolean, text, text, boolean, boolean
+) IS
+    'The counted entries of the units laid out. Where the first entry alone counts and was voided, '
+    'one without steps.';
+
+CREATE FUNCTION analytics._find_funnel_entries(
+    p_report integer,
+    p_steps integer,
+    p_keys integer[],
+    p_filters jsonb[],
+    p_bits integer[],
+    p_window interval,
+    p_order text,
+    p_is_first boolean,
+    p_unit text,
+    p_breakdown text,
+    p_is_last boolean,
+    p_has_exclusions boolean
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_entry_changes',
+        'unit bigint, scope bigint, session_start timestamptz, old_breakdown text, '
+        'old_times timestamptz[], new_breakdown text, new_times timestamptz[]');
+    INSERT INTO pg_temp.spectrum_entry_changes (
+        unit, scope, session_start, old_breakdown, old_times, new_breakdown, new_times
+    )
+    WITH frozen AS (
+        SELECT unit, scope, '-infinity'::timestamptz AS session_start, kept.breakdown,
+            kept.step_times
+        FROM pg_temp.spectrum_funnel_units
+        JOIN spectrum.rollup_frozen_entries AS kept USING (unit, scope)
+        WHERE kept.report_id = p_report
     ),
     found AS (
-        SELECT w.unit, w.scope, w.session_start,
-            coalesce(w.labels[w.chain[CASE WHEN p_is_last THEN cardinality(w.chain) ELSE 1 END]],
-                '') AS breakdown,
-            ARRAY(SELECT w.times[c.position] FROM unnest(w.chain) AS c (position)) AS step_times
-        FROM walks AS w
-        WHERE w.chain IS NOT NULL
+        SELECT unit, scope, session_start,
+            CASE WHEN pick.is_frozen THEN frozen.breakdown ELSE walked.breakdown END AS breakdown,
+            CASE WHEN pick.is_frozen THEN frozen.step_times ELSE walked.step_times END
+                AS step_times
+        FROM analytics._walk_funnel_units(
+            p_steps, p_keys, p_filters, p_bits, p_window, p_order, p_is_first, p_unit,
+            p_breakdown, p_is_last, p_has_exclusions
+        ) AS walked
+        FULL JOIN frozen USING (unit, scope, session_start)
+        -- The longest, of equal ones the earliest, or the first: a frozen one is earlier.
+        CROSS JOIN LATERAL (
+            SELECT frozen.unit IS NOT NULL AND (p_is_first OR walked.unit IS NULL
+                OR cardinality(frozen.step_times) >= cardinality(walked.step_times)) AS is_frozen
+        ) AS pick
+        WHERE cardinality(
+            CASE WHEN pick.is_frozen THEN frozen.step_times ELSE walked.step_times END
+        ) > 0
     ),
     old AS (
         SELECT entry.unit, entry.scope, entry.session_start, entry.breakdown, entry.step_times
         FROM pg_temp.spectrum_funnel_units AS touched
         JOIN spectrum.rollup_funnel_entries AS entry USING (unit, scope)
         WHERE entry.report_id = p_report
+            AND (p_unit <> 'session' OR entry.session_start >= touched.read_from)
     )
     SELECT unit, scope, session_start, old.breakdown, old.step_times,
         CASE WHEN pick.is_new THEN found.breakdown ELSE old.breakdown END,
@@ -5764,9 +6097,10 @@ BEGIN
     FULL JOIN found USING (unit, scope, session_start)
     JOIN pg_temp.spectrum_funnel_units AS touched USING (unit, scope)
     CROSS JOIN LATERAL (
-        SELECT touched.is_leaving OR old.unit IS NULL
+        SELECT old.unit IS NULL
             OR (old.step_times[1] >= touched.read_from
                 AND old.step_times[1] < touched.enter_until)
+            OR (p_is_first AND coalesce(found.step_times[1] < old.step_times[1], false))
             OR coalesce(cardinality(found.step_times) > cardinality(old.step_times), false)
             OR coalesce(cardinality(found.step_times) = cardinality(old.step_times)
                 AND found.step_times[1] < old.step_times[1], false) AS is_new
@@ -6114,6 +6448,130 @@ END
 $$;
 COMMENT ON FUNCTION analytics._maintain_funnel(integer, bigint) IS
     'Moves the sums of a funnel by the news.';
+-- Room 60, standing funnels, what is frozen of them: before a month of facts is purged, the entries
+-- that began in it are walked a last time. Where they end is behind them by no more than a window,
+-- so inside the guard of spectrum.horizon: nothing can change them. Of each unit the one that would
+-- count is kept, and stands from then on beside what the remaining facts say.
+
+CREATE FUNCTION spectrum._create_frozen_funnels()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.rollup_frozen_entries') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_frozen_entries (
+        report_id integer NOT NULL,
+        unit bigint NOT NULL,
+        scope bigint NOT NULL,
+        breakdown text COLLATE "C" NOT NULL,
+        step_times timestamptz[] NOT NULL,
+        CONSTRAINT rollup_frozen_entries_pkey PRIMARY KEY (report_id, unit, scope)
+    );
+    COMMENT ON TABLE spectrum.rollup_frozen_entries IS
+        'Of each unit the one entry that a funnel would count of those that began before '
+        'spectrum.horizon.facts_from: what its facts said that are purged.';
+    COMMENT ON COLUMN spectrum.rollup_frozen_entries.report_id IS 'spectrum.reports, kind funnel.';
+    COMMENT ON COLUMN spectrum.rollup_frozen_entries.unit IS 'See rollup_funnel_entries.';
+    COMMENT ON COLUMN spectrum.rollup_frozen_entries.step_times IS
+        'As there; empty: the first entry, which alone counts, was voided.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_frozen_funnels() IS
+    'Room 60: makes spectrum.rollup_frozen_entries.';
+
+CREATE FUNCTION analytics._lay_out_frozen_units(
+    p_keys integer[],
+    p_unit text,
+    p_window interval,
+    p_from timestamptz,
+    p_until timestamptz
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM analytics._empty_funnel_units();
+    INSERT INTO pg_temp.spectrum_funnel_units (unit, scope, read_from, read_until, enter_until)
+    SELECT DISTINCT touched.unit, touched.scope, p_from, p_until + p_window, p_until
+    FROM (
+        SELECT DISTINCT fact.user_key, fact.account_key
+        FROM warehouse.fact_events AS fact
+        WHERE fact.occurred_at >= p_from AND fact.occurred_at < p_until
+            AND fact.event_type_key = ANY (p_keys) AND fact.user_key <> 0
+    ) AS active
+    LEFT JOIN spectrum.shared_users USING (user_key)
+    CROSS JOIN LATERAL (
+        SELECT active.account_key AS unit, active.account_key AS scope
+        WHERE p_unit = 'account' AND active.account_key <> 0
+        UNION ALL
+        SELECT active.user_key, active.account_key
+        WHERE p_unit <> 'account' AND shared_users.user_key IS NULL
+        UNION ALL
+        SELECT active.user_key, split.scope
+        FROM unnest(ARRAY[0, -active.account_key]) AS split (scope)
+        WHERE p_unit <> 'account' AND shared_users.user_key IS NOT NULL
+    ) AS touched;
+END
+$$;
+COMMENT ON FUNCTION analytics._lay_out_frozen_units(
+    integer[], text, interval, timestamptz, timestamptz
+) IS
+    'Lays out the units that may have entered a funnel in [p_from, p_until), to be walked as far '
+    'as these entries go.';
+
+CREATE FUNCTION analytics._freeze_funnel(
+    p_report integer,
+    p_from timestamptz,
+    p_until timestamptz
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_funnel record;
+    r_masks record;
+BEGIN
+    SELECT definition.* INTO r_funnel
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL jsonb_populate_record(NULL::spectrum.funnels, report.definition)
+        AS definition
+    WHERE report.report_id = p_report;
+    -- Each session counts by itself; those that began before are not looked at again.
+    IF r_funnel.unit = 'session' THEN
+        RETURN;
+    END IF;
+    r_masks := analytics._funnel_masks(r_funnel.steps, r_funnel.exclusions);
+    PERFORM analytics._lay_out_frozen_units(
+        r_masks.keys, r_funnel.unit, r_funnel.time_window, p_from, p_until
+    );
+    INSERT INTO spectrum.rollup_frozen_entries AS kept (
+        report_id, unit, scope, breakdown, step_times
+    )
+    SELECT p_report, walked.unit, walked.scope, walked.breakdown, walked.step_times
+    FROM analytics._walk_funnel_units(
+        jsonb_array_length(r_funnel.steps), r_masks.keys, r_masks.filters, r_masks.bits,
+        r_funnel.time_window, r_funnel.step_order, r_funnel.entry = 'first', r_funnel.unit,
+        r_funnel.breakdown, r_funnel.attribution = 'last',
+        coalesce(r_funnel.exclusions, '[]') <> '[]'
+    ) AS walked
+    ON CONFLICT (report_id, unit, scope) DO UPDATE SET
+        breakdown = excluded.breakdown,
+        step_times = excluded.step_times
+    WHERE r_funnel.entry <> 'first'
+        AND cardinality(excluded.step_times) > cardinality(kept.step_times);
+END
+$$;
+COMMENT ON FUNCTION analytics._freeze_funnel(integer, timestamptz, timestamptz) IS
+    'Keeps the entries of [p_from, p_until) that count, before their facts are purged.';
 -- Room 60, standing funnels: the user's own definitions, and the views that show them. Read by
 -- dashboards. The numbers are those of analytics.funnel: the same entries, counted the same way.
 
@@ -6244,8 +6702,9 @@ BEGIN
         'Users (accounts, sessions) that entered on the day and reached the step, whenever.';
     PERFORM spectrum._create_funnel_views();
     PERFORM spectrum._add_kind('funnel', 50, '_maintain_funnel',
-        '{spectrum.rollup_funnel_entries, spectrum.rollup_funnel_seconds, '
-        'analytics.mv_conversion_funnels, analytics.mv_funnel_days}',
+        '{spectrum.rollup_funnel_entries, spectrum.rollup_frozen_entries, '
+        'spectrum.rollup_funnel_seconds, analytics.mv_conversion_funnels, '
+        'analytics.mv_funnel_days}',
         '{conversion_funnels, funnel_days}');
 END
 $$;
@@ -6925,7 +7384,7 @@ BEGIN
             'user_key bigint, scope bigint, day date, is_added boolean');
         INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
         SELECT known.user_key, known.scope, known.day, true
-        FROM (SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_news) AS users
+        FROM pg_temp.spectrum_units
         JOIN spectrum.rollup_user_days AS known USING (user_key, scope)
         WHERE known.report_id = p_activity;
     END IF;
@@ -7023,12 +7482,11 @@ BEGIN
     SELECT touched.user_key, touched.scope, v_days[touched.number], known.first_start,
         known.last_return, found.first_start, found.last_return
     FROM (
-        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
-            bool_or(news.is_leaving) AS is_leaving
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.user_key <> 0 AND news.user_key <= p_built_to
             AND (v_any OR news.event_type_key IN (p_start_key, p_return_key))
-        GROUP BY 1, 2, 3
     ) AS touched
     LEFT JOIN LATERAL (
         SELECT before.first_start, before.last_return
@@ -7048,10 +7506,10 @@ BEGIN
             AND fact.occurred_at >= v_starts[touched.number]
             AND fact.occurred_at < v_starts[touched.number + 1]
             AND (v_any OR fact.event_type_key IN (p_start_key, p_return_key))
-            AND (touched.scope >= 0 OR fact.account_key = -touched.scope)
+            AND (touched.scope = 0 OR fact.account_key = abs(touched.scope))
             AND (p_filter IS NULL OR fact.properties @> p_filter)
         OFFSET 0
-    ) AS found ON NOT touched.is_leaving
+    ) AS found ON true
     WHERE (known.first_start, known.last_return)
         IS DISTINCT FROM (found.first_start, found.last_return);
 
@@ -7832,7 +8290,10 @@ BEGIN
     WHERE kept.scope >= 0 AND kept.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served'
-    ) AND (SELECT caller.sees_all FROM warehouse.caller)
+    ) AND (SELECT caller.sees_all FROM warehouse.caller) AND kept.day >= coalesce((
+        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
+        FROM spectrum.horizon CROSS JOIN spectrum.config
+    ), '-infinity')
     UNION ALL
     SELECT came.user_key, came.occurred_at
     FROM spectrum.news
@@ -7840,9 +8301,9 @@ BEGIN
     WHERE came.user_key <> 0 AND (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.user_days IS
         'When each user was active, to the day: the days that are kept, at noon, and the events '
-        'that no refresh has counted yet. A tenth of the events and less, for questions that ask '
-        'on which days, not how often. Exact where user_days_state says so; empty for tenants, '
-        'as it does not know accounts.';
+        'that no refresh has counted yet; without days whose facts are purged. A tenth of the '
+        'events and less, for questions that ask on which days, not how often. Exact where '
+        'user_days_state says so; empty for tenants, as it does not know accounts.';
     COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
 
@@ -7850,12 +8311,16 @@ BEGIN
     SELECT caller.sees_all AND NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
         SELECT FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
+    ) AND NOT EXISTS (
+        SELECT FROM spectrum.horizon CROSS JOIN spectrum.config
+        WHERE (horizon.facts_from AT TIME ZONE config.timezone)::time <> '00:00'
     ) AS is_exact
     FROM warehouse.caller;
     COMMENT ON VIEW analytics.user_days_state IS
         'Whether analytics.user_days says just what analytics.events says, one row: not while '
         'facts that were taken back are still counted, nor after a change of the calendar until '
-        'the days are cut anew, nor for a tenant.';
+        'the days are cut anew, nor where facts are purged up to the middle of a day, nor for a '
+        'tenant.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
 END
 $$;
@@ -7909,7 +8374,7 @@ BEGIN
         SELECT DISTINCT news.user_key, news.scope,
             width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
-        WHERE news.sign > 0 AND NOT news.is_leaving
+        WHERE news.sign > 0
             AND news.user_key <> 0 AND news.user_key <= p_built_to
     ), added AS (
         INSERT INTO spectrum.rollup_user_days (report_id, user_key, scope, day)
@@ -7928,23 +8393,22 @@ BEGIN
     SELECT user_key, scope, day, true FROM added;
 
     WITH went AS (
-        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
-            bool_or(news.is_leaving) AS is_leaving
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.sign <= 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
-        GROUP BY 1, 2, 3
     ), removed AS (
         DELETE FROM spectrum.rollup_user_days AS known
         USING went
         WHERE known.report_id = p_report AND known.user_key = went.user_key
             AND known.scope = went.scope AND known.day = v_days[went.number]
-            AND (went.is_leaving OR NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM warehouse.fact_events AS fact
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
-            ))
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
+            )
         RETURNING known.user_key, known.scope, known.day
     )
     INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
@@ -8385,9 +8849,7 @@ BEGIN
             'user_key bigint, scope bigint, day date, is_added boolean');
         INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
         SELECT units.user_key, units.scope, known.day, true
-        FROM (
-            SELECT DISTINCT news.user_key, news.scope FROM pg_temp.spectrum_news AS news
-        ) AS units
+        FROM pg_temp.spectrum_units AS units
         CROSS JOIN LATERAL (
             SELECT near.day FROM spectrum.rollup_user_days AS near
             WHERE near.report_id = v_activity AND near.user_key = units.user_key
@@ -9517,7 +9979,7 @@ BEGIN
     SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
     RETURN QUERY
     WITH orders AS (
-        SELECT news.sign, news.is_leaving, news.user_key, news.scope, news.currency,
+        SELECT news.sign, news.user_key, news.scope, news.currency,
             width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.revenue > 0 AND news.event_type_key <> ALL (v_refund_keys)
@@ -9527,30 +9989,28 @@ BEGIN
         SELECT DISTINCT p_report, orders.user_key, orders.scope, v_days[orders.number],
             orders.currency
         FROM orders
-        WHERE orders.sign > 0 AND NOT orders.is_leaving
+        WHERE orders.sign > 0
         ON CONFLICT DO NOTHING
         RETURNING rollup_paying_days.scope, rollup_paying_days.day, rollup_paying_days.currency
     ), went AS (
-        SELECT orders.user_key, orders.scope, orders.number, orders.currency,
-            bool_or(orders.is_leaving) AS is_leaving
+        SELECT DISTINCT orders.user_key, orders.scope, orders.number, orders.currency
         FROM orders
         WHERE orders.sign <= 0
-        GROUP BY orders.user_key, orders.scope, orders.number, orders.currency
     ), removed AS (
         DELETE FROM spectrum.rollup_paying_days AS known
         USING went
         WHERE known.report_id = p_report AND known.user_key = went.user_key
             AND known.scope = went.scope AND known.day = v_days[went.number]
             AND known.currency = went.currency
-            AND (went.is_leaving OR NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM warehouse.fact_events AS fact
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
                     AND fact.revenue > 0 AND fact.currency = went.currency
                     AND fact.event_type_key <> ALL (v_refund_keys)
-            ))
+            )
         RETURNING known.scope, known.day, known.currency
     )
     SELECT moved.scope, moved.day, moved.currency, sum(moved.users)::bigint
@@ -10456,8 +10916,7 @@ BEGIN
     CROSS JOIN LATERAL analytics._read_subscription(
         t.event_type, news.properties, v_currency
     ) AS r
-    -- Who leaves a scope comes with all that is his into another.
-    WHERE news.sign > 0 AND NOT news.is_leaving AND news.event_type_key = ANY (v_keys)
+    WHERE news.sign > 0 AND news.event_type_key = ANY (v_keys)
         AND news.scope >= 0 AND news.account_key <> 0 AND news.user_key <= p_built_to
         AND r.problem IS NULL;
     RETURN v_accounts;
@@ -10767,7 +11226,7 @@ BEGIN
                     SELECT known.* FROM analytics.events AS known
                     WHERE known.user_key = w.user_key
                         AND known.occurred_at >= w.since AND known.occurred_at < w.until
-                        AND (w.scope >= 0 OR known.account_key = -w.scope)
+                        AND (w.scope = 0 OR known.account_key = abs(w.scope))
                     OFFSET 0
                 ) AS a
                 WHERE p_scopes IS NOT NULL
@@ -10785,8 +11244,8 @@ COMMENT ON FUNCTION analytics._sessions(
 ) IS
     'Cuts events into sessions: those of [p_since, p_until) (NULL: none) and, of each of p_users, '
     'those of [since, until), which must not overlap them. For one account or (NULL) for all '
-    'together; or, with p_scopes beside p_users, for each user and scope by itself (scope -a: his '
-    'events of account a alone; else all of them). What p_parts does not name is left out: '
+    'together; or, with p_scopes beside p_users, for each user and scope by itself (a or -a: his '
+    'events of account a alone; 0: all of them). What p_parts does not name is left out: '
     'users (user_id), pages (page_views, entry_page and exit_page; without them a bounce is one '
     'event), touches (UTM source, medium, campaign and referrer of the first event), places '
     '(country, region, city of the first and last event that has one), steps (event types in '
@@ -11276,13 +11735,13 @@ SET plan_cache_mode = force_custom_plan
 SET enable_seqscan = off
 AS $$
 BEGIN
-    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, is_leaving, since, until)
+    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, since, until)
     WITH moments AS (
         SELECT news.user_key, news.scope, news.occurred_at,
             coalesce(news.occurred_at - lag(news.occurred_at) OVER unit > interval '30 minutes',
                 true) AS is_apart
         FROM pg_temp.spectrum_news AS news
-        WHERE news.user_key <> 0 AND news.user_key <= p_built_to AND NOT news.is_leaving
+        WHERE news.user_key <> 0 AND news.user_key <= p_built_to
         WINDOW unit AS (PARTITION BY news.user_key, news.scope ORDER BY news.occurred_at)
     ),
     bursts AS (
@@ -11318,7 +11777,7 @@ BEGIN
                     WHERE fact.user_key = bursts.user_key
                         AND fact.occurred_at >= known.session_start - interval '30 minutes'
                         AND fact.occurred_at < known.session_start
-                        AND (bursts.scope >= 0 OR fact.account_key = -bursts.scope)
+                        AND (bursts.scope = 0 OR fact.account_key = abs(bursts.scope))
                     OFFSET 0
                 )
             ORDER BY known.session_start
@@ -11332,7 +11791,7 @@ BEGIN
         ), true) AS is_apart
         FROM windows
     )
-    SELECT user_key, scope, false, min(since), max(until)
+    SELECT user_key, scope, min(since), max(until)
     FROM (
         SELECT disjoint_windows.*, count(*) FILTER (WHERE is_apart) OVER (
             PARTITION BY user_key, scope ORDER BY since, until
@@ -11349,25 +11808,23 @@ COMMENT ON FUNCTION analytics._touch_sessions(integer, bigint) IS
     'the first start later on with no event in the 30 minutes before, because a session begins '
     'there whatever comes earlier.';
 
-CREATE FUNCTION analytics._touch_sessions_whole(p_built_to bigint, p_is_build boolean)
+CREATE FUNCTION analytics._touch_sessions_whole(p_is_build boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_session_windows',
-        'user_key bigint, scope bigint, is_leaving boolean, since timestamptz, '
-        'until timestamptz');
-    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, is_leaving, since, until)
-    SELECT DISTINCT news.user_key, news.scope, news.is_leaving,
-        '-infinity'::timestamptz, 'infinity'::timestamptz
+        'user_key bigint, scope bigint, since timestamptz, until timestamptz');
+    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, since, until)
+    SELECT DISTINCT news.user_key, news.scope, spectrum._facts_from(), 'infinity'::timestamptz
     FROM pg_temp.spectrum_news AS news
-    WHERE (p_is_build OR news.is_leaving) AND news.user_key <> 0 AND news.user_key <= p_built_to;
+    WHERE p_is_build AND news.user_key <> 0;
 END
 $$;
-COMMENT ON FUNCTION analytics._touch_sessions_whole(bigint, boolean) IS
-    'Begins pg_temp.spectrum_session_windows with whom the news concern whole: users who leave a '
-    'scope, or, in a report that is being built, all.';
+COMMENT ON FUNCTION analytics._touch_sessions_whole(boolean) IS
+    'Begins pg_temp.spectrum_session_windows, in a report that is being built with all there is of '
+    'the users.';
 
 CREATE FUNCTION analytics._find_session_changes(p_report integer)
 RETURNS void
@@ -11384,8 +11841,7 @@ BEGIN
     SELECT array_agg(known.user_key) AS users, array_agg(known.scope) AS scopes,
         array_agg(known.since) AS sinces, array_agg(known.until) AS untils
     INTO r_windows
-    FROM pg_temp.spectrum_session_windows AS known
-    WHERE NOT known.is_leaving;
+    FROM pg_temp.spectrum_session_windows AS known;
 
     INSERT INTO pg_temp.spectrum_session_changes
     WITH old_sessions AS (
@@ -11486,7 +11942,6 @@ BEGIN
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ), true) AS is_apart
         FROM pg_temp.spectrum_session_windows AS known
-        WHERE NOT known.is_leaving
     ),
     spans AS (
         SELECT user_key, scope, min(since) AS since, max(until) + interval '720 hours' AS until
@@ -11673,7 +12128,7 @@ DECLARE
         SELECT FROM spectrum.reports WHERE report_id = p_report AND state = 'building'
     );
 BEGIN
-    PERFORM analytics._touch_sessions_whole(p_built_to, v_is_build);
+    PERFORM analytics._touch_sessions_whole(v_is_build);
     IF NOT v_is_build THEN
         PERFORM analytics._touch_sessions(p_report, p_built_to);
     END IF;
@@ -12647,8 +13102,7 @@ DECLARE
     v_weeks date[];
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_feature_uses',
-        'sign integer, is_leaving boolean, user_key bigint, scope bigint, feature text, '
-        'number integer');
+        'sign integer, user_key bigint, scope bigint, feature text, number integer');
     PERFORM spectrum._empty_temporary('spectrum_feature_changes',
         'user_key bigint, scope bigint, feature text COLLATE "C", period date, is_added boolean');
     SELECT spectrum.period_starts('week', min(news.occurred_at),
@@ -12657,10 +13111,10 @@ BEGIN
     v_weeks := analytics._period_dates(v_starts);
 
     INSERT INTO pg_temp.spectrum_feature_uses (
-        sign, is_leaving, user_key, scope, feature, number
+        sign, user_key, scope, feature, number
     )
     SELECT DISTINCT uses.* FROM (
-        SELECT news.sign, news.is_leaving, news.user_key, news.scope,
+        SELECT news.sign, news.user_key, news.scope,
             coalesce(p_feature, news.properties ->> 'feature') AS feature,
             width_bucket(news.occurred_at, v_starts)
         FROM pg_temp.spectrum_news AS news
@@ -12674,7 +13128,7 @@ BEGIN
         INSERT INTO spectrum.rollup_feature_weeks (report_id, user_key, scope, feature, period)
         SELECT p_report, uses.user_key, uses.scope, uses.feature, v_weeks[uses.number]
         FROM pg_temp.spectrum_feature_uses AS uses
-        WHERE uses.sign > 0 AND NOT uses.is_leaving
+        WHERE uses.sign > 0
         ON CONFLICT DO NOTHING
         RETURNING user_key, scope, feature, period
     )
@@ -12682,26 +13136,24 @@ BEGIN
     SELECT added.*, true FROM added;
 
     WITH went AS (
-        SELECT user_key, scope, feature, number, bool_or(is_leaving) AS is_leaving
-        FROM pg_temp.spectrum_feature_uses
+        SELECT DISTINCT user_key, scope, feature, number FROM pg_temp.spectrum_feature_uses
         WHERE sign <= 0
-        GROUP BY user_key, scope, feature, number
     ), removed AS (
         DELETE FROM spectrum.rollup_feature_weeks AS known
         USING went
         WHERE known.report_id = p_report AND known.user_key = went.user_key
             AND known.scope = went.scope AND known.feature = went.feature
             AND known.period = v_weeks[went.number]
-            AND (went.is_leaving OR NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM warehouse.fact_events AS fact
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
                     AND (p_event_key IS NULL OR fact.event_type_key = p_event_key)
                     AND (p_filter IS NULL OR fact.properties @> p_filter)
                     AND (p_feature IS NOT NULL OR fact.properties ->> 'feature' = went.feature)
-            ))
+            )
         RETURNING known.user_key, known.scope, known.feature, known.period
     )
     INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)
@@ -14126,6 +14578,7 @@ BEGIN
         events bigint NOT NULL,
         first_at timestamptz,
         last_at timestamptz,
+        frozen_last_at timestamptz,
         CONSTRAINT mv_event_catalog_pkey
         PRIMARY KEY (report_id, account_id, event_type_key, property, json_type)
     ) WITH (fillfactor = 80);
@@ -14139,6 +14592,8 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_event_catalog.first_at IS
         'Of the first event; NULL while the facts that say so are being withdrawn.';
     COMMENT ON COLUMN analytics.mv_event_catalog.last_at IS 'Of the last.';
+    COMMENT ON COLUMN analytics.mv_event_catalog.frozen_last_at IS
+        'Of the last one whose fact is purged; NULL: none is.';
 
     CREATE VIEW analytics.event_catalog WITH (security_barrier) AS
     SELECT
@@ -14197,16 +14652,14 @@ BEGIN
         scope, event_type_key, property, json_type, events, first_at, last_at
     )
     SELECT news.scope, news.event_type_key, each.key, jsonb_typeof(each.value),
-        sum(news.sign), min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
-        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+        sum(news.sign), min(news.occurred_at), max(news.occurred_at)
     FROM pg_temp.spectrum_news AS news
     CROSS JOIN LATERAL jsonb_each(news.properties) AS each
     WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2, 3, 4
     UNION ALL
-    SELECT news.scope, news.event_type_key, '', '', sum(news.sign),
-        min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
-        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+    SELECT news.scope, news.event_type_key, '', '', sum(news.sign), min(news.occurred_at),
+        max(news.occurred_at)
     FROM pg_temp.spectrum_news AS news
     WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2;
@@ -14214,8 +14667,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._lay_out_properties(bigint) IS
     'Lays out in pg_temp.spectrum_properties what the news say of event types and properties. The '
-    'times are of what came and what went: what went is inside the times kept. Who leaves a scope '
-    'comes with all that is his into another.';
+    'times are of what came and what went: what went is inside the times kept.';
 
 CREATE FUNCTION analytics._keep_property_names(p_report integer)
 RETURNS void
@@ -14411,7 +14863,9 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_earliest timestamptz := (SELECT config.earliest_event FROM spectrum.config);
+    v_earliest timestamptz := (
+        SELECT greatest(config.earliest_event, spectrum._facts_from()) FROM spectrum.config
+    );
     v_is_first boolean;
     v_month timestamptz;
     v_until timestamptz;
@@ -14421,7 +14875,7 @@ BEGIN
             date_trunc('month',
                 CASE WHEN v_is_first THEN min(lost_at) ELSE max(lost_at) END, 'UTC'),
             CASE WHEN v_is_first THEN max(coalesce(until_at, now() + interval '1 month'))
-                ELSE min(coalesce(until_at, v_earliest)) END
+                ELSE min(greatest(until_at, v_earliest)) END
         INTO v_month, v_until
         FROM pg_temp.spectrum_lost_ends
         WHERE is_first = v_is_first;
@@ -14436,11 +14890,63 @@ BEGIN
             ) AT TIME ZONE 'UTC';
         END LOOP;
     END LOOP;
+
+    UPDATE analytics.mv_event_catalog AS sums SET last_at = sums.frozen_last_at
+    FROM pg_temp.spectrum_lost_ends AS lost
+    WHERE NOT lost.is_first AND sums.frozen_last_at IS NOT NULL
+        AND sums.report_id = p_report AND sums.account_id = lost.account_id
+        AND sums.event_type_key = lost.event_type_key AND sums.property = lost.property
+        AND sums.json_type = lost.json_type;
 END
 $$;
 COMMENT ON FUNCTION analytics._find_lost_ends(integer, bigint) IS
     'Finds the first and last times that were lost, month by month from where they were. One that '
     'is not found is of facts that further notes take back; it stays empty until they come.';
+
+CREATE FUNCTION analytics._freeze_catalog(
+    p_report integer,
+    p_from timestamptz,
+    p_until timestamptz
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    WITH found AS (
+        SELECT fact.account_key, fact.event_type_key, p.property, p.json_type,
+            max(fact.occurred_at) AS at
+        FROM warehouse.fact_events AS fact
+        CROSS JOIN LATERAL (
+            SELECT '' AS property, '' AS json_type
+            UNION ALL
+            SELECT coalesce(kept.property, '(other properties)'), jsonb_typeof(each.value)
+            FROM jsonb_each(fact.properties) AS each
+            LEFT JOIN spectrum.rollup_property_names AS kept
+                ON kept.report_id = p_report AND kept.event_type_key = fact.event_type_key
+                    AND kept.property = each.key
+        ) AS p
+        WHERE fact.occurred_at >= p_from AND fact.occurred_at < p_until
+        GROUP BY 1, 2, 3, 4
+    )
+    UPDATE analytics.mv_event_catalog AS sums
+    SET frozen_last_at = greatest(sums.frozen_last_at, last.at)
+    FROM (
+        SELECT scopes.account_id, found.event_type_key, found.property, found.json_type,
+            max(found.at) AS at
+        FROM found
+        JOIN warehouse.dim_accounts AS dim USING (account_key)
+        CROSS JOIN LATERAL (VALUES ('*'), (dim.account_id)) AS scopes (account_id)
+        GROUP BY 1, 2, 3, 4
+    ) AS last
+    WHERE sums.report_id = p_report AND sums.account_id = last.account_id
+        AND sums.event_type_key = last.event_type_key AND sums.property = last.property
+        AND sums.json_type = last.json_type;
+END
+$$;
+COMMENT ON FUNCTION analytics._freeze_catalog(integer, timestamptz, timestamptz) IS
+    'Keeps when the last event of [p_from, p_until) was, before these facts are purged.';
 
 CREATE FUNCTION analytics._maintain_event_catalog(p_report integer, p_built_to bigint)
 RETURNS void
@@ -17134,6 +17640,42 @@ COMMENT ON FUNCTION analytics._experiment_results(
 -- alone, unless his exposure changed. Results are made again, from the totals, of the accounts
 -- whose totals moved; winsorized ones from the amounts of all units of these accounts.
 
+CREATE FUNCTION analytics._find_exposures(p_report integer, p_plan analytics._experiment_plan)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
+        high_variant = found.high_variant, variant = found.variant
+    FROM (VALUES (false), (true)) AS modes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_units(
+        analytics._open_plan(p_plan, spectrum._facts_from(), NULL), NULL, modes.by_account, ARRAY(
+            SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
+            WHERE less.is_less AND (less.scope <> 0) = modes.by_account
+        )
+    ) AS found
+    WHERE touched.is_less AND touched.user_key = found.user_key
+        AND CASE WHEN modes.by_account THEN abs(touched.scope) = found.account_key
+            ELSE touched.scope = 0 END;
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = least(touched.exposed_at, kept.frozen_at),
+        low_variant = least(touched.low_variant, kept.frozen_low),
+        high_variant = greatest(touched.high_variant, kept.frozen_high),
+        variant = analytics._counted_variant(p_plan.variants,
+            least(touched.low_variant, kept.frozen_low),
+            greatest(touched.high_variant, kept.frozen_high))
+    FROM spectrum.rollup_experiment_units AS kept
+    WHERE touched.is_less AND kept.report_id = p_report AND kept.user_key = touched.user_key
+        AND kept.scope = touched.scope AND kept.frozen_at IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._find_exposures(integer, analytics._experiment_plan) IS
+    'Units laid out of which exposures were taken back: what is left of them is in the facts, and '
+    'in what is frozen.';
+
 CREATE FUNCTION analytics._touch_experiment_units(
     p_report integer,
     p_built_to bigint,
@@ -17152,19 +17694,18 @@ DECLARE
     );
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_experiment_units',
-        'user_key bigint, scope bigint, is_leaving boolean, is_less boolean, '
-        'old_variant text, old_exposed_at timestamptz, variant text, exposed_at timestamptz, '
-        'low_variant text, high_variant text');
+        'user_key bigint, scope bigint, is_less boolean, old_variant text, '
+        'old_exposed_at timestamptz, variant text, exposed_at timestamptz, '
+        'low_variant text COLLATE "C", high_variant text COLLATE "C"');
     INSERT INTO pg_temp.spectrum_experiment_units (
-        user_key, scope, is_leaving, is_less, old_variant, old_exposed_at, exposed_at,
+        user_key, scope, is_less, old_variant, old_exposed_at, exposed_at,
         low_variant, high_variant, variant
     )
-    SELECT touched.user_key, touched.scope, touched.is_leaving, touched.is_less, known.variant,
-        known.exposed_at,
+    SELECT touched.user_key, touched.scope, touched.is_less, known.variant, known.exposed_at,
         seen.exposed_at, seen.low_variant, seen.high_variant,
         analytics._counted_variant(p_plan.variants, seen.low_variant, seen.high_variant)
     FROM (
-        SELECT news.user_key, news.scope, bool_or(news.is_leaving) AS is_leaving,
+        SELECT news.user_key, news.scope,
             coalesce(bool_or(news.sign <= 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
             min(news.occurred_at) FILTER (WHERE news.sign > 0 AND seen.variant <> '')
                 AS exposed_at,
@@ -17181,7 +17722,7 @@ BEGIN
             THEN news.properties ->> x.variant_property END AS variant
         ) AS seen
         WHERE news.user_key <> 0 AND news.user_key <= p_built_to
-            AND (news.is_leaving OR news.event_type_key = ANY (v_types))
+            AND news.event_type_key = ANY (v_types)
         GROUP BY news.user_key, news.scope
     ) AS touched
     LEFT JOIN LATERAL (
@@ -17197,24 +17738,12 @@ BEGIN
             least(known.exposed_at, touched.exposed_at) AS exposed_at,
             least(known.low_variant, touched.low_variant) AS low_variant,
             greatest(known.high_variant, touched.high_variant) AS high_variant
-    ) AS seen ON NOT touched.is_leaving AND NOT touched.is_less
-    WHERE known.exposed_at IS NOT NULL
-        OR (touched.exposed_at IS NOT NULL AND NOT touched.is_leaving);
+    ) AS seen ON NOT touched.is_less
+    WHERE known.exposed_at IS NOT NULL OR touched.exposed_at IS NOT NULL;
 
-    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
-        RETURN;
+    IF EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
+        PERFORM analytics._find_exposures(p_report, p_plan);
     END IF;
-    UPDATE pg_temp.spectrum_experiment_units AS touched
-    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
-        high_variant = found.high_variant, variant = found.variant
-    FROM (VALUES (false), (true)) AS modes (by_account)
-    CROSS JOIN LATERAL analytics._experiment_units(p_plan, NULL, modes.by_account, ARRAY(
-        SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
-        WHERE less.is_less AND NOT less.is_leaving AND (less.scope < 0) = modes.by_account
-    )) AS found
-    WHERE touched.is_less AND NOT touched.is_leaving AND touched.user_key = found.user_key
-        AND CASE WHEN modes.by_account THEN touched.scope = -found.account_key
-            ELSE touched.scope >= 0 END;
 END
 $$;
 COMMENT ON FUNCTION analytics._touch_experiment_units(
@@ -17264,6 +17793,7 @@ BEGIN
     FROM units AS unit
     JOIN spectrum.rollup_experiment_days AS did
         ON did.report_id = p_report AND did.user_key = unit.user_key AND did.scope = unit.scope
+    WHERE unit.variant IS NOT NULL
     GROUP BY unit.account_id, unit.user_key, unit.variant, did.metric, did.most;
 END
 $$;
@@ -17288,6 +17818,8 @@ DECLARE
     v_types integer[] := ARRAY(
         SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
     );
+    -- What was done before is frozen. A month in UTC, so a day is on one side of it.
+    v_facts_from timestamptz := spectrum._facts_from();
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_experiment_reads',
         'user_key bigint, scope bigint, exposed_at timestamptz, day date, since timestamptz, '
@@ -17296,7 +17828,7 @@ BEGIN
         user_key, scope, exposed_at, day, since, until
     )
     SELECT unit.user_key, unit.scope, unit.exposed_at, NULL,
-        unit.exposed_at - coalesce(p_plan.cuped, '0'), 'infinity'
+        greatest(unit.exposed_at - coalesce(p_plan.cuped, '0'), v_facts_from), 'infinity'
     FROM pg_temp.spectrum_experiment_units AS unit
     WHERE (unit.variant, unit.exposed_at)
         IS DISTINCT FROM (unit.old_variant, unit.old_exposed_at)
@@ -17310,7 +17842,8 @@ BEGIN
         FROM pg_temp.spectrum_news AS news
         WHERE news.event_type_key = ANY (v_types)
     ) AS days USING (user_key, scope)
-    WHERE unit.variant = unit.old_variant AND unit.exposed_at = unit.old_exposed_at
+    WHERE unit.variant IS NOT DISTINCT FROM unit.old_variant
+        AND unit.exposed_at = unit.old_exposed_at
         AND days.day + interval '1 day' > unit.exposed_at - coalesce(p_plan.cuped, '0');
     IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_reads) THEN
         RETURN;
@@ -17319,7 +17852,7 @@ BEGIN
     DELETE FROM spectrum.rollup_experiment_days AS did
     USING pg_temp.spectrum_experiment_reads AS reads
     WHERE did.report_id = p_report AND did.user_key = reads.user_key AND did.scope = reads.scope
-        AND (reads.day IS NULL OR did.day = reads.day);
+        AND (did.day = reads.day OR (reads.day IS NULL AND did.day >= v_facts_from));
     INSERT INTO spectrum.rollup_experiment_days (
         report_id, user_key, scope, day, metric, most, has_converted, x, y, w, v
     )
@@ -17331,19 +17864,17 @@ BEGIN
         coalesce(sum(did.amount) FILTER (WHERE NOT did.is_upper AND did.is_before), 0)
     FROM (
         SELECT array_agg(reads.user_key) AS users,
-            array_agg(greatest(0, -reads.scope)) AS accounts,
+            array_agg(abs(reads.scope)) AS accounts,
             array_agg(reads.exposed_at) AS exposed_ats, array_agg(reads.since) AS sinces,
             array_agg(reads.until) AS untils
         FROM pg_temp.spectrum_experiment_reads AS reads
-        JOIN pg_temp.spectrum_experiment_units AS unit USING (user_key, scope)
-        WHERE unit.variant IS NOT NULL
+        WHERE reads.exposed_at IS NOT NULL
     ) AS known
     CROSS JOIN LATERAL analytics._experiment_happenings(
         p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils
     ) AS did
     JOIN pg_temp.spectrum_experiment_units AS unit ON unit.user_key = did.user_key
-        AND greatest(0, -unit.scope) = did.account_key
-    WHERE unit.variant IS NOT NULL
+        AND abs(unit.scope) = did.account_key
     GROUP BY unit.user_key, unit.scope, did.occurred_at::date, did.metric, did.most;
 END
 $$;
@@ -17351,7 +17882,8 @@ COMMENT ON FUNCTION analytics._move_experiment_days(
     integer, analytics._experiment_plan
 ) IS
     'Brings rollup_experiment_days up to the facts: on the days of the news, or, of units whose '
-    'exposure or variant changed, on all.';
+    'exposure or variant changed, on all that are not frozen. Units that are left out have theirs '
+    'too: they may be counted again, when their facts are purged.';
 
 CREATE FUNCTION analytics._note_experiment_moves(p_report integer, p_sign integer)
 RETURNS void
@@ -17379,7 +17911,7 @@ BEGIN
             analytics._unit_amount(sum(did.w), did.most), analytics._unit_amount(sum(did.v), NULL)
         FROM spectrum.rollup_experiment_days AS did
         WHERE did.report_id = p_report AND did.user_key = unit.user_key
-            AND did.scope = unit.scope
+            AND did.scope = unit.scope AND seen.variant IS NOT NULL
         GROUP BY did.metric, did.most
         OFFSET 0
     ) AS part
@@ -17578,6 +18110,59 @@ $$;
 COMMENT ON FUNCTION analytics._maintain_experiment(integer, bigint) IS
     'Moves the totals of an experiment by the news, and makes the results again of the accounts '
     'whose totals changed. Without news: the results of all accounts.';
+-- Room 71, standing experiments, what is frozen of them: who was exposed in a month that is purged
+-- keeps that exposure, whatever becomes of later ones. What units did by day is kept anyway.
+
+CREATE FUNCTION analytics._open_plan(
+    p_plan analytics._experiment_plan,
+    p_from timestamptz,
+    p_until timestamptz
+)
+RETURNS analytics._experiment_plan
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN jsonb_populate_record(p_plan, jsonb_build_object(
+        'starts_at', greatest(p_plan.starts_at, p_from), 'ends_at', least(p_plan.ends_at, p_until)
+    ));
+END
+$$;
+COMMENT ON FUNCTION analytics._open_plan(
+    analytics._experiment_plan, timestamptz, timestamptz
+) IS
+    'The same experiment with exposures of [p_from, p_until) alone.';
+
+CREATE FUNCTION analytics._freeze_experiment(
+    p_report integer,
+    p_from timestamptz,
+    p_until timestamptz
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_plan analytics._experiment_plan := analytics._open_plan((
+        SELECT jsonb_populate_record(NULL::analytics._experiment_plan, report.definition)
+        FROM spectrum.reports AS report
+        WHERE report.report_id = p_report
+    ), p_from, p_until);
+BEGIN
+    UPDATE spectrum.rollup_experiment_units AS unit
+    SET frozen_at = least(unit.frozen_at, seen.exposed_at),
+        frozen_low = least(unit.frozen_low, seen.low_variant COLLATE "C"),
+        frozen_high = greatest(unit.frozen_high, seen.high_variant COLLATE "C")
+    FROM (VALUES (false), (true)) AS modes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_units(v_plan, NULL, modes.by_account) AS seen
+    WHERE unit.report_id = p_report AND unit.user_key = seen.user_key
+        AND CASE WHEN modes.by_account THEN abs(unit.scope) = seen.account_key
+            ELSE unit.scope = 0 END;
+END
+$$;
+COMMENT ON FUNCTION analytics._freeze_experiment(integer, timestamptz, timestamptz) IS
+    'Keeps the exposures of [p_from, p_until), before their facts are purged.';
 -- Room 71, the answers: analytics.experiment for any question at once, mv_experiment_results for
 -- dashboards. Both show what _experiment_results says.
 
@@ -17648,6 +18233,9 @@ BEGIN
         exposed_at timestamptz NOT NULL,
         low_variant text COLLATE "C" NOT NULL,
         high_variant text COLLATE "C" NOT NULL,
+        frozen_at timestamptz,
+        frozen_low text COLLATE "C",
+        frozen_high text COLLATE "C",
         CONSTRAINT rollup_experiment_units_pkey PRIMARY KEY (report_id, user_key, scope)
     );
     CREATE INDEX rollup_experiment_units_scope_idx
@@ -17662,6 +18250,11 @@ BEGIN
     COMMENT ON COLUMN spectrum.rollup_experiment_units.low_variant IS
         'First by name of the variants that he saw; another one than high_variant: several.';
     COMMENT ON COLUMN spectrum.rollup_experiment_units.high_variant IS 'Last by name.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.frozen_at IS
+        'First of those exposures whose facts are purged; NULL: none.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.frozen_low IS
+        'Of these: first by name of the variants.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.frozen_high IS 'Last by name.';
 
     CREATE TABLE spectrum.rollup_experiment_days (
         report_id integer NOT NULL,
@@ -18199,6 +18792,7 @@ SET jit = off
 AS $$
 DECLARE
     v_sees_raw boolean := analytics._sees_raw_events();
+    v_facts_from timestamptz;
 BEGIN
     IF p_view IS NULL
         OR to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL
@@ -18211,6 +18805,11 @@ BEGIN
         ));
     ELSIF p_limit < 0 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number of rows, or NULL for all');
+    END IF;
+    SELECT s.facts_from INTO v_facts_from FROM analytics.settings AS s;
+    IF v_facts_from IS NOT NULL THEN
+        RAISE NOTICE 'events before % are purged: what a cell counts of them is frozen, and cannot '
+            'be listed', v_facts_from;
     END IF;
     RETURN QUERY EXECUTE format(
         'SELECT found.rule, coalesce(found.unit, event.user_id), found.amount, event.user_id, '
@@ -20261,6 +20860,12 @@ BEGIN
         AND event.occurred_at = ledger.occurred_at AND event.event_id = ledger.event_id
     WHERE ledger.event_id = r_found.fact_id;
     IF NOT FOUND THEN
+        RETURN QUERY
+        SELECT 'fact', NULL::text, NULL::jsonb,
+            'It is purged. The standing views that counted it do so still, as it was: frozen.',
+            jsonb_build_object('event_id', ledger.event_id, 'occurred_at', ledger.occurred_at)
+        FROM warehouse.event_ledger AS ledger
+        WHERE ledger.event_id = r_found.fact_id AND ledger.occurred_at < spectrum._facts_from();
         RETURN;
     END IF;
     RETURN QUERY
@@ -20406,7 +21011,7 @@ BEGIN
     v_counted := spectrum._take_news(spectrum._last_note(p_events));
     IF v_counted > 0 THEN
         PERFORM spectrum._widen_seen();
-        PERFORM spectrum._scope_news(false);
+        PERFORM spectrum._scope_news();
         PERFORM spectrum._tell_reports('{served, building}');
     END IF;
     RETURN v_counted;
@@ -20414,6 +21019,41 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._count_news(bigint) IS
     'Step of a refresh: counts the news of the next batches, about p_events facts.';
+
+CREATE FUNCTION spectrum._lay_out_units(p_after bigint, p_until bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_units',
+        'user_key bigint, scope bigint, PRIMARY KEY (user_key, scope)');
+    INSERT INTO pg_temp.spectrum_units (user_key, scope)
+    SELECT news.user_key, news.scope FROM pg_temp.spectrum_news AS news
+    UNION
+    -- Days outlive facts.
+    SELECT known.user_key, known.scope FROM spectrum.rollup_user_days AS known
+    WHERE known.report_id = analytics._kept_by('activity')
+        AND known.user_key > p_after AND known.user_key <= p_until
+        AND isfinite(spectrum._facts_from());
+
+    INSERT INTO pg_temp.spectrum_scopes (scope, account_id)
+    SELECT units.scope, shown.account_id
+    FROM (SELECT DISTINCT scope FROM pg_temp.spectrum_units WHERE scope <> 0) AS units
+    JOIN warehouse.dim_accounts AS dim ON dim.account_key = abs(units.scope)
+    CROSS JOIN LATERAL (
+        SELECT dim.account_id
+        UNION ALL
+        SELECT '*' WHERE units.scope > 0
+    ) AS shown
+    ON CONFLICT DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION spectrum._lay_out_units(bigint, bigint) IS
+    'Lays out in pg_temp.spectrum_units the units of the users in (p_after, p_until], for reports '
+    'that are built from the days that are kept: those of the news, and those whose facts were '
+    'purged; with their scopes.';
 
 CREATE FUNCTION spectrum._build_reports(p_events bigint)
 RETURNS bigint
@@ -20434,6 +21074,10 @@ BEGIN
     GROUP BY report.built_to
     ORDER BY report.built_to
     LIMIT 1;
+    UPDATE spectrum.reports AS report SET complete_from = horizon.facts_from
+    FROM spectrum.horizon
+    WHERE report.report_id = ANY (v_built) AND report.built_to = -1
+        AND report.complete_from IS DISTINCT FROM horizon.facts_from;
     -- As many users as have about p_events facts, by the statistics of both tables.
     SELECT greatest(100, p_events * sum(greatest(part.reltuples, 1))
             FILTER (WHERE part.oid = 'warehouse.dim_users'::regclass)
@@ -20459,6 +21103,7 @@ BEGIN
     IF v_until IS NULL THEN
         -- A last call, without news, for those that finish only what is complete.
         PERFORM spectrum._clear_news();
+        PERFORM spectrum._lay_out_units(v_after, v_after);
         PERFORM spectrum._tell_reports('{building}', v_built);
         PERFORM spectrum._serve_report(report_id) FROM unnest(v_built) AS report_id;
         RETURN 0;
@@ -20466,7 +21111,8 @@ BEGIN
 
     PERFORM spectrum._clear_news();
     v_added := spectrum._add_history(v_after, v_until);
-    PERFORM spectrum._scope_news(true);
+    PERFORM spectrum._scope_news();
+    PERFORM spectrum._lay_out_units(v_after, v_until);
     PERFORM spectrum._tell_reports('{building}', v_built);
     UPDATE spectrum.reports SET built_to = v_until
     WHERE state = 'building' AND report_id = ANY (v_built);
@@ -20616,7 +21262,7 @@ RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY['reprocess', 'purge_raw', 'forget_user']
+    SELECT ARRAY['reprocess', 'purge_raw', 'purge_facts', 'forget_user']
 $$;
 COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
 
@@ -20906,14 +21552,15 @@ BEGIN
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
     PERFORM spectrum._request_purge_raw();
+    PERFORM spectrum._request_purge_facts();
     PERFORM spectrum._tidy_cap_notes();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
 END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
-    'Step of a run: old log rows, pg_cron''s log, old raw events, and a look at a part of what '
-    'lies behind.';
+    'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind. Asks '
+    'for the purge of raw events and facts that are older than is wanted.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean
@@ -21720,6 +22367,12 @@ SET search_path = pg_catalog, pg_temp
 -- Whole tables against whole tables: statistics of an hour ago must not make it quadratic.
 SET enable_nestloop = off
 AS $$
+DECLARE
+    v_facts_from timestamptz := spectrum._facts_from();
+    -- What is closed stays as it is, whatever its raw event says today.
+    v_open_from timestamptz := (
+        SELECT coalesce(horizon.open_from, '-infinity') FROM spectrum.horizon
+    );
 BEGIN
     RETURN QUERY
     SELECT 'raw events done are facts or copies',
@@ -21749,13 +22402,19 @@ BEGIN
     LEFT JOIN analytics.events AS fact
         ON fact.event_id = ledger.event_id AND fact.occurred_at = ledger.occurred_at
             AND fact.user_key = ledger.user_key
-    WHERE reading.status = 'done' AND reading.refused_by IS NULL;
+    WHERE reading.status = 'done' AND reading.refused_by IS NULL
+        AND ledger.occurred_at >= v_open_from;
 
     RETURN QUERY
     SELECT 'ledger and facts name the same events', count(*),
         count(*) FILTER (WHERE ledger.event_id IS NOT NULL AND fact.event_id IS NOT NULL)
-    FROM warehouse.event_ledger AS ledger
-    FULL JOIN warehouse.fact_events AS fact USING (event_id, occurred_at, user_key);
+    FROM (
+        SELECT known.* FROM warehouse.event_ledger AS known
+        WHERE known.occurred_at >= v_facts_from
+    ) AS ledger
+    FULL JOIN (
+        SELECT known.* FROM warehouse.fact_events AS known WHERE known.occurred_at >= v_facts_from
+    ) AS fact USING (event_id, occurred_at, user_key);
 
     RETURN QUERY
     SELECT 'every key of a fact is in its dimension', count(*), count(*) FILTER (
@@ -21772,6 +22431,38 @@ $$;
 COMMENT ON FUNCTION spectrum._verify_facts() IS
     'Checks of verify(): facts against raw events, ledger and dimensions.';
 
+CREATE FUNCTION spectrum._reproducible(p_view text, p_from date)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_names text[] := ARRAY(
+        SELECT report.name FROM spectrum.reports AS report
+        JOIN spectrum.report_kinds AS kind USING (kind)
+        WHERE p_view = ANY (kind.views) AND report.state = 'served'
+            AND report.complete_from = spectrum._facts_from()
+            AND report.definition ->> 'unit' IS DISTINCT FROM 'session'
+    );
+BEGIN
+    RETURN CASE
+        WHEN p_from IS NULL OR p_view IN ('throughput_minutes', 'reports') THEN 'true'
+        WHEN p_view = 'active_users' THEN format('day >= %L AND mau > 0', p_from)
+        WHEN p_view IN ('daily_events', 'revenue_summary', 'operations', 'error_rates_daily',
+            'sessions_daily') THEN format('day >= %L', p_from)
+        WHEN p_view = 'stickiness_periods' THEN format('period >= %L', p_from)
+        -- Defined since the last purge, so made of what there is.
+        WHEN p_view IN ('conversion_funnels', 'funnel_days')
+            THEN format('funnel = ANY (%L)', v_names)
+        WHEN p_view = 'experiment_results' THEN format('experiment = ANY (%L)', v_names)
+        ELSE 'false'
+    END;
+END
+$$;
+COMMENT ON FUNCTION spectrum._reproducible(text, date) IS
+    'Which rows of a standing view can be made again from the facts, as a condition. p_from: the '
+    'first day around which all facts are there; NULL: they all are.';
+
 CREATE FUNCTION spectrum.verify()
 RETURNS TABLE (check_name text, expected bigint, actual bigint, ok boolean)
 LANGUAGE plpgsql STABLE
@@ -21780,6 +22471,12 @@ AS $$
 DECLARE
     r_view record;
     v_source text := coalesce(current_setting('spectrum.from_facts', true), '');
+    v_from date := (
+        SELECT (horizon.open_from AT TIME ZONE config.timezone)::date + 1
+        FROM spectrum.horizon CROSS JOIN spectrum.config
+        WHERE horizon.facts_from IS NOT NULL
+    );
+    v_frozen text[] := '{}'::text[];
 BEGIN
     PERFORM set_config('spectrum.from_facts', 'on', true);
     RETURN QUERY
@@ -21788,7 +22485,7 @@ BEGIN
 
     FOR r_view IN
         SELECT view.name, string_agg(format('%I', shown.attname), ', ' ORDER BY shown.attnum)
-            AS columns
+            AS columns, spectrum._reproducible(view.name, v_from) AS condition
         FROM spectrum.report_kinds AS kind
         CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
         JOIN pg_attribute AS shown
@@ -21797,22 +22494,31 @@ BEGIN
         GROUP BY kind.position, view.number, view.name
         ORDER BY kind.position, view.number
     LOOP
+        IF r_view.condition <> 'true' THEN
+            v_frozen := v_frozen || r_view.name;
+            CONTINUE WHEN r_view.condition = 'false';
+        END IF;
         RETURN QUERY EXECUTE format(
-            'WITH made_again AS MATERIALIZED (SELECT %s FROM analytics.%I()), '
-            'shown AS MATERIALIZED (SELECT %1$s FROM analytics.%3$I), differences AS ('
+            'WITH made_again AS MATERIALIZED (SELECT %s FROM analytics.%I() WHERE %5$s), shown AS '
+            'MATERIALIZED (SELECT %1$s FROM analytics.%3$I WHERE %5$s), differences AS ('
             '(SELECT * FROM made_again EXCEPT ALL SELECT * FROM shown) UNION ALL '
             '(SELECT * FROM shown EXCEPT ALL SELECT * FROM made_again)) '
             'SELECT %4$L, 0::bigint, count(*), count(*) = 0 FROM differences',
             r_view.columns, '_standing_' || r_view.name, r_view.name,
-            r_view.name || ': rows that differ when made again');
+            r_view.name || ': rows that differ when made again', r_view.condition);
     END LOOP;
+    IF v_from IS NOT NULL THEN
+        RETURN QUERY SELECT format('frozen before %s, and not made again: %s', v_from,
+            array_to_string(v_frozen, ', ')), 0::bigint, 0::bigint, true;
+    END IF;
     PERFORM set_config('spectrum.from_facts', v_source, true);
 END
 $$;
 COMMENT ON FUNCTION spectrum.verify() IS
     'Makes the facts again from the raw events and the standing views from the facts, and '
     'compares: one row a check. Reads everything, so its cost follows the history. A view is '
-    'behind, not wrong, where events came since its last refresh.';
+    'behind, not wrong, where events came since its last refresh. Where facts were purged, it '
+    'compares what can be made again, and the last row names what is not, or only in part.';
 -- Room 80, reprocess: raw events that are to be read again, with today's rules and settings.
 
 CREATE FUNCTION spectrum._check_reprocess(p_arguments jsonb)
@@ -22108,6 +22814,295 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._request_purge_raw() IS
     'Asks for a purge where config.raw_keep is set and older raw events are there.';
+-- Room 80, purge of facts: months that are old enough go, what was counted of them stays. First
+-- the time up to the end of the guard is closed (17_horizon.sql), and what is in it is counted.
+-- Then, month by month from the oldest, each report keeps what it will have to know
+-- (analytics._freeze_<kind>), facts_from moves, and the partition is detached and dropped. Only the
+-- detaching locks readers out: for an instant, in a transaction of its own.
+
+CREATE FUNCTION spectrum._closed_until(p_facts_from timestamptz)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+AS $$
+BEGIN
+    -- A month, as long as any calendar period, any session and attribution look back; or longer,
+    -- where a definition does; and what time zones and a tie may take.
+    RETURN interval '2 days' + greatest(p_facts_from + interval '32 days', (
+        SELECT max(p_facts_from + (report.definition ->> looks.back)::interval)
+        FROM spectrum.reports AS report
+        JOIN (VALUES ('funnel', 'time_window'), ('experiment', 'cuped')) AS looks (kind, back)
+            USING (kind)
+        WHERE report.state <> 'discarded'
+    ));
+END
+$$;
+COMMENT ON FUNCTION spectrum._closed_until(timestamptz) IS
+    'The end of the guard: how far time must be closed so that facts before p_facts_from can go.';
+
+CREATE FUNCTION spectrum._fact_months()
+RETURNS TABLE (name text, ends_at timestamptz, is_attached boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT month.relname::text,
+        (to_date(right(month.relname, 7), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC',
+        month.relispartition
+    FROM pg_class AS month
+    WHERE month.relnamespace = 'warehouse'::regnamespace AND month.relkind = 'r'
+        AND month.relname ~ '^fact_events_[0-9]{4}_[0-9]{2}$';
+END
+$$;
+COMMENT ON FUNCTION spectrum._fact_months() IS
+    'The months of facts; one that is not attached is being purged.';
+
+CREATE FUNCTION spectrum._check_purge_facts(p_arguments jsonb)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+SET intervalstyle = 'postgres'
+AS $$
+DECLARE
+    v_facts_from timestamptz;
+    v_report text;
+BEGIN
+    PERFORM spectrum._check_arguments(
+        p_arguments, '{"older_than": "interval", "own_reports": "text"}'
+    );
+    PERFORM spectrum._check_choice('p_own_reports',
+        coalesce(p_arguments ->> 'own_reports', 'refuse'), '{refuse, rebuild}');
+    v_facts_from := date_trunc(
+        'month', now() - (p_arguments ->> 'older_than')::interval, 'UTC'
+    );
+    IF v_facts_from IS NULL OR spectrum._closed_until(v_facts_from) > now() - interval '1 day' THEN
+        PERFORM spectrum._reject('p_older_than', p_arguments ->> 'older_than', format(
+            'an interval of %s days or more: as far as reports look back around a new event, '
+            'and whole months', 32 + extract(day FROM
+                spectrum._closed_until(now()) - (now() - interval '1 day'))::integer));
+    END IF;
+    SELECT min(report.name) INTO v_report FROM spectrum.reports AS report
+    WHERE report.kind = 'custom' AND report.state <> 'discarded';
+    IF v_report IS NOT NULL AND p_arguments ->> 'own_reports' IS DISTINCT FROM 'rebuild' THEN
+        RAISE EXCEPTION 'report % is made of all events of its users: it cannot outlive their '
+            'facts', v_report
+            USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Drop it, or have it made of the facts that remain: p_own_reports => '
+                    '''rebuild''.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_purge_facts(jsonb) IS 'Refuses what purge_facts cannot take.';
+
+CREATE FUNCTION spectrum._close_months(p_facts_from timestamptz)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Batches under way may still bring what is open to them.
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('horizon'));
+    UPDATE spectrum.horizon
+    SET open_from = greatest(open_from, spectrum._closed_until(p_facts_from));
+END
+$$;
+COMMENT ON FUNCTION spectrum._close_months(timestamptz) IS
+    'Closes the time before p_facts_from, and the guard behind it.';
+
+CREATE FUNCTION spectrum._freeze_month(p_ends_at timestamptz)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    v_from timestamptz := (p_ends_at AT TIME ZONE 'UTC' - interval '1 month') AT TIME ZONE 'UTC';
+    r_report record;
+BEGIN
+    FOR r_report IN
+        SELECT report.report_id, report.kind
+        FROM spectrum.reports AS report
+        JOIN spectrum.report_kinds AS kind USING (kind)
+        WHERE report.state = 'served' AND to_regprocedure(format(
+            'analytics.%I(integer, timestamptz, timestamptz)', '_freeze_' || report.kind
+        )) IS NOT NULL
+        ORDER BY kind.position, report.report_id
+    LOOP
+        EXECUTE format('SELECT analytics.%I($1, $2, $3)', '_freeze_' || r_report.kind)
+        USING r_report.report_id, v_from, p_ends_at;
+    END LOOP;
+    UPDATE spectrum.horizon SET facts_from = p_ends_at;
+    PERFORM spectrum._begin_report(own.kind, own.name, own.definition)
+    FROM spectrum.reports AS own
+    WHERE own.kind = 'custom' AND own.state = 'served';
+END
+$$;
+COMMENT ON FUNCTION spectrum._freeze_month(timestamptz) IS
+    'Has each report keep what it will have to know of the month that ends then, and moves the '
+    'horizon to its end: from here on its facts are gone for all who keep numbers.';
+
+CREATE FUNCTION spectrum._purge_one_step(p_facts_from timestamptz)
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_facts_from timestamptz := spectrum._facts_from();
+    r_month record;
+BEGIN
+    SELECT month.* INTO r_month FROM spectrum._fact_months() AS month
+    WHERE month.ends_at <= greatest(p_facts_from, v_facts_from)
+    ORDER BY month.is_attached, month.ends_at
+    LIMIT 1;
+    IF r_month.name IS NULL THEN
+        -- The last months may have been empty, and without a partition.
+        UPDATE spectrum.horizon SET facts_from = greatest(facts_from, p_facts_from);
+        RETURN NULL;
+    ELSIF NOT r_month.is_attached THEN
+        EXECUTE format('DROP TABLE warehouse.%I', r_month.name);
+        RETURN 'dropped';
+    ELSIF r_month.ends_at <= v_facts_from THEN
+        EXECUTE format(
+            'ALTER TABLE warehouse.fact_events DETACH PARTITION warehouse.%I', r_month.name
+        );
+        RETURN 'detached';
+    END IF;
+
+    -- Refreshes wait, so what counts and what is built stays as it is found here.
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+    IF EXISTS (SELECT FROM spectrum.news CROSS JOIN spectrum.horizon WHERE first_at < open_from)
+        OR EXISTS (
+            SELECT FROM spectrum.withdrawals CROSS JOIN spectrum.horizon
+            WHERE occurred_at < open_from
+        )
+        OR EXISTS (SELECT FROM spectrum.reports WHERE state = 'building')
+        OR EXISTS (SELECT FROM spectrum.reports WHERE state = 'served' AND NOT follows_news)
+    THEN
+        PERFORM spectrum._refresh_some(200000);
+        RETURN 'counted';
+    ELSIF (SELECT open_from FROM spectrum.horizon) < spectrum._closed_until(r_month.ends_at) THEN
+        -- A definition came that looks further back.
+        PERFORM spectrum._close_months(r_month.ends_at);
+        RETURN 'closed';
+    END IF;
+    PERFORM spectrum._freeze_month(r_month.ends_at);
+    RETURN 'frozen';
+END
+$$;
+COMMENT ON FUNCTION spectrum._purge_one_step(timestamptz) IS
+    'Does the next thing on the way of the oldest month before p_facts_from: counts what is in it, '
+    'freezes, detaches or drops it, and says what it did; NULL where no month is left.';
+
+CREATE FUNCTION spectrum._do_purge_facts(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_task record;
+    v_facts_from timestamptz;
+    v_done text;
+    v_wait text := spectrum._bound_lock_waits();
+BEGIN
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('purge'));
+    SELECT task.position, task.total, task.arguments INTO r_task
+    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
+    PERFORM spectrum._check_purge_facts(r_task.arguments);
+    IF r_task.total IS NULL THEN
+        v_facts_from := date_trunc(
+            'month', now() - (r_task.arguments ->> 'older_than')::interval, 'UTC'
+        );
+        r_task.total := (
+            SELECT count(*) FROM spectrum._fact_months() AS month
+            WHERE month.ends_at <= v_facts_from
+        );
+        IF r_task.total > 0 THEN
+            PERFORM spectrum._close_months(v_facts_from);
+        END IF;
+        v_done := CASE WHEN r_task.total > 0 THEN 'closed' END;
+    ELSE
+        v_facts_from := to_timestamp(r_task.position);
+        v_done := spectrum._purge_one_step(v_facts_from);
+    END IF;
+    PERFORM set_config('lock_timeout', v_wait, true);
+
+    UPDATE spectrum.tasks AS task
+    SET position = extract(epoch FROM v_facts_from)::bigint,
+        total = r_task.total,
+        done = task.done + (coalesce(v_done, '') = 'dropped')::integer,
+        unit = 'months',
+        outcome = jsonb_build_object(
+            'months', task.done + (coalesce(v_done, '') = 'dropped')::integer,
+            'facts_from', horizon.facts_from
+        )
+    FROM spectrum.horizon
+    WHERE task.task_id = p_task_id;
+    RETURN v_done IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION spectrum._do_purge_facts(bigint) IS
+    'Step of purge_facts. Its position is the second from which on facts are kept.';
+
+CREATE FUNCTION spectrum._request_purge_facts()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET intervalstyle = 'postgres'
+AS $$
+DECLARE
+    v_keep interval := (SELECT config.facts_keep FROM spectrum.config);
+BEGIN
+    IF EXISTS (
+        SELECT FROM spectrum._fact_months() AS month
+        WHERE month.ends_at <= date_trunc('month', now() - v_keep, 'UTC')
+    ) AND NOT EXISTS (
+        SELECT FROM spectrum.tasks AS task
+        WHERE task.kind = 'purge_facts'
+            AND (task.state IN ('waiting', 'running') OR task.asked_at > now() - interval '1 day')
+    ) THEN
+        PERFORM spectrum.request('purge_facts', jsonb_build_object('older_than', v_keep));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._request_purge_facts() IS
+    'Asks for the purge of months older than config.facts_keep, once a day at most.';
+
+CREATE PROCEDURE spectrum.purge_facts(
+    p_older_than interval,
+    p_own_reports text DEFAULT 'refuse',
+    INOUT months bigint DEFAULT NULL
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task_id bigint;
+    v_has_more boolean := true;
+BEGIN
+    -- Inside a transaction block this fails, before anything is done.
+    COMMIT;
+    v_task_id := spectrum.request('purge_facts', pg_catalog.jsonb_build_object(
+        'older_than', p_older_than, 'own_reports', p_own_reports
+    ));
+    WHILE v_has_more LOOP
+        COMMIT;
+        v_has_more := spectrum._work_on_task(v_task_id);
+    END LOOP;
+    COMMIT;
+    months := pg_catalog.jsonb_extract_path_text(
+        spectrum._task_outcome(v_task_id), 'months'
+    )::pg_catalog.int8;
+END
+$$;
+COMMENT ON PROCEDURE spectrum.purge_facts(interval, text, bigint) IS
+    'Purges the facts of whole months (UTC) that lie before now() - p_older_than, and returns how '
+    'many months. The standing views go on as if nothing had happened: what they count of these '
+    'facts is frozen. The ledger and the dimensions stay. The user''s own reports (define_report) '
+    'cannot go on: with p_own_reports rebuild they are made of the facts that remain. Done in '
+    'steps, a commit after each: call it outside of a transaction block.';
 -- Room 80, forgetting: a user goes out of everything, or becomes nobody, and does not come back.
 -- Who was forgotten is known by a salted hash of his user_id alone. Erasure itself, step by step,
 -- is in 57_erasure.sql; what changed by it is written down in 58_receipts.sql.
@@ -23570,11 +24565,23 @@ BEGIN
         ADD COLUMN IF NOT EXISTS account_share numeric NOT NULL DEFAULT 0.5
             CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
         ADD COLUMN IF NOT EXISTS max_idle interval NOT NULL DEFAULT '5 minutes'
-            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms');
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
+        ADD COLUMN IF NOT EXISTS facts_keep interval
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month');
     ALTER TABLE spectrum.intake ADD COLUMN IF NOT EXISTS late_seq bigint NOT NULL DEFAULT 0;
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
         CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep'));
+    ALTER TABLE spectrum.reports ADD COLUMN IF NOT EXISTS complete_from timestamptz;
+    ALTER TABLE spectrum.rollup_experiment_units
+        ADD COLUMN IF NOT EXISTS frozen_at timestamptz,
+        ADD COLUMN IF NOT EXISTS frozen_low text COLLATE "C",
+        ADD COLUMN IF NOT EXISTS frozen_high text COLLATE "C";
+    ALTER TABLE analytics.mv_event_catalog ADD COLUMN IF NOT EXISTS frozen_last_at timestamptz;
+    UPDATE spectrum.report_kinds
+    SET tables = '{spectrum.rollup_funnel_entries, spectrum.rollup_frozen_entries, '
+        'spectrum.rollup_funnel_seconds, analytics.mv_conversion_funnels, analytics.mv_funnel_days}'
+    WHERE kind = 'funnel';
     ALTER TABLE @extschema@.raw_events ADD COLUMN IF NOT EXISTS treated text[];
     ALTER TABLE @extschema@.raw_events SET (
         autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
@@ -23584,6 +24591,22 @@ $$;
 COMMENT ON FUNCTION spectrum._migrate_tables() IS
     'Brings tables of an earlier release to this one, before what is new is made: columns, '
     'constraints, indexes, triggers, storage.';
+
+CREATE FUNCTION spectrum._migrate_reports(p_from text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_from = '1.0' THEN
+        -- Of a unit left out 1.0 kept no amounts; by first entry it passed over earlier ones.
+        PERFORM spectrum.rebuild_reports('experiment');
+        PERFORM spectrum.rebuild_reports('funnel');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._migrate_reports(text) IS
+    'Has refreshes build anew what an earlier release kept otherwise.';
 
 CREATE FUNCTION spectrum._replace_views(p_room text)
 RETURNS void
@@ -23680,18 +24703,21 @@ BEGIN
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
-        'releases', 'config', 'run_log', 'raw_events', 'intake', 'privacy', 'forgotten',
-        'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports', 'settings',
-        'tenants', 'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness',
-        'revenue', 'funnels', 'retention', 'sessions', 'features', 'cohorts',
-        'feature_adoption', 'own_reports', 'mrr', 'operations', 'event_catalog',
-        'experiments', 'glass', 'tasks', 'status'
+        'releases', 'config', 'run_log', 'raw_events', 'intake', 'horizon', 'privacy',
+        'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports',
+        'settings', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
+        'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
+        'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
+        'event_catalog', 'experiments', 'glass', 'tasks', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
             PERFORM spectrum._replace_views('_create_' || v_room);
         END IF;
     END LOOP;
+    IF v_migrates THEN
+        PERFORM spectrum._migrate_reports(v_from);
+    END IF;
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();
     PERFORM spectrum._release_data();

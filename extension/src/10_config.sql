@@ -67,7 +67,9 @@ BEGIN
         account_share numeric NOT NULL DEFAULT 0.5
             CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
         max_idle interval NOT NULL DEFAULT '5 minutes'
-            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms')
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
+        facts_keep interval
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -119,6 +121,8 @@ BEGIN
         'wait; 1 to take all events strictly in the order of receipt.';
     COMMENT ON COLUMN spectrum.config.max_idle IS
         'Age from which status() and health() name a transaction that is open and idle.';
+    COMMENT ON COLUMN spectrum.config.facts_keep IS
+        'Age at which whole months of facts are purged: see spectrum.purge_facts. NULL: never.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -199,7 +203,11 @@ $$;
 COMMENT ON FUNCTION spectrum._require_primary() IS
     'Raises 25006 on a standby, before anything is tried.';
 
-CREATE FUNCTION spectrum.configure(p_setting text, p_value text)
+CREATE FUNCTION spectrum.configure(
+    p_setting text,
+    p_value text,
+    p_lose_frozen boolean DEFAULT false
+)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -240,19 +248,20 @@ BEGIN
 
     -- The rest shape how events are read and processed from now on, not the views.
     IF v_after <> v_before AND p_setting IN ('timezone', 'week_start') THEN
-        PERFORM spectrum.rebuild_reports();
+        PERFORM spectrum.rebuild_reports(NULL, p_lose_frozen);
     ELSIF v_after <> v_before AND p_setting = 'refund_events' THEN
-        PERFORM spectrum.rebuild_reports('revenue');
+        PERFORM spectrum.rebuild_reports('revenue', p_lose_frozen);
     ELSIF v_after <> v_before AND p_setting = 'currency' THEN
         -- Facts carry the currency of their money; subscription events are read anew.
-        PERFORM spectrum.rebuild_reports('mrr');
+        PERFORM spectrum.rebuild_reports('mrr', p_lose_frozen);
     END IF;
     RETURN v_after;
 END
 $$;
-COMMENT ON FUNCTION spectrum.configure(text, text) IS
+COMMENT ON FUNCTION spectrum.configure(text, text, boolean) IS
     'Sets one setting of spectrum.config and returns its value as stored. The value is checked: '
-    '22023 says what is wrong and what the setting means.';
+    '22023 says what is wrong and what the setting means. One that views are made by raises 55000 '
+    'where facts were purged, unless p_lose_frozen: then the views are made of what remains.';
 
 CREATE FUNCTION spectrum._lock_key(p_name text)
 RETURNS bigint

@@ -129,10 +129,16 @@ BEGIN
                     OR part.properties ->> 'currency' !~ '^[A-Za-z]{3}$')
                 THEN spectrum._complaint('properties.currency', 'three letters',
                     part.properties -> 'currency')
+            -- Last, so that who finds this complaint knows that it is the only one.
+            WHEN typed.occurred_at < horizon.open_from
+                THEN spectrum._complaint(part.time_field,
+                    spectrum._closed_expectation(horizon.open_from), coalesce(part.occurred_at,
+                        to_jsonb(raw.received_at)))
         END AS error_msg,
         typed.refused_by
     FROM @extschema@.raw_events AS raw
     CROSS JOIN spectrum.config
+    CROSS JOIN spectrum.horizon
     CROSS JOIN LATERAL (
         -- What the server has compressed is unpacked here, once. Of an event that is too large
         -- nothing is read but which and whose it is.

@@ -113,7 +113,7 @@ DECLARE
     v_wait text;
     v_is_made boolean := true;
 BEGIN
-    IF to_regclass('warehouse.' || v_name) IS NOT NULL THEN
+    IF to_regclass('warehouse.' || v_name) IS NOT NULL OR v_to <= spectrum._facts_from() THEN
         RETURN false;
     END IF;
 
@@ -140,9 +140,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._add_month(date) IS
-    'Makes the partition of one month (its first day) unless it is there. Readers go on reading; '
-    'raises 55P03 where a lock cannot be had within config.lock_timeout, or where another '
-    'transaction that makes months does not end within ten times that.';
+    'Makes the partition of one month (its first day) unless it is there, or was purged. Readers '
+    'go on reading; raises 55P03 where a lock cannot be had within config.lock_timeout, or where '
+    'another transaction that makes months does not end within ten times that.';
 
 CREATE FUNCTION spectrum.ensure_partitions(p_from timestamptz, p_to timestamptz)
 RETURNS integer

@@ -53,6 +53,59 @@ $$;
 COMMENT ON FUNCTION spectrum._read_batch(tid[]) IS
     'Reads the claimed rows into pg_temp.spectrum_batch, with the keys of the members known.';
 
+CREATE FUNCTION spectrum._settle_closed()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_open_from timestamptz := (SELECT horizon.open_from FROM spectrum.horizon);
+    v_reason text := ': expected ' || spectrum._closed_expectation(v_open_from);
+    v_places tid[];
+    v_rows tid[];
+    v_copies_of uuid[];
+BEGIN
+    IF v_open_from IS NULL THEN
+        RETURN 0;
+    END IF;
+    SELECT array_agg(batch.ctid), array_agg(batch.row_id), array_agg(
+        CASE WHEN ledger.seq <> batch.seq THEN coalesce(
+            (SELECT raw.id FROM @extschema@.raw_events AS raw WHERE raw.seq = ledger.seq),
+            batch.event_id
+        ) END)
+    INTO v_places, v_rows, v_copies_of
+    FROM pg_temp.spectrum_batch AS batch
+    CROSS JOIN LATERAL (
+        SELECT known.seq FROM warehouse.event_ledger AS known
+        WHERE known.event_id = batch.event_id AND known.occurred_at < v_open_from
+        OFFSET 0
+    ) AS ledger
+    WHERE ledger.seq = batch.seq OR batch.error_msg IS NULL
+        OR starts_with(batch.error_msg, 'occurred_at' || v_reason)
+        OR starts_with(batch.error_msg, 'timestamp' || v_reason);
+    IF v_places IS NULL THEN
+        RETURN 0;
+    END IF;
+
+    UPDATE @extschema@.raw_events AS raw
+    SET status = 'done',
+        processed_at = now(),
+        error_msg = NULL,
+        attempts = raw.attempts + 1,
+        next_attempt_at = NULL,
+        copy_of = closed.copy_of
+    FROM unnest(v_rows, v_copies_of) AS closed (row_id, copy_of)
+    WHERE raw.ctid = closed.row_id;
+    DELETE FROM pg_temp.spectrum_batch WHERE ctid = ANY (v_places);
+    RETURN cardinality(v_places);
+END
+$$;
+COMMENT ON FUNCTION spectrum._settle_closed() IS
+    'Rows of the batch whose event is closed (see spectrum.horizon) are done, as they were or as '
+    'copies, whatever they say now: takes them out of the batch and returns how many.';
+
 CREATE FUNCTION spectrum._find_firsts()
 RETURNS void
 LANGUAGE plpgsql VOLATILE

@@ -54,10 +54,12 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_settled bigint;
     r_batch record;
     v_is_refused boolean;
 BEGIN
     PERFORM spectrum._read_batch(p_rows);
+    v_settled := spectrum._settle_closed();
     SELECT
         p_is_retry OR bool_or(batch.was_read) AS has_reread,
         bool_or(batch.is_readable AND batch.account_key IS NULL) AS has_accounts,
@@ -92,10 +94,10 @@ BEGIN
     END IF;
     loaded := spectrum._insert_facts();
     failed := (SELECT count(*) FROM pg_temp.spectrum_batch AS batch WHERE NOT batch.is_readable);
-    duplicates := 0;
-    IF loaded + failed < cardinality(p_rows) THEN
+    duplicates := v_settled;
+    IF loaded + failed + v_settled < cardinality(p_rows) THEN
         loaded := loaded + spectrum._take_over();
-        duplicates := spectrum._name_copies();
+        duplicates := v_settled + spectrum._name_copies();
     END IF;
     IF loaded + duplicates + failed <> cardinality(p_rows) THEN
         RAISE EXCEPTION 'the event is neither a fact nor a copy: another worker changed what it '
@@ -128,6 +130,9 @@ BEGIN
             WHERE raw.ctid = p_row;
             PERFORM spectrum._withhold();
     END;
+    IF spectrum._settle_closed() > 0 THEN
+        RETURN;
+    END IF;
     UPDATE pg_temp.spectrum_batch
     SET is_readable = false,
         error_msg = spectrum._one_line(p_reason),
@@ -316,6 +321,7 @@ BEGIN
         BEGIN
             PERFORM spectrum._wait_for_turn(v_try > 1);
             PERFORM spectrum._wait_for_erasure();
+            PERFORM spectrum._hold_horizon();
             v_rows := spectrum._claim(
                 coalesce(p_limit, (SELECT config.batch_size FROM spectrum.config))
             );

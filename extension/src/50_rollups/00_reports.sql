@@ -26,7 +26,8 @@ BEGIN
         state text NOT NULL DEFAULT 'building'
             CONSTRAINT reports_state_is_known CHECK (state IN ('building', 'served', 'discarded')),
         follows_news boolean NOT NULL DEFAULT true,
-        created_at timestamptz NOT NULL DEFAULT clock_timestamp()
+        created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        complete_from timestamptz
     );
     CREATE UNIQUE INDEX reports_state_key ON spectrum.reports (kind, name, state)
     WHERE state <> 'discarded';
@@ -45,6 +46,9 @@ BEGIN
     COMMENT ON COLUMN spectrum.reports.follows_news IS
         'False from a change of the calendar on: shown as it was until its successor is complete.';
     COMMENT ON COLUMN spectrum.reports.created_at IS 'When it was defined.';
+    COMMENT ON COLUMN spectrum.reports.complete_from IS
+        'It was built when facts that occurred before were purged, and does not count them. NULL: '
+        'it counts all that ever was.';
 
     CREATE TABLE spectrum.report_kinds (
         kind text NOT NULL CONSTRAINT report_kinds_pkey PRIMARY KEY,
@@ -151,16 +155,32 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_facts_from timestamptz := (SELECT horizon.facts_from FROM spectrum.horizon);
 BEGIN
     PERFORM spectrum._discard_reports(p_kind, p_name, 'building');
-    INSERT INTO spectrum.reports (kind, name, definition) VALUES (p_kind, p_name, p_definition);
+    INSERT INTO spectrum.reports (kind, name, definition, complete_from)
+    VALUES (p_kind, p_name, p_definition, v_facts_from);
+    IF EXISTS (
+        SELECT FROM spectrum.reports AS served
+        WHERE served.kind = p_kind AND served.name = p_name AND served.state = 'served'
+            AND served.complete_from IS DISTINCT FROM v_facts_from
+    ) THEN
+        RAISE WARNING '% is built from the facts since %, what it counts from before is lost',
+            concat_ws(' ', p_kind, nullif(p_name, '')), v_facts_from
+            USING HINT = 'Facts before were purged: see spectrum.horizon. To keep the numbers, '
+                'give the new definition another name.';
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION spectrum._begin_report(text, text, jsonb) IS
     'Begins a report by a new or changed definition. Refreshes build it, and serve it when it is '
     'complete.';
 
-CREATE FUNCTION spectrum.rebuild_reports(p_kind text DEFAULT NULL)
+CREATE FUNCTION spectrum.rebuild_reports(
+    p_kind text DEFAULT NULL,
+    p_lose_frozen boolean DEFAULT false
+)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -172,6 +192,18 @@ BEGIN
             'p_kind', p_kind,
             (SELECT array_agg(kind.kind ORDER BY kind.position) FROM spectrum.report_kinds AS kind)
         );
+    END IF;
+    IF NOT coalesce(p_lose_frozen, false) AND EXISTS (
+        SELECT FROM spectrum.reports AS report
+        CROSS JOIN spectrum.horizon
+        WHERE report.state = 'served' AND (p_kind IS NULL OR report.kind = p_kind)
+            AND report.complete_from IS DISTINCT FROM horizon.facts_from
+    ) THEN
+        RAISE EXCEPTION 'the standing views count facts before % that are purged: made anew, they '
+            'would lose them', (SELECT horizon.facts_from FROM spectrum.horizon)
+            USING
+                ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'To have them made of the facts that remain: p_lose_frozen => true.';
     END IF;
     PERFORM spectrum._begin_report(latest.kind, latest.name, latest.definition)
     FROM (
@@ -187,10 +219,11 @@ BEGIN
     WHERE state = 'served' AND (p_kind IS NULL OR kind = p_kind);
 END
 $$;
-COMMENT ON FUNCTION spectrum.rebuild_reports(text) IS
+COMMENT ON FUNCTION spectrum.rebuild_reports(text, boolean) IS
     'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, '
     'anew from the facts: after a setting that they are made by changed, or when facts were '
-    'changed by hand. Until then the views show what they showed.';
+    'changed by hand. Until then the views show what they showed. Where facts were purged it '
+    'raises 55000, unless p_lose_frozen.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void

@@ -5,7 +5,10 @@
 --   a > 0   all his events are of account a: they count for a and for all accounts together
 --   0       for all accounts together only: he has events of several accounts, or of none
 --   -a      his events of account a, for a only: beside scope 0
--- So a user of one account, as nearly all are, is looked at once, not twice. The unknown user is
+-- So a user of one account, as nearly all are, is looked at once, not twice. When an event of
+-- another account is counted, what is kept of scope a is split into 0 and -a, which moves no sum:
+-- for that, what is read in the facts for scope a must be of account a, whatever else is there
+-- already and not counted yet. The unknown user is
 -- no unit of any report; his events are in scope of their own account, for sums of events.
 
 CREATE FUNCTION spectrum._clear_news()
@@ -15,17 +18,16 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_news',
-        'sign integer, scope bigint, is_leaving boolean NOT NULL DEFAULT false, user_key bigint, '
-        'account_key bigint, event_type_key integer, geo_key integer, occurred_at timestamptz, '
-        'event_id uuid, properties jsonb, revenue numeric, currency text');
+        'sign integer, scope bigint, user_key bigint, account_key bigint, event_type_key integer, '
+        'geo_key integer, occurred_at timestamptz, event_id uuid, properties jsonb, '
+        'revenue numeric, currency text');
     PERFORM spectrum._empty_temporary('spectrum_scopes',
         'scope bigint, account_id text COLLATE "C", PRIMARY KEY (scope, account_id)');
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_news() IS
-    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope; '
-    'is_leaving: of a user who leaves the scope) and pg_temp.spectrum_scopes (accounts that a '
-    'scope counts for).';
+    'Empties pg_temp.spectrum_news (facts that came: sign 1, went: -1, or both: 0, by scope) and '
+    'pg_temp.spectrum_scopes (accounts that a scope counts for).';
 
 CREATE FUNCTION spectrum._last_note(p_events bigint)
 RETURNS bigint
@@ -171,17 +173,14 @@ $$;
 COMMENT ON FUNCTION spectrum._take_news(bigint) IS
     'Takes the notes up to a number, with all facts that they name. Returns how many changes.';
 
-CREATE FUNCTION spectrum._add_history(
-    p_after bigint,
-    p_until bigint,
-    p_users bigint[] DEFAULT NULL
-)
+CREATE FUNCTION spectrum._add_history(p_after bigint, p_until bigint)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
+    v_facts_from timestamptz := spectrum._facts_from();
     v_added bigint;
 BEGIN
     -- Again one statement: facts that a note still to come will bring are left out, those that
@@ -192,14 +191,13 @@ BEGIN
         CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats, news.event_ids)
             AS came (user_key, occurred_at, event_id)
         WHERE came.user_key > p_after AND came.user_key <= p_until
-            AND (p_users IS NULL OR came.user_key = ANY (p_users))
     ),
     history AS (
         SELECT fact.user_key, fact.account_key, fact.event_type_key, fact.geo_key,
             fact.occurred_at, fact.event_id, fact.properties, fact.revenue, fact.currency
         FROM warehouse.fact_events AS fact
         WHERE fact.user_key > p_after AND fact.user_key <= p_until
-            AND (p_users IS NULL OR fact.user_key = ANY (p_users))
+            AND fact.occurred_at >= v_facts_from
             AND NOT EXISTS (
                 SELECT FROM still_to_come AS came
                 WHERE came.event_id = fact.event_id AND came.user_key = fact.user_key
@@ -212,7 +210,6 @@ BEGIN
             SELECT DISTINCT ON (event_id, user_key, occurred_at) withdrawals.*
             FROM spectrum.withdrawals
             WHERE user_key > p_after AND user_key <= p_until
-                AND (p_users IS NULL OR user_key = ANY (p_users))
             ORDER BY event_id, user_key, occurred_at, note_no
         ) AS gone
         WHERE NOT EXISTS (
@@ -232,9 +229,53 @@ BEGIN
     RETURN v_added;
 END
 $$;
-COMMENT ON FUNCTION spectrum._add_history(bigint, bigint, bigint[]) IS
-    'Lays out in pg_temp.spectrum_news, as if it came now, all that counts so far of the users '
-    'with keys in (p_after, p_until], of some of them if a list is given. Returns how many facts.';
+COMMENT ON FUNCTION spectrum._add_history(bigint, bigint) IS
+    'Lays out in pg_temp.spectrum_news, as if it came now, all that counts so far, and was not '
+    'purged, of the users with keys in (p_after, p_until]. Returns how many facts.';
+
+CREATE FUNCTION spectrum._split_scopes(p_users bigint[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_table record;
+BEGIN
+    FOR r_table IN
+        SELECT held.name, unit.attname AS unit, array_agg(report.report_id) AS report_ids,
+            (
+                SELECT string_agg(CASE shown.attname WHEN 'scope' THEN 'scopes.scope'
+                    ELSE 'had.' || quote_ident(shown.attname) END, ', ' ORDER BY shown.attnum)
+                FROM pg_attribute AS shown
+                WHERE shown.attrelid = held.name::regclass AND shown.attnum > 0
+                    AND NOT shown.attisdropped
+            ) AS columns
+        FROM spectrum.reports AS report
+        JOIN spectrum.report_kinds AS kind USING (kind)
+        CROSS JOIN LATERAL unnest(kind.tables) AS held (name)
+        JOIN pg_attribute AS scope
+            ON scope.attrelid = held.name::regclass AND scope.attname = 'scope'
+        JOIN pg_attribute AS unit
+            ON unit.attrelid = held.name::regclass AND unit.attname IN ('user_key', 'unit')
+        WHERE report.state <> 'discarded'
+            -- Accounts are no users.
+            AND report.definition ->> 'unit' IS DISTINCT FROM 'account'
+        GROUP BY held.name, unit.attname
+    LOOP
+        EXECUTE format(
+            'WITH had AS (DELETE FROM %1$s AS had USING warehouse.dim_users AS dim '
+            'WHERE had.report_id = ANY ($1) AND had.%2$I = ANY ($2) '
+            'AND dim.user_key = had.%2$I AND had.scope = dim.account_key RETURNING had.*) '
+            'INSERT INTO %1$s SELECT %3$s FROM had '
+            'CROSS JOIN LATERAL (VALUES (0), (-had.scope)) AS scopes (scope)',
+            r_table.name, r_table.unit, r_table.columns)
+        USING r_table.report_ids, p_users;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._split_scopes(bigint[]) IS
+    'Users of one account who become users of several: what reports keep of them in the scope of '
+    'that account is kept in two from now on. No sum moves, and no fact is read.';
 
 CREATE FUNCTION spectrum._scope_shared_users()
 RETURNS void
@@ -243,25 +284,25 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO pg_temp.spectrum_news (
-        sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
-        event_id, properties, revenue, currency
+        sign, scope, user_key, account_key, event_type_key, geo_key, occurred_at, event_id,
+        properties, revenue, currency
     )
-    SELECT news.sign, -news.account_key, false, news.user_key, news.account_key,
+    SELECT news.sign, -news.account_key, news.user_key, news.account_key,
         news.event_type_key, news.geo_key, news.occurred_at, news.event_id, news.properties,
         news.revenue, news.currency
     FROM pg_temp.spectrum_news AS news
     JOIN spectrum.shared_users USING (user_key)
-    WHERE NOT news.is_leaving AND news.account_key <> 0;
+    WHERE news.account_key <> 0;
 
     UPDATE pg_temp.spectrum_news AS news SET scope = 0
     FROM spectrum.shared_users
-    WHERE shared_users.user_key = news.user_key AND NOT news.is_leaving AND news.scope > 0;
+    WHERE shared_users.user_key = news.user_key AND news.scope > 0;
 END
 $$;
 COMMENT ON FUNCTION spectrum._scope_shared_users() IS
     'Puts the news of users with several accounts into both of their scopes.';
 
-CREATE FUNCTION spectrum._scope_news(p_is_history boolean)
+CREATE FUNCTION spectrum._scope_news()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -285,22 +326,8 @@ BEGIN
     JOIN warehouse.dim_users AS dim USING (user_key)
     WHERE dim.account_key <> 0;
 
-    IF v_newly_shared IS NOT NULL AND NOT p_is_history THEN
-        -- All that they contributed so far leaves its scope, all that is now enters the new ones.
-        UPDATE pg_temp.spectrum_news AS news SET is_leaving = true, scope = dim.account_key
-        FROM warehouse.dim_users AS dim
-        WHERE dim.user_key = news.user_key AND news.user_key = ANY (v_newly_shared);
-        PERFORM spectrum._add_history(0, 9223372036854775807, v_newly_shared);
-        INSERT INTO pg_temp.spectrum_news (
-            sign, scope, is_leaving, user_key, account_key, event_type_key, geo_key, occurred_at,
-            event_id, properties, revenue, currency
-        )
-        SELECT -1, dim.account_key, true, news.user_key, news.account_key, news.event_type_key,
-            news.geo_key, news.occurred_at, news.event_id, news.properties, news.revenue,
-            news.currency
-        FROM pg_temp.spectrum_news AS news
-        JOIN warehouse.dim_users AS dim USING (user_key)
-        WHERE NOT news.is_leaving AND news.user_key = ANY (v_newly_shared);
+    IF v_newly_shared IS NOT NULL THEN
+        PERFORM spectrum._split_scopes(v_newly_shared);
     END IF;
     IF EXISTS (SELECT FROM spectrum.shared_users) THEN
         PERFORM spectrum._scope_shared_users();
@@ -323,9 +350,9 @@ BEGIN
     WHERE accounts.account_key <> 0;
 END
 $$;
-COMMENT ON FUNCTION spectrum._scope_news(boolean) IS
+COMMENT ON FUNCTION spectrum._scope_news() IS
     'Gives the news their scopes, and pg_temp.spectrum_scopes the accounts that each scope counts '
-    'for. A user met in a second account is moved from one scope to two.';
+    'for. What is kept of a user met in a second account is split from one scope to two.';
 
 CREATE FUNCTION spectrum._add_arrays(p_left bigint[], p_right bigint[])
 RETURNS bigint[]

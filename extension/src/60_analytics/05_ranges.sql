@@ -9,6 +9,8 @@ RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_facts_from timestamptz;
 BEGIN
     IF NOT isfinite(p_from) THEN
         PERFORM spectrum._reject('p_from', p_from::text, 'a finite time or NULL');
@@ -16,10 +18,18 @@ BEGIN
     IF NOT isfinite(p_to) OR p_to < p_from THEN
         PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
     END IF;
+    SELECT s.facts_from INTO v_facts_from FROM analytics.settings AS s;
+    IF v_facts_from > coalesce(p_from, '-infinity')
+        AND coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
+    THEN
+        RAISE NOTICE 'events before % are purged: this answer is without them', v_facts_from
+            USING HINT = 'The standing views count them still.';
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION analytics._check_range(timestamptz, timestamptz) IS
-    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open.';
+    'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open. Says so where '
+    'events of it are purged.';
 
 CREATE FUNCTION analytics._event_months(OUT first_at timestamptz, OUT end_at timestamptz)
 LANGUAGE plpgsql STABLE PARALLEL SAFE

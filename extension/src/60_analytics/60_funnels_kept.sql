@@ -4,6 +4,48 @@
 -- news are walked again: users with long histories stay cheap. Where events were taken back, or
 -- any event can end a chain (strict order, exclusions, sessions), the whole history is.
 
+CREATE FUNCTION analytics._empty_funnel_units()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_funnel_units',
+        'unit bigint, scope bigint, read_from timestamptz, read_until timestamptz, '
+        'enter_until timestamptz');
+END
+$$;
+COMMENT ON FUNCTION analytics._empty_funnel_units() IS
+    'Empties pg_temp.spectrum_funnel_units: which histories are to be walked, and how far.';
+
+CREATE FUNCTION analytics._first_open_session(p_user bigint, p_scope bigint)
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_facts_from timestamptz := spectrum._facts_from();
+    -- What began before is over by then, and what begins up to there is counted: it is closed.
+    v_until timestamptz := v_facts_from + interval '48 hours';
+BEGIN
+    IF NOT isfinite(v_facts_from) THEN
+        RETURN v_facts_from;
+    END IF;
+    RETURN coalesce((
+        SELECT min(known.session_start) FROM spectrum.rollup_sessions AS known
+        WHERE known.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'sessions' AND report.state = 'served'
+            )
+            AND known.user_key = p_user AND known.scope = p_scope
+            AND known.session_start >= v_facts_from AND known.session_start < v_until
+    ), v_until);
+END
+$$;
+COMMENT ON FUNCTION analytics._first_open_session(bigint, bigint) IS
+    'When the first session of a user begins whose facts are all there: from there on his history '
+    'can be cut into the same sessions as ever.';
+
 CREATE FUNCTION analytics._touch_funnel_units(
     p_report integer,
     p_built_to bigint,
@@ -21,28 +63,28 @@ SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 SET plan_cache_mode = force_custom_plan
 AS $$
+DECLARE
+    -- What began before is frozen.
+    v_facts_from timestamptz := spectrum._facts_from();
 BEGIN
-    PERFORM spectrum._empty_temporary('spectrum_funnel_units',
-        'unit bigint, scope bigint, is_leaving boolean, read_from timestamptz, '
-        'read_until timestamptz, enter_until timestamptz, old_at timestamptz');
+    PERFORM analytics._empty_funnel_units();
     INSERT INTO pg_temp.spectrum_funnel_units (
-        unit, scope, is_leaving, read_from, read_until, enter_until, old_at
+        unit, scope, read_from, read_until, enter_until
     )
-    SELECT touched.unit, touched.scope, touched.is_leaving,
+    SELECT touched.unit, touched.scope,
         CASE
-            WHEN range.is_all THEN '-infinity'
-            WHEN p_is_first THEN least(old.entered_at, touched.first_at)
-            ELSE touched.first_at - p_window
+            WHEN p_unit = 'session' THEN analytics._first_open_session(touched.unit, touched.scope)
+            WHEN range.is_all THEN v_facts_from
+            WHEN p_is_first THEN greatest(least(old.entered_at, touched.first_at), v_facts_from)
+            ELSE greatest(touched.first_at - p_window, v_facts_from)
         END,
         CASE
             WHEN range.is_all THEN 'infinity'
             ELSE greatest(CASE WHEN p_is_first THEN old.entered_at END, touched.last_at) + p_window
         END,
-        CASE WHEN range.is_all THEN 'infinity' ELSE touched.last_at + interval '1 us' END,
-        old.entered_at
+        CASE WHEN range.is_all THEN 'infinity' ELSE touched.last_at + interval '1 us' END
     FROM (
         SELECT unit.unit, unit.scope,
-            bool_or(news.is_leaving AND p_unit <> 'account') AS is_leaving,
             bool_or(news.sign <= 0) AS is_less,
             min(news.occurred_at) AS first_at,
             max(news.occurred_at) AS last_at
@@ -133,11 +175,11 @@ BEGIN
                 AND e.user_key <> 0
                 AND e.occurred_at BETWEEN touched.read_from AND touched.read_until
                 AND (p_reads_all OR e.event_type_key = ANY (p_keys))
-                AND (touched.scope >= 0 OR e.account_key = -touched.scope)
+                AND (touched.scope = 0 OR e.account_key = abs(touched.scope))
         ) AS m
         WHERE p_reads_all OR m.mask <> 0
     ) AS history
-    WHERE NOT touched.is_leaving AND history.times IS NOT NULL;
+    WHERE history.times IS NOT NULL;
 END
 $$;
 COMMENT ON FUNCTION analytics._touched_histories(
@@ -145,8 +187,7 @@ COMMENT ON FUNCTION analytics._touched_histories(
 ) IS
     'By unit laid out: the events that have to be walked again, cf. analytics._unit_histories.';
 
-CREATE FUNCTION analytics._find_funnel_entries(
-    p_report integer,
+CREATE FUNCTION analytics._walk_funnel_units(
     p_steps integer,
     p_keys integer[],
     p_filters jsonb[],
@@ -159,19 +200,16 @@ CREATE FUNCTION analytics._find_funnel_entries(
     p_is_last boolean,
     p_has_exclusions boolean
 )
-RETURNS void
-LANGUAGE plpgsql VOLATILE
+RETURNS TABLE (
+    unit bigint, scope bigint, session_start timestamptz, breakdown text, step_times timestamptz[]
+)
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
 SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
-    PERFORM spectrum._empty_temporary('spectrum_entry_changes',
-        'unit bigint, scope bigint, session_start timestamptz, old_breakdown text, '
-        'old_times timestamptz[], new_breakdown text, new_times timestamptz[]');
-    INSERT INTO pg_temp.spectrum_entry_changes (
-        unit, scope, session_start, old_breakdown, old_times, new_breakdown, new_times
-    )
+    RETURN QUERY
     WITH histories AS (
         SELECT h.unit, h.scope, coalesce(s.session_start, '-infinity') AS session_start,
             coalesce(s.times, h.times) AS times, coalesce(s.masks, h.masks) AS masks,
@@ -199,20 +237,84 @@ BEGIN
         END AS chain
         FROM histories AS h
         OFFSET 0
+    )
+    SELECT w.unit, w.scope, w.session_start,
+        coalesce(w.labels[w.chain[CASE WHEN p_is_last THEN cardinality(w.chain) ELSE 1 END]], ''),
+        ARRAY(SELECT w.times[c.position] FROM unnest(w.chain) AS c (position))
+    FROM walks AS w
+    WHERE w.chain IS NOT NULL
+        -- A first entry that was voided is an entry all the same: no other one counts.
+        OR (p_is_first AND EXISTS (
+            SELECT FROM unnest(w.times, w.masks) AS e (at, mask)
+            WHERE e.at >= w.read_from AND e.at < w.enter_until
+                AND e.mask & CASE WHEN p_order = 'any' THEN (1 << p_steps) - 1 ELSE 1 END <> 0
+        ));
+END
+$$;
+COMMENT ON FUNCTION analytics._walk_funnel_units(
+    integer, integer[], jsonb[], integer[], interval, text, boolean, text, text, boolean, boolean
+) IS
+    'The counted entries of the units laid out. Where the first entry alone counts and was voided, '
+    'one without steps.';
+
+CREATE FUNCTION analytics._find_funnel_entries(
+    p_report integer,
+    p_steps integer,
+    p_keys integer[],
+    p_filters jsonb[],
+    p_bits integer[],
+    p_window interval,
+    p_order text,
+    p_is_first boolean,
+    p_unit text,
+    p_breakdown text,
+    p_is_last boolean,
+    p_has_exclusions boolean
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_entry_changes',
+        'unit bigint, scope bigint, session_start timestamptz, old_breakdown text, '
+        'old_times timestamptz[], new_breakdown text, new_times timestamptz[]');
+    INSERT INTO pg_temp.spectrum_entry_changes (
+        unit, scope, session_start, old_breakdown, old_times, new_breakdown, new_times
+    )
+    WITH frozen AS (
+        SELECT unit, scope, '-infinity'::timestamptz AS session_start, kept.breakdown,
+            kept.step_times
+        FROM pg_temp.spectrum_funnel_units
+        JOIN spectrum.rollup_frozen_entries AS kept USING (unit, scope)
+        WHERE kept.report_id = p_report
     ),
     found AS (
-        SELECT w.unit, w.scope, w.session_start,
-            coalesce(w.labels[w.chain[CASE WHEN p_is_last THEN cardinality(w.chain) ELSE 1 END]],
-                '') AS breakdown,
-            ARRAY(SELECT w.times[c.position] FROM unnest(w.chain) AS c (position)) AS step_times
-        FROM walks AS w
-        WHERE w.chain IS NOT NULL
+        SELECT unit, scope, session_start,
+            CASE WHEN pick.is_frozen THEN frozen.breakdown ELSE walked.breakdown END AS breakdown,
+            CASE WHEN pick.is_frozen THEN frozen.step_times ELSE walked.step_times END
+                AS step_times
+        FROM analytics._walk_funnel_units(
+            p_steps, p_keys, p_filters, p_bits, p_window, p_order, p_is_first, p_unit,
+            p_breakdown, p_is_last, p_has_exclusions
+        ) AS walked
+        FULL JOIN frozen USING (unit, scope, session_start)
+        -- The longest, of equal ones the earliest, or the first: a frozen one is earlier.
+        CROSS JOIN LATERAL (
+            SELECT frozen.unit IS NOT NULL AND (p_is_first OR walked.unit IS NULL
+                OR cardinality(frozen.step_times) >= cardinality(walked.step_times)) AS is_frozen
+        ) AS pick
+        WHERE cardinality(
+            CASE WHEN pick.is_frozen THEN frozen.step_times ELSE walked.step_times END
+        ) > 0
     ),
     old AS (
         SELECT entry.unit, entry.scope, entry.session_start, entry.breakdown, entry.step_times
         FROM pg_temp.spectrum_funnel_units AS touched
         JOIN spectrum.rollup_funnel_entries AS entry USING (unit, scope)
         WHERE entry.report_id = p_report
+            AND (p_unit <> 'session' OR entry.session_start >= touched.read_from)
     )
     SELECT unit, scope, session_start, old.breakdown, old.step_times,
         CASE WHEN pick.is_new THEN found.breakdown ELSE old.breakdown END,
@@ -221,9 +323,10 @@ BEGIN
     FULL JOIN found USING (unit, scope, session_start)
     JOIN pg_temp.spectrum_funnel_units AS touched USING (unit, scope)
     CROSS JOIN LATERAL (
-        SELECT touched.is_leaving OR old.unit IS NULL
+        SELECT old.unit IS NULL
             OR (old.step_times[1] >= touched.read_from
                 AND old.step_times[1] < touched.enter_until)
+            OR (p_is_first AND coalesce(found.step_times[1] < old.step_times[1], false))
             OR coalesce(cardinality(found.step_times) > cardinality(old.step_times), false)
             OR coalesce(cardinality(found.step_times) = cardinality(old.step_times)
                 AND found.step_times[1] < old.step_times[1], false) AS is_new

@@ -128,8 +128,9 @@ BEGIN
         'Users (accounts, sessions) that entered on the day and reached the step, whenever.';
     PERFORM spectrum._create_funnel_views();
     PERFORM spectrum._add_kind('funnel', 50, '_maintain_funnel',
-        '{spectrum.rollup_funnel_entries, spectrum.rollup_funnel_seconds, '
-        'analytics.mv_conversion_funnels, analytics.mv_funnel_days}',
+        '{spectrum.rollup_funnel_entries, spectrum.rollup_frozen_entries, '
+        'spectrum.rollup_funnel_seconds, analytics.mv_conversion_funnels, '
+        'analytics.mv_funnel_days}',
         '{conversion_funnels, funnel_days}');
 END
 $$;

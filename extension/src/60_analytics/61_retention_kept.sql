@@ -50,7 +50,7 @@ BEGIN
             'user_key bigint, scope bigint, day date, is_added boolean');
         INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
         SELECT known.user_key, known.scope, known.day, true
-        FROM (SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_news) AS users
+        FROM pg_temp.spectrum_units
         JOIN spectrum.rollup_user_days AS known USING (user_key, scope)
         WHERE known.report_id = p_activity;
     END IF;
@@ -148,12 +148,11 @@ BEGIN
     SELECT touched.user_key, touched.scope, v_days[touched.number], known.first_start,
         known.last_return, found.first_start, found.last_return
     FROM (
-        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
-            bool_or(news.is_leaving) AS is_leaving
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.user_key <> 0 AND news.user_key <= p_built_to
             AND (v_any OR news.event_type_key IN (p_start_key, p_return_key))
-        GROUP BY 1, 2, 3
     ) AS touched
     LEFT JOIN LATERAL (
         SELECT before.first_start, before.last_return
@@ -173,10 +172,10 @@ BEGIN
             AND fact.occurred_at >= v_starts[touched.number]
             AND fact.occurred_at < v_starts[touched.number + 1]
             AND (v_any OR fact.event_type_key IN (p_start_key, p_return_key))
-            AND (touched.scope >= 0 OR fact.account_key = -touched.scope)
+            AND (touched.scope = 0 OR fact.account_key = abs(touched.scope))
             AND (p_filter IS NULL OR fact.properties @> p_filter)
         OFFSET 0
-    ) AS found ON NOT touched.is_leaving
+    ) AS found ON true
     WHERE (known.first_start, known.last_return)
         IS DISTINCT FROM (found.first_start, found.last_return);
 

@@ -103,7 +103,10 @@ BEGIN
     WHERE kept.scope >= 0 AND kept.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served'
-    ) AND (SELECT caller.sees_all FROM warehouse.caller)
+    ) AND (SELECT caller.sees_all FROM warehouse.caller) AND kept.day >= coalesce((
+        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
+        FROM spectrum.horizon CROSS JOIN spectrum.config
+    ), '-infinity')
     UNION ALL
     SELECT came.user_key, came.occurred_at
     FROM spectrum.news
@@ -111,9 +114,9 @@ BEGIN
     WHERE came.user_key <> 0 AND (SELECT caller.sees_all FROM warehouse.caller);
     COMMENT ON VIEW analytics.user_days IS
         'When each user was active, to the day: the days that are kept, at noon, and the events '
-        'that no refresh has counted yet. A tenth of the events and less, for questions that ask '
-        'on which days, not how often. Exact where user_days_state says so; empty for tenants, '
-        'as it does not know accounts.';
+        'that no refresh has counted yet; without days whose facts are purged. A tenth of the '
+        'events and less, for questions that ask on which days, not how often. Exact where '
+        'user_days_state says so; empty for tenants, as it does not know accounts.';
     COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
     COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
 
@@ -121,12 +124,16 @@ BEGIN
     SELECT caller.sees_all AND NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
         SELECT FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
+    ) AND NOT EXISTS (
+        SELECT FROM spectrum.horizon CROSS JOIN spectrum.config
+        WHERE (horizon.facts_from AT TIME ZONE config.timezone)::time <> '00:00'
     ) AS is_exact
     FROM warehouse.caller;
     COMMENT ON VIEW analytics.user_days_state IS
         'Whether analytics.user_days says just what analytics.events says, one row: not while '
         'facts that were taken back are still counted, nor after a change of the calendar until '
-        'the days are cut anew, nor for a tenant.';
+        'the days are cut anew, nor where facts are purged up to the middle of a day, nor for a '
+        'tenant.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
 END
 $$;
@@ -180,7 +187,7 @@ BEGIN
         SELECT DISTINCT news.user_key, news.scope,
             width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
-        WHERE news.sign > 0 AND NOT news.is_leaving
+        WHERE news.sign > 0
             AND news.user_key <> 0 AND news.user_key <= p_built_to
     ), added AS (
         INSERT INTO spectrum.rollup_user_days (report_id, user_key, scope, day)
@@ -199,23 +206,22 @@ BEGIN
     SELECT user_key, scope, day, true FROM added;
 
     WITH went AS (
-        SELECT news.user_key, news.scope, width_bucket(news.occurred_at, v_starts) AS number,
-            bool_or(news.is_leaving) AS is_leaving
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.sign <= 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
-        GROUP BY 1, 2, 3
     ), removed AS (
         DELETE FROM spectrum.rollup_user_days AS known
         USING went
         WHERE known.report_id = p_report AND known.user_key = went.user_key
             AND known.scope = went.scope AND known.day = v_days[went.number]
-            AND (went.is_leaving OR NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM warehouse.fact_events AS fact
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
-            ))
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
+            )
         RETURNING known.user_key, known.scope, known.day
     )
     INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)

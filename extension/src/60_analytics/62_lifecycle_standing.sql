@@ -132,9 +132,7 @@ BEGIN
             'user_key bigint, scope bigint, day date, is_added boolean');
         INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
         SELECT units.user_key, units.scope, known.day, true
-        FROM (
-            SELECT DISTINCT news.user_key, news.scope FROM pg_temp.spectrum_news AS news
-        ) AS units
+        FROM pg_temp.spectrum_units AS units
         CROSS JOIN LATERAL (
             SELECT near.day FROM spectrum.rollup_user_days AS near
             WHERE near.report_id = v_activity AND near.user_key = units.user_key

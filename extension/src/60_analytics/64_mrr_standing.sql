@@ -221,8 +221,7 @@ BEGIN
     CROSS JOIN LATERAL analytics._read_subscription(
         t.event_type, news.properties, v_currency
     ) AS r
-    -- Who leaves a scope comes with all that is his into another.
-    WHERE news.sign > 0 AND NOT news.is_leaving AND news.event_type_key = ANY (v_keys)
+    WHERE news.sign > 0 AND news.event_type_key = ANY (v_keys)
         AND news.scope >= 0 AND news.account_key <> 0 AND news.user_key <= p_built_to
         AND r.problem IS NULL;
     RETURN v_accounts;

@@ -102,7 +102,7 @@ BEGIN
     SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
     RETURN QUERY
     WITH orders AS (
-        SELECT news.sign, news.is_leaving, news.user_key, news.scope, news.currency,
+        SELECT news.sign, news.user_key, news.scope, news.currency,
             width_bucket(news.occurred_at, v_starts) AS number
         FROM pg_temp.spectrum_news AS news
         WHERE news.revenue > 0 AND news.event_type_key <> ALL (v_refund_keys)
@@ -112,30 +112,28 @@ BEGIN
         SELECT DISTINCT p_report, orders.user_key, orders.scope, v_days[orders.number],
             orders.currency
         FROM orders
-        WHERE orders.sign > 0 AND NOT orders.is_leaving
+        WHERE orders.sign > 0
         ON CONFLICT DO NOTHING
         RETURNING rollup_paying_days.scope, rollup_paying_days.day, rollup_paying_days.currency
     ), went AS (
-        SELECT orders.user_key, orders.scope, orders.number, orders.currency,
-            bool_or(orders.is_leaving) AS is_leaving
+        SELECT DISTINCT orders.user_key, orders.scope, orders.number, orders.currency
         FROM orders
         WHERE orders.sign <= 0
-        GROUP BY orders.user_key, orders.scope, orders.number, orders.currency
     ), removed AS (
         DELETE FROM spectrum.rollup_paying_days AS known
         USING went
         WHERE known.report_id = p_report AND known.user_key = went.user_key
             AND known.scope = went.scope AND known.day = v_days[went.number]
             AND known.currency = went.currency
-            AND (went.is_leaving OR NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM warehouse.fact_events AS fact
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
                     AND fact.revenue > 0 AND fact.currency = went.currency
                     AND fact.event_type_key <> ALL (v_refund_keys)
-            ))
+            )
         RETURNING known.scope, known.day, known.currency
     )
     SELECT moved.scope, moved.day, moved.currency, sum(moved.users)::bigint

@@ -112,7 +112,7 @@ BEGIN
                     SELECT known.* FROM analytics.events AS known
                     WHERE known.user_key = w.user_key
                         AND known.occurred_at >= w.since AND known.occurred_at < w.until
-                        AND (w.scope >= 0 OR known.account_key = -w.scope)
+                        AND (w.scope = 0 OR known.account_key = abs(w.scope))
                     OFFSET 0
                 ) AS a
                 WHERE p_scopes IS NOT NULL
@@ -130,8 +130,8 @@ COMMENT ON FUNCTION analytics._sessions(
 ) IS
     'Cuts events into sessions: those of [p_since, p_until) (NULL: none) and, of each of p_users, '
     'those of [since, until), which must not overlap them. For one account or (NULL) for all '
-    'together; or, with p_scopes beside p_users, for each user and scope by itself (scope -a: his '
-    'events of account a alone; else all of them). What p_parts does not name is left out: '
+    'together; or, with p_scopes beside p_users, for each user and scope by itself (a or -a: his '
+    'events of account a alone; 0: all of them). What p_parts does not name is left out: '
     'users (user_id), pages (page_views, entry_page and exit_page; without them a bounce is one '
     'event), touches (UTM source, medium, campaign and referrer of the first event), places '
     '(country, region, city of the first and last event that has one), steps (event types in '

@@ -11,13 +11,13 @@ SET plan_cache_mode = force_custom_plan
 SET enable_seqscan = off
 AS $$
 BEGIN
-    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, is_leaving, since, until)
+    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, since, until)
     WITH moments AS (
         SELECT news.user_key, news.scope, news.occurred_at,
             coalesce(news.occurred_at - lag(news.occurred_at) OVER unit > interval '30 minutes',
                 true) AS is_apart
         FROM pg_temp.spectrum_news AS news
-        WHERE news.user_key <> 0 AND news.user_key <= p_built_to AND NOT news.is_leaving
+        WHERE news.user_key <> 0 AND news.user_key <= p_built_to
         WINDOW unit AS (PARTITION BY news.user_key, news.scope ORDER BY news.occurred_at)
     ),
     bursts AS (
@@ -53,7 +53,7 @@ BEGIN
                     WHERE fact.user_key = bursts.user_key
                         AND fact.occurred_at >= known.session_start - interval '30 minutes'
                         AND fact.occurred_at < known.session_start
-                        AND (bursts.scope >= 0 OR fact.account_key = -bursts.scope)
+                        AND (bursts.scope = 0 OR fact.account_key = abs(bursts.scope))
                     OFFSET 0
                 )
             ORDER BY known.session_start
@@ -67,7 +67,7 @@ BEGIN
         ), true) AS is_apart
         FROM windows
     )
-    SELECT user_key, scope, false, min(since), max(until)
+    SELECT user_key, scope, min(since), max(until)
     FROM (
         SELECT disjoint_windows.*, count(*) FILTER (WHERE is_apart) OVER (
             PARTITION BY user_key, scope ORDER BY since, until
@@ -84,25 +84,23 @@ COMMENT ON FUNCTION analytics._touch_sessions(integer, bigint) IS
     'the first start later on with no event in the 30 minutes before, because a session begins '
     'there whatever comes earlier.';
 
-CREATE FUNCTION analytics._touch_sessions_whole(p_built_to bigint, p_is_build boolean)
+CREATE FUNCTION analytics._touch_sessions_whole(p_is_build boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_session_windows',
-        'user_key bigint, scope bigint, is_leaving boolean, since timestamptz, '
-        'until timestamptz');
-    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, is_leaving, since, until)
-    SELECT DISTINCT news.user_key, news.scope, news.is_leaving,
-        '-infinity'::timestamptz, 'infinity'::timestamptz
+        'user_key bigint, scope bigint, since timestamptz, until timestamptz');
+    INSERT INTO pg_temp.spectrum_session_windows (user_key, scope, since, until)
+    SELECT DISTINCT news.user_key, news.scope, spectrum._facts_from(), 'infinity'::timestamptz
     FROM pg_temp.spectrum_news AS news
-    WHERE (p_is_build OR news.is_leaving) AND news.user_key <> 0 AND news.user_key <= p_built_to;
+    WHERE p_is_build AND news.user_key <> 0;
 END
 $$;
-COMMENT ON FUNCTION analytics._touch_sessions_whole(bigint, boolean) IS
-    'Begins pg_temp.spectrum_session_windows with whom the news concern whole: users who leave a '
-    'scope, or, in a report that is being built, all.';
+COMMENT ON FUNCTION analytics._touch_sessions_whole(boolean) IS
+    'Begins pg_temp.spectrum_session_windows, in a report that is being built with all there is of '
+    'the users.';
 
 CREATE FUNCTION analytics._find_session_changes(p_report integer)
 RETURNS void
@@ -119,8 +117,7 @@ BEGIN
     SELECT array_agg(known.user_key) AS users, array_agg(known.scope) AS scopes,
         array_agg(known.since) AS sinces, array_agg(known.until) AS untils
     INTO r_windows
-    FROM pg_temp.spectrum_session_windows AS known
-    WHERE NOT known.is_leaving;
+    FROM pg_temp.spectrum_session_windows AS known;
 
     INSERT INTO pg_temp.spectrum_session_changes
     WITH old_sessions AS (
@@ -221,7 +218,6 @@ BEGIN
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ), true) AS is_apart
         FROM pg_temp.spectrum_session_windows AS known
-        WHERE NOT known.is_leaving
     ),
     spans AS (
         SELECT user_key, scope, min(since) AS since, max(until) + interval '720 hours' AS until
@@ -408,7 +404,7 @@ DECLARE
         SELECT FROM spectrum.reports WHERE report_id = p_report AND state = 'building'
     );
 BEGIN
-    PERFORM analytics._touch_sessions_whole(p_built_to, v_is_build);
+    PERFORM analytics._touch_sessions_whole(v_is_build);
     IF NOT v_is_build THEN
         PERFORM analytics._touch_sessions(p_report, p_built_to);
     END IF;

@@ -162,8 +162,7 @@ DECLARE
     v_weeks date[];
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_feature_uses',
-        'sign integer, is_leaving boolean, user_key bigint, scope bigint, feature text, '
-        'number integer');
+        'sign integer, user_key bigint, scope bigint, feature text, number integer');
     PERFORM spectrum._empty_temporary('spectrum_feature_changes',
         'user_key bigint, scope bigint, feature text COLLATE "C", period date, is_added boolean');
     SELECT spectrum.period_starts('week', min(news.occurred_at),
@@ -172,10 +171,10 @@ BEGIN
     v_weeks := analytics._period_dates(v_starts);
 
     INSERT INTO pg_temp.spectrum_feature_uses (
-        sign, is_leaving, user_key, scope, feature, number
+        sign, user_key, scope, feature, number
     )
     SELECT DISTINCT uses.* FROM (
-        SELECT news.sign, news.is_leaving, news.user_key, news.scope,
+        SELECT news.sign, news.user_key, news.scope,
             coalesce(p_feature, news.properties ->> 'feature') AS feature,
             width_bucket(news.occurred_at, v_starts)
         FROM pg_temp.spectrum_news AS news
@@ -189,7 +188,7 @@ BEGIN
         INSERT INTO spectrum.rollup_feature_weeks (report_id, user_key, scope, feature, period)
         SELECT p_report, uses.user_key, uses.scope, uses.feature, v_weeks[uses.number]
         FROM pg_temp.spectrum_feature_uses AS uses
-        WHERE uses.sign > 0 AND NOT uses.is_leaving
+        WHERE uses.sign > 0
         ON CONFLICT DO NOTHING
         RETURNING user_key, scope, feature, period
     )
@@ -197,26 +196,24 @@ BEGIN
     SELECT added.*, true FROM added;
 
     WITH went AS (
-        SELECT user_key, scope, feature, number, bool_or(is_leaving) AS is_leaving
-        FROM pg_temp.spectrum_feature_uses
+        SELECT DISTINCT user_key, scope, feature, number FROM pg_temp.spectrum_feature_uses
         WHERE sign <= 0
-        GROUP BY user_key, scope, feature, number
     ), removed AS (
         DELETE FROM spectrum.rollup_feature_weeks AS known
         USING went
         WHERE known.report_id = p_report AND known.user_key = went.user_key
             AND known.scope = went.scope AND known.feature = went.feature
             AND known.period = v_weeks[went.number]
-            AND (went.is_leaving OR NOT EXISTS (
+            AND NOT EXISTS (
                 SELECT FROM warehouse.fact_events AS fact
                 WHERE fact.user_key = went.user_key
                     AND fact.occurred_at >= v_starts[went.number]
                     AND fact.occurred_at < v_starts[went.number + 1]
-                    AND (went.scope >= 0 OR fact.account_key = -went.scope)
+                    AND (went.scope = 0 OR fact.account_key = abs(went.scope))
                     AND (p_event_key IS NULL OR fact.event_type_key = p_event_key)
                     AND (p_filter IS NULL OR fact.properties @> p_filter)
                     AND (p_feature IS NOT NULL OR fact.properties ->> 'feature' = went.feature)
-            ))
+            )
         RETURNING known.user_key, known.scope, known.feature, known.period
     )
     INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)

@@ -36,6 +36,7 @@ BEGIN
         events bigint NOT NULL,
         first_at timestamptz,
         last_at timestamptz,
+        frozen_last_at timestamptz,
         CONSTRAINT mv_event_catalog_pkey
         PRIMARY KEY (report_id, account_id, event_type_key, property, json_type)
     ) WITH (fillfactor = 80);
@@ -49,6 +50,8 @@ BEGIN
     COMMENT ON COLUMN analytics.mv_event_catalog.first_at IS
         'Of the first event; NULL while the facts that say so are being withdrawn.';
     COMMENT ON COLUMN analytics.mv_event_catalog.last_at IS 'Of the last.';
+    COMMENT ON COLUMN analytics.mv_event_catalog.frozen_last_at IS
+        'Of the last one whose fact is purged; NULL: none is.';
 
     CREATE VIEW analytics.event_catalog WITH (security_barrier) AS
     SELECT
@@ -107,16 +110,14 @@ BEGIN
         scope, event_type_key, property, json_type, events, first_at, last_at
     )
     SELECT news.scope, news.event_type_key, each.key, jsonb_typeof(each.value),
-        sum(news.sign), min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
-        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+        sum(news.sign), min(news.occurred_at), max(news.occurred_at)
     FROM pg_temp.spectrum_news AS news
     CROSS JOIN LATERAL jsonb_each(news.properties) AS each
     WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2, 3, 4
     UNION ALL
-    SELECT news.scope, news.event_type_key, '', '', sum(news.sign),
-        min(news.occurred_at) FILTER (WHERE NOT news.is_leaving),
-        max(news.occurred_at) FILTER (WHERE NOT news.is_leaving)
+    SELECT news.scope, news.event_type_key, '', '', sum(news.sign), min(news.occurred_at),
+        max(news.occurred_at)
     FROM pg_temp.spectrum_news AS news
     WHERE news.sign <> 0 AND news.user_key <= p_built_to
     GROUP BY 1, 2;
@@ -124,8 +125,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._lay_out_properties(bigint) IS
     'Lays out in pg_temp.spectrum_properties what the news say of event types and properties. The '
-    'times are of what came and what went: what went is inside the times kept. Who leaves a scope '
-    'comes with all that is his into another.';
+    'times are of what came and what went: what went is inside the times kept.';
 
 CREATE FUNCTION analytics._keep_property_names(p_report integer)
 RETURNS void
@@ -321,7 +321,9 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_earliest timestamptz := (SELECT config.earliest_event FROM spectrum.config);
+    v_earliest timestamptz := (
+        SELECT greatest(config.earliest_event, spectrum._facts_from()) FROM spectrum.config
+    );
     v_is_first boolean;
     v_month timestamptz;
     v_until timestamptz;
@@ -331,7 +333,7 @@ BEGIN
             date_trunc('month',
                 CASE WHEN v_is_first THEN min(lost_at) ELSE max(lost_at) END, 'UTC'),
             CASE WHEN v_is_first THEN max(coalesce(until_at, now() + interval '1 month'))
-                ELSE min(coalesce(until_at, v_earliest)) END
+                ELSE min(greatest(until_at, v_earliest)) END
         INTO v_month, v_until
         FROM pg_temp.spectrum_lost_ends
         WHERE is_first = v_is_first;
@@ -346,11 +348,63 @@ BEGIN
             ) AT TIME ZONE 'UTC';
         END LOOP;
     END LOOP;
+
+    UPDATE analytics.mv_event_catalog AS sums SET last_at = sums.frozen_last_at
+    FROM pg_temp.spectrum_lost_ends AS lost
+    WHERE NOT lost.is_first AND sums.frozen_last_at IS NOT NULL
+        AND sums.report_id = p_report AND sums.account_id = lost.account_id
+        AND sums.event_type_key = lost.event_type_key AND sums.property = lost.property
+        AND sums.json_type = lost.json_type;
 END
 $$;
 COMMENT ON FUNCTION analytics._find_lost_ends(integer, bigint) IS
     'Finds the first and last times that were lost, month by month from where they were. One that '
     'is not found is of facts that further notes take back; it stays empty until they come.';
+
+CREATE FUNCTION analytics._freeze_catalog(
+    p_report integer,
+    p_from timestamptz,
+    p_until timestamptz
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    WITH found AS (
+        SELECT fact.account_key, fact.event_type_key, p.property, p.json_type,
+            max(fact.occurred_at) AS at
+        FROM warehouse.fact_events AS fact
+        CROSS JOIN LATERAL (
+            SELECT '' AS property, '' AS json_type
+            UNION ALL
+            SELECT coalesce(kept.property, '(other properties)'), jsonb_typeof(each.value)
+            FROM jsonb_each(fact.properties) AS each
+            LEFT JOIN spectrum.rollup_property_names AS kept
+                ON kept.report_id = p_report AND kept.event_type_key = fact.event_type_key
+                    AND kept.property = each.key
+        ) AS p
+        WHERE fact.occurred_at >= p_from AND fact.occurred_at < p_until
+        GROUP BY 1, 2, 3, 4
+    )
+    UPDATE analytics.mv_event_catalog AS sums
+    SET frozen_last_at = greatest(sums.frozen_last_at, last.at)
+    FROM (
+        SELECT scopes.account_id, found.event_type_key, found.property, found.json_type,
+            max(found.at) AS at
+        FROM found
+        JOIN warehouse.dim_accounts AS dim USING (account_key)
+        CROSS JOIN LATERAL (VALUES ('*'), (dim.account_id)) AS scopes (account_id)
+        GROUP BY 1, 2, 3, 4
+    ) AS last
+    WHERE sums.report_id = p_report AND sums.account_id = last.account_id
+        AND sums.event_type_key = last.event_type_key AND sums.property = last.property
+        AND sums.json_type = last.json_type;
+END
+$$;
+COMMENT ON FUNCTION analytics._freeze_catalog(integer, timestamptz, timestamptz) IS
+    'Keeps when the last event of [p_from, p_until) was, before these facts are purged.';
 
 CREATE FUNCTION analytics._maintain_event_catalog(p_report integer, p_built_to bigint)
 RETURNS void

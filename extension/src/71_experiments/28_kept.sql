@@ -4,6 +4,42 @@
 -- alone, unless his exposure changed. Results are made again, from the totals, of the accounts
 -- whose totals moved; winsorized ones from the amounts of all units of these accounts.
 
+CREATE FUNCTION analytics._find_exposures(p_report integer, p_plan analytics._experiment_plan)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
+        high_variant = found.high_variant, variant = found.variant
+    FROM (VALUES (false), (true)) AS modes (by_account)
+    CROSS JOIN LATERAL analytics._experiment_units(
+        analytics._open_plan(p_plan, spectrum._facts_from(), NULL), NULL, modes.by_account, ARRAY(
+            SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
+            WHERE less.is_less AND (less.scope <> 0) = modes.by_account
+        )
+    ) AS found
+    WHERE touched.is_less AND touched.user_key = found.user_key
+        AND CASE WHEN modes.by_account THEN abs(touched.scope) = found.account_key
+            ELSE touched.scope = 0 END;
+    UPDATE pg_temp.spectrum_experiment_units AS touched
+    SET exposed_at = least(touched.exposed_at, kept.frozen_at),
+        low_variant = least(touched.low_variant, kept.frozen_low),
+        high_variant = greatest(touched.high_variant, kept.frozen_high),
+        variant = analytics._counted_variant(p_plan.variants,
+            least(touched.low_variant, kept.frozen_low),
+            greatest(touched.high_variant, kept.frozen_high))
+    FROM spectrum.rollup_experiment_units AS kept
+    WHERE touched.is_less AND kept.report_id = p_report AND kept.user_key = touched.user_key
+        AND kept.scope = touched.scope AND kept.frozen_at IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._find_exposures(integer, analytics._experiment_plan) IS
+    'Units laid out of which exposures were taken back: what is left of them is in the facts, and '
+    'in what is frozen.';
+
 CREATE FUNCTION analytics._touch_experiment_units(
     p_report integer,
     p_built_to bigint,
@@ -22,19 +58,18 @@ DECLARE
     );
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_experiment_units',
-        'user_key bigint, scope bigint, is_leaving boolean, is_less boolean, '
-        'old_variant text, old_exposed_at timestamptz, variant text, exposed_at timestamptz, '
-        'low_variant text, high_variant text');
+        'user_key bigint, scope bigint, is_less boolean, old_variant text, '
+        'old_exposed_at timestamptz, variant text, exposed_at timestamptz, '
+        'low_variant text COLLATE "C", high_variant text COLLATE "C"');
     INSERT INTO pg_temp.spectrum_experiment_units (
-        user_key, scope, is_leaving, is_less, old_variant, old_exposed_at, exposed_at,
+        user_key, scope, is_less, old_variant, old_exposed_at, exposed_at,
         low_variant, high_variant, variant
     )
-    SELECT touched.user_key, touched.scope, touched.is_leaving, touched.is_less, known.variant,
-        known.exposed_at,
+    SELECT touched.user_key, touched.scope, touched.is_less, known.variant, known.exposed_at,
         seen.exposed_at, seen.low_variant, seen.high_variant,
         analytics._counted_variant(p_plan.variants, seen.low_variant, seen.high_variant)
     FROM (
-        SELECT news.user_key, news.scope, bool_or(news.is_leaving) AS is_leaving,
+        SELECT news.user_key, news.scope,
             coalesce(bool_or(news.sign <= 0) FILTER (WHERE seen.variant <> ''), false) AS is_less,
             min(news.occurred_at) FILTER (WHERE news.sign > 0 AND seen.variant <> '')
                 AS exposed_at,
@@ -51,7 +86,7 @@ BEGIN
             THEN news.properties ->> x.variant_property END AS variant
         ) AS seen
         WHERE news.user_key <> 0 AND news.user_key <= p_built_to
-            AND (news.is_leaving OR news.event_type_key = ANY (v_types))
+            AND news.event_type_key = ANY (v_types)
         GROUP BY news.user_key, news.scope
     ) AS touched
     LEFT JOIN LATERAL (
@@ -67,24 +102,12 @@ BEGIN
             least(known.exposed_at, touched.exposed_at) AS exposed_at,
             least(known.low_variant, touched.low_variant) AS low_variant,
             greatest(known.high_variant, touched.high_variant) AS high_variant
-    ) AS seen ON NOT touched.is_leaving AND NOT touched.is_less
-    WHERE known.exposed_at IS NOT NULL
-        OR (touched.exposed_at IS NOT NULL AND NOT touched.is_leaving);
+    ) AS seen ON NOT touched.is_less
+    WHERE known.exposed_at IS NOT NULL OR touched.exposed_at IS NOT NULL;
 
-    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
-        RETURN;
+    IF EXISTS (SELECT FROM pg_temp.spectrum_experiment_units WHERE is_less) THEN
+        PERFORM analytics._find_exposures(p_report, p_plan);
     END IF;
-    UPDATE pg_temp.spectrum_experiment_units AS touched
-    SET exposed_at = found.exposed_at, low_variant = found.low_variant,
-        high_variant = found.high_variant, variant = found.variant
-    FROM (VALUES (false), (true)) AS modes (by_account)
-    CROSS JOIN LATERAL analytics._experiment_units(p_plan, NULL, modes.by_account, ARRAY(
-        SELECT less.user_key FROM pg_temp.spectrum_experiment_units AS less
-        WHERE less.is_less AND NOT less.is_leaving AND (less.scope < 0) = modes.by_account
-    )) AS found
-    WHERE touched.is_less AND NOT touched.is_leaving AND touched.user_key = found.user_key
-        AND CASE WHEN modes.by_account THEN touched.scope = -found.account_key
-            ELSE touched.scope >= 0 END;
 END
 $$;
 COMMENT ON FUNCTION analytics._touch_experiment_units(
@@ -134,6 +157,7 @@ BEGIN
     FROM units AS unit
     JOIN spectrum.rollup_experiment_days AS did
         ON did.report_id = p_report AND did.user_key = unit.user_key AND did.scope = unit.scope
+    WHERE unit.variant IS NOT NULL
     GROUP BY unit.account_id, unit.user_key, unit.variant, did.metric, did.most;
 END
 $$;
@@ -158,6 +182,8 @@ DECLARE
     v_types integer[] := ARRAY(
         SELECT s.event_type_key FROM analytics._metric_sides(p_plan.measures) AS s
     );
+    -- What was done before is frozen. A month in UTC, so a day is on one side of it.
+    v_facts_from timestamptz := spectrum._facts_from();
 BEGIN
     PERFORM spectrum._empty_temporary('spectrum_experiment_reads',
         'user_key bigint, scope bigint, exposed_at timestamptz, day date, since timestamptz, '
@@ -166,7 +192,7 @@ BEGIN
         user_key, scope, exposed_at, day, since, until
     )
     SELECT unit.user_key, unit.scope, unit.exposed_at, NULL,
-        unit.exposed_at - coalesce(p_plan.cuped, '0'), 'infinity'
+        greatest(unit.exposed_at - coalesce(p_plan.cuped, '0'), v_facts_from), 'infinity'
     FROM pg_temp.spectrum_experiment_units AS unit
     WHERE (unit.variant, unit.exposed_at)
         IS DISTINCT FROM (unit.old_variant, unit.old_exposed_at)
@@ -180,7 +206,8 @@ BEGIN
         FROM pg_temp.spectrum_news AS news
         WHERE news.event_type_key = ANY (v_types)
     ) AS days USING (user_key, scope)
-    WHERE unit.variant = unit.old_variant AND unit.exposed_at = unit.old_exposed_at
+    WHERE unit.variant IS NOT DISTINCT FROM unit.old_variant
+        AND unit.exposed_at = unit.old_exposed_at
         AND days.day + interval '1 day' > unit.exposed_at - coalesce(p_plan.cuped, '0');
     IF NOT EXISTS (SELECT FROM pg_temp.spectrum_experiment_reads) THEN
         RETURN;
@@ -189,7 +216,7 @@ BEGIN
     DELETE FROM spectrum.rollup_experiment_days AS did
     USING pg_temp.spectrum_experiment_reads AS reads
     WHERE did.report_id = p_report AND did.user_key = reads.user_key AND did.scope = reads.scope
-        AND (reads.day IS NULL OR did.day = reads.day);
+        AND (did.day = reads.day OR (reads.day IS NULL AND did.day >= v_facts_from));
     INSERT INTO spectrum.rollup_experiment_days (
         report_id, user_key, scope, day, metric, most, has_converted, x, y, w, v
     )
@@ -201,19 +228,17 @@ BEGIN
         coalesce(sum(did.amount) FILTER (WHERE NOT did.is_upper AND did.is_before), 0)
     FROM (
         SELECT array_agg(reads.user_key) AS users,
-            array_agg(greatest(0, -reads.scope)) AS accounts,
+            array_agg(abs(reads.scope)) AS accounts,
             array_agg(reads.exposed_at) AS exposed_ats, array_agg(reads.since) AS sinces,
             array_agg(reads.until) AS untils
         FROM pg_temp.spectrum_experiment_reads AS reads
-        JOIN pg_temp.spectrum_experiment_units AS unit USING (user_key, scope)
-        WHERE unit.variant IS NOT NULL
+        WHERE reads.exposed_at IS NOT NULL
     ) AS known
     CROSS JOIN LATERAL analytics._experiment_happenings(
         p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils
     ) AS did
     JOIN pg_temp.spectrum_experiment_units AS unit ON unit.user_key = did.user_key
-        AND greatest(0, -unit.scope) = did.account_key
-    WHERE unit.variant IS NOT NULL
+        AND abs(unit.scope) = did.account_key
     GROUP BY unit.user_key, unit.scope, did.occurred_at::date, did.metric, did.most;
 END
 $$;
@@ -221,7 +246,8 @@ COMMENT ON FUNCTION analytics._move_experiment_days(
     integer, analytics._experiment_plan
 ) IS
     'Brings rollup_experiment_days up to the facts: on the days of the news, or, of units whose '
-    'exposure or variant changed, on all.';
+    'exposure or variant changed, on all that are not frozen. Units that are left out have theirs '
+    'too: they may be counted again, when their facts are purged.';
 
 CREATE FUNCTION analytics._note_experiment_moves(p_report integer, p_sign integer)
 RETURNS void
@@ -249,7 +275,7 @@ BEGIN
             analytics._unit_amount(sum(did.w), did.most), analytics._unit_amount(sum(did.v), NULL)
         FROM spectrum.rollup_experiment_days AS did
         WHERE did.report_id = p_report AND did.user_key = unit.user_key
-            AND did.scope = unit.scope
+            AND did.scope = unit.scope AND seen.variant IS NOT NULL
         GROUP BY did.metric, did.most
         OFFSET 0
     ) AS part

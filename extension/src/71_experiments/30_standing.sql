@@ -68,6 +68,9 @@ BEGIN
         exposed_at timestamptz NOT NULL,
         low_variant text COLLATE "C" NOT NULL,
         high_variant text COLLATE "C" NOT NULL,
+        frozen_at timestamptz,
+        frozen_low text COLLATE "C",
+        frozen_high text COLLATE "C",
         CONSTRAINT rollup_experiment_units_pkey PRIMARY KEY (report_id, user_key, scope)
     );
     CREATE INDEX rollup_experiment_units_scope_idx
@@ -82,6 +85,11 @@ BEGIN
     COMMENT ON COLUMN spectrum.rollup_experiment_units.low_variant IS
         'First by name of the variants that he saw; another one than high_variant: several.';
     COMMENT ON COLUMN spectrum.rollup_experiment_units.high_variant IS 'Last by name.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.frozen_at IS
+        'First of those exposures whose facts are purged; NULL: none.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.frozen_low IS
+        'Of these: first by name of the variants.';
+    COMMENT ON COLUMN spectrum.rollup_experiment_units.frozen_high IS 'Last by name.';
 
     CREATE TABLE spectrum.rollup_experiment_days (
         report_id integer NOT NULL,

@@ -206,6 +206,7 @@ SET jit = off
 AS $$
 DECLARE
     v_sees_raw boolean := analytics._sees_raw_events();
+    v_facts_from timestamptz;
 BEGIN
     IF p_view IS NULL
         OR to_regprocedure(format('analytics.%I(jsonb)', '_trace_' || p_view)) IS NULL
@@ -218,6 +219,11 @@ BEGIN
         ));
     ELSIF p_limit < 0 THEN
         PERFORM spectrum._reject('p_limit', p_limit::text, 'a number of rows, or NULL for all');
+    END IF;
+    SELECT s.facts_from INTO v_facts_from FROM analytics.settings AS s;
+    IF v_facts_from IS NOT NULL THEN
+        RAISE NOTICE 'events before % are purged: what a cell counts of them is frozen, and cannot '
+            'be listed', v_facts_from;
     END IF;
     RETURN QUERY EXECUTE format(
         'SELECT found.rule, coalesce(found.unit, event.user_id), found.amount, event.user_id, '

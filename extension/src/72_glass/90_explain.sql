@@ -65,6 +65,12 @@ BEGIN
         AND event.occurred_at = ledger.occurred_at AND event.event_id = ledger.event_id
     WHERE ledger.event_id = r_found.fact_id;
     IF NOT FOUND THEN
+        RETURN QUERY
+        SELECT 'fact', NULL::text, NULL::jsonb,
+            'It is purged. The standing views that counted it do so still, as it was: frozen.',
+            jsonb_build_object('event_id', ledger.event_id, 'occurred_at', ledger.occurred_at)
+        FROM warehouse.event_ledger AS ledger
+        WHERE ledger.event_id = r_found.fact_id AND ledger.occurred_at < spectrum._facts_from();
         RETURN;
     END IF;
     RETURN QUERY

@@ -106,7 +106,7 @@ BEGIN
     v_counted := spectrum._take_news(spectrum._last_note(p_events));
     IF v_counted > 0 THEN
         PERFORM spectrum._widen_seen();
-        PERFORM spectrum._scope_news(false);
+        PERFORM spectrum._scope_news();
         PERFORM spectrum._tell_reports('{served, building}');
     END IF;
     RETURN v_counted;
@@ -114,6 +114,41 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._count_news(bigint) IS
     'Step of a refresh: counts the news of the next batches, about p_events facts.';
+
+CREATE FUNCTION spectrum._lay_out_units(p_after bigint, p_until bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_units',
+        'user_key bigint, scope bigint, PRIMARY KEY (user_key, scope)');
+    INSERT INTO pg_temp.spectrum_units (user_key, scope)
+    SELECT news.user_key, news.scope FROM pg_temp.spectrum_news AS news
+    UNION
+    -- Days outlive facts.
+    SELECT known.user_key, known.scope FROM spectrum.rollup_user_days AS known
+    WHERE known.report_id = analytics._kept_by('activity')
+        AND known.user_key > p_after AND known.user_key <= p_until
+        AND isfinite(spectrum._facts_from());
+
+    INSERT INTO pg_temp.spectrum_scopes (scope, account_id)
+    SELECT units.scope, shown.account_id
+    FROM (SELECT DISTINCT scope FROM pg_temp.spectrum_units WHERE scope <> 0) AS units
+    JOIN warehouse.dim_accounts AS dim ON dim.account_key = abs(units.scope)
+    CROSS JOIN LATERAL (
+        SELECT dim.account_id
+        UNION ALL
+        SELECT '*' WHERE units.scope > 0
+    ) AS shown
+    ON CONFLICT DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION spectrum._lay_out_units(bigint, bigint) IS
+    'Lays out in pg_temp.spectrum_units the units of the users in (p_after, p_until], for reports '
+    'that are built from the days that are kept: those of the news, and those whose facts were '
+    'purged; with their scopes.';
 
 CREATE FUNCTION spectrum._build_reports(p_events bigint)
 RETURNS bigint
@@ -134,6 +169,10 @@ BEGIN
     GROUP BY report.built_to
     ORDER BY report.built_to
     LIMIT 1;
+    UPDATE spectrum.reports AS report SET complete_from = horizon.facts_from
+    FROM spectrum.horizon
+    WHERE report.report_id = ANY (v_built) AND report.built_to = -1
+        AND report.complete_from IS DISTINCT FROM horizon.facts_from;
     -- As many users as have about p_events facts, by the statistics of both tables.
     SELECT greatest(100, p_events * sum(greatest(part.reltuples, 1))
             FILTER (WHERE part.oid = 'warehouse.dim_users'::regclass)
@@ -159,6 +198,7 @@ BEGIN
     IF v_until IS NULL THEN
         -- A last call, without news, for those that finish only what is complete.
         PERFORM spectrum._clear_news();
+        PERFORM spectrum._lay_out_units(v_after, v_after);
         PERFORM spectrum._tell_reports('{building}', v_built);
         PERFORM spectrum._serve_report(report_id) FROM unnest(v_built) AS report_id;
         RETURN 0;
@@ -166,7 +206,8 @@ BEGIN
 
     PERFORM spectrum._clear_news();
     v_added := spectrum._add_history(v_after, v_until);
-    PERFORM spectrum._scope_news(true);
+    PERFORM spectrum._scope_news();
+    PERFORM spectrum._lay_out_units(v_after, v_until);
     PERFORM spectrum._tell_reports('{building}', v_built);
     UPDATE spectrum.reports SET built_to = v_until
     WHERE state = 'building' AND report_id = ANY (v_built);

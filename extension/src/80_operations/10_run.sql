@@ -91,14 +91,15 @@ BEGIN
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
     PERFORM spectrum._request_purge_raw();
+    PERFORM spectrum._request_purge_facts();
     PERFORM spectrum._tidy_cap_notes();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
 END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
-    'Step of a run: old log rows, pg_cron''s log, old raw events, and a look at a part of what '
-    'lies behind.';
+    'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind. Asks '
+    'for the purge of raw events and facts that are older than is wanted.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean

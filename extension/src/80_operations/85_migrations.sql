@@ -192,11 +192,23 @@ BEGIN
         ADD COLUMN IF NOT EXISTS account_share numeric NOT NULL DEFAULT 0.5
             CONSTRAINT config_account_share_range CHECK (account_share BETWEEN 0.05 AND 1),
         ADD COLUMN IF NOT EXISTS max_idle interval NOT NULL DEFAULT '5 minutes'
-            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms');
+            CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
+        ADD COLUMN IF NOT EXISTS facts_keep interval
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month');
     ALTER TABLE spectrum.intake ADD COLUMN IF NOT EXISTS late_seq bigint NOT NULL DEFAULT 0;
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
         CHECK (step IN ('run', 'provision', 'tasks', 'process', 'refresh', 'upkeep'));
+    ALTER TABLE spectrum.reports ADD COLUMN IF NOT EXISTS complete_from timestamptz;
+    ALTER TABLE spectrum.rollup_experiment_units
+        ADD COLUMN IF NOT EXISTS frozen_at timestamptz,
+        ADD COLUMN IF NOT EXISTS frozen_low text COLLATE "C",
+        ADD COLUMN IF NOT EXISTS frozen_high text COLLATE "C";
+    ALTER TABLE analytics.mv_event_catalog ADD COLUMN IF NOT EXISTS frozen_last_at timestamptz;
+    UPDATE spectrum.report_kinds
+    SET tables = '{spectrum.rollup_funnel_entries, spectrum.rollup_frozen_entries, '
+        'spectrum.rollup_funnel_seconds, analytics.mv_conversion_funnels, analytics.mv_funnel_days}'
+    WHERE kind = 'funnel';
     ALTER TABLE @extschema@.raw_events ADD COLUMN IF NOT EXISTS treated text[];
     ALTER TABLE @extschema@.raw_events SET (
         autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
@@ -206,6 +218,22 @@ $$;
 COMMENT ON FUNCTION spectrum._migrate_tables() IS
     'Brings tables of an earlier release to this one, before what is new is made: columns, '
     'constraints, indexes, triggers, storage.';
+
+CREATE FUNCTION spectrum._migrate_reports(p_from text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_from = '1.0' THEN
+        -- Of a unit left out 1.0 kept no amounts; by first entry it passed over earlier ones.
+        PERFORM spectrum.rebuild_reports('experiment');
+        PERFORM spectrum.rebuild_reports('funnel');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._migrate_reports(text) IS
+    'Has refreshes build anew what an earlier release kept otherwise.';
 
 CREATE FUNCTION spectrum._replace_views(p_room text)
 RETURNS void

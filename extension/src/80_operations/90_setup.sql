@@ -53,18 +53,21 @@ BEGIN
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
-        'releases', 'config', 'run_log', 'raw_events', 'intake', 'privacy', 'forgotten',
-        'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports', 'settings',
-        'tenants', 'daily_events', 'events', 'active_users', 'lifecycle', 'stickiness',
-        'revenue', 'funnels', 'retention', 'sessions', 'features', 'cohorts',
-        'feature_adoption', 'own_reports', 'mrr', 'operations', 'event_catalog',
-        'experiments', 'glass', 'tasks', 'status'
+        'releases', 'config', 'run_log', 'raw_events', 'intake', 'horizon', 'privacy',
+        'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports',
+        'settings', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
+        'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
+        'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
+        'event_catalog', 'experiments', 'glass', 'tasks', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
             PERFORM spectrum._replace_views('_create_' || v_room);
         END IF;
     END LOOP;
+    IF v_migrates THEN
+        PERFORM spectrum._migrate_reports(v_from);
+    END IF;
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();
     PERFORM spectrum._release_data();

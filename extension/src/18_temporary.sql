@@ -1,4 +1,4 @@
--- Room 17, temporary tables: what the functions of one transaction hand on to each other. They stay
+-- Room 18, temporary tables: what the functions of one transaction hand on to each other. They stay
 -- with the session, so one of an earlier release may be met.
 
 CREATE FUNCTION spectrum._empty_temporary(p_name text, p_columns text)
