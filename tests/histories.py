@@ -4,6 +4,7 @@ the clock changes, windows that end to the minute, unknown users, users of sever
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ Payload = dict[str, Any]
 
 # One database serves all examples of a test: each example is rolled back.
 exploring = settings(
-    max_examples=40,
+    max_examples=int(os.environ.get("SPECTRUM_HISTORIES", "25")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -272,7 +272,7 @@ def members(each: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@settings(exploring, max_examples=int(os.environ.get("CAP_EXAMPLES", "25")))
+@settings(exploring, max_examples=int(os.environ.get("CAP_EXAMPLES", "8")))
 @given(randoms=st.randoms(use_true_random=False))
 def test_any_newcomers(db: psycopg.Connection, randoms: random.Random) -> None:
     mark = f"{next(EXAMPLES)}."

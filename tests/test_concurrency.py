@@ -248,12 +248,19 @@ BUILDING = "LOCK TABLE analytics.mv_retention_cohorts IN SHARE MODE"
 
 
 def test_a_report_defined_while_another_is_built(db: psycopg.Connection, connect: Connect) -> None:
+    """It waits for the step of the refresh that is under way."""
     insert(db, [event(event_id="e", user_id="u1")])
     drain(db)
     db.execute("CALL spectrum.refresh_analytics()")
     db.execute("SELECT spectrum.define_retention('first')")
-    with refresh_that_waits(db, connect, BUILDING):
-        db.execute("SELECT spectrum.define_retention('amid')")
+    definer = connect()
+    with ThreadPoolExecutor(1) as threads:
+        with refresh_that_waits(db, connect, BUILDING):
+            defined = threads.submit(definer.execute, "SELECT spectrum.define_retention('amid')")
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = %s"
+            wait_until(lambda: value(db, waiting, definer.info.backend_pid))
+        defined.result()
+    db.execute("CALL spectrum.refresh_analytics()")
     sizes = "SELECT DISTINCT retention, cohort_size FROM analytics.retention_cohorts ORDER BY 1"
     assert rows(db, sizes) == [("amid", 1), ("default", 1), ("first", 1)]
     prove(db, views=True)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -57,8 +57,10 @@ def on_a_small_disk(private_server: Server, small_file_system: Path) -> Iterator
     @contextmanager
     def shortage() -> Iterator[None]:
         ballast = small_file_system / "ballast"
-        free = shutil.disk_usage(small_file_system).free
-        ballast.write_bytes(b"\0" * (free - free % 4096))
+        # Piece by piece: the server takes some of what is free meanwhile.
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(b"\0" * 65536) == 65536:
+                pass
         try:
             yield
         finally:

@@ -226,7 +226,7 @@ def play(
     return sent + unsure
 
 
-@settings(exploring, max_examples=int(os.environ.get("FLOOD_EXAMPLES", "15")))
+@settings(exploring, max_examples=int(os.environ.get("FLOOD_EXAMPLES", "4")))
 @given(randoms=st.randoms(use_true_random=False))
 def test_any_interleaving(
     db: psycopg.Connection, sessions: list[psycopg.Connection], randoms: Random

@@ -22,7 +22,7 @@ from pipeline import drain, insert, process, rows, value
 from test_activity_standing import shown
 from test_revenue import same
 
-EXAMPLES = int(os.environ.get("FORGET_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("FORGET_EXAMPLES", "5"))
 USERS = ["u1", "u2", "u3", "u4"]
 some_properties = properties(
     revenue=st.sampled_from([5, -3, "7.5"]), plan=st.sampled_from(["a", "b"]),

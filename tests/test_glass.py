@@ -173,7 +173,7 @@ def any_event(random: Random) -> Payload:
     return event
 
 
-@settings(exploring, max_examples=5)
+@settings(exploring, max_examples=3)
 @given(random=st.randoms(use_true_random=True), size=st.sampled_from([5, 20, 60]))
 def test_cells_and_events_tell_the_same(db: psycopg.Connection, random: Random, size: int) -> None:
     with db.transaction(force_rollback=True):

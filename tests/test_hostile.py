@@ -299,7 +299,7 @@ def set_traps(db: psycopg.Connection, schema: str) -> int:
 PROCEDURES = """
     SELECT format('CALL %%s.%%I(%%s)', pronamespace::regnamespace, proname, CASE proname
         WHEN 'purge_raw' THEN quote_literal('1 day') || '::pg_catalog.interval'
-        WHEN 'purge_facts' THEN quote_literal('1 day') || '::pg_catalog.interval' ELSE '' END)
+        WHEN 'purge_facts' THEN quote_literal('400 days') || '::pg_catalog.interval' ELSE '' END)
     FROM pg_proc
     WHERE prokind = 'p' AND pronamespace::regnamespace::text = ANY (%s) AND proname <> 'uninstall'
     ORDER BY proname

@@ -159,11 +159,12 @@ def test_a_failed_row_names_field_and_value(db: psycopg.Connection) -> None:
             SELECT CASE named.field WHEN 'payload' THEN raw.payload
                 ELSE raw.payload #> string_to_array(named.field, '.') END::text AS value
         ) AS given
-        WHERE raw.status = 'failed' AND right(raw.error_msg,
-            length('got ' || coalesce(left(given.value, 100), 'nothing')
-                || CASE WHEN length(given.value) > 100 THEN '...' ELSE '' END))
-            <> 'got ' || coalesce(left(given.value, 100), 'nothing')
-                || CASE WHEN length(given.value) > 100 THEN '...' ELSE '' END
+        CROSS JOIN LATERAL (
+            SELECT 'got ' || coalesce(spectrum._one_line(left(given.value, 100)), 'nothing')
+                || CASE WHEN length(given.value) > 100 THEN '...' ELSE '' END AS ending
+        ) AS expected
+        WHERE raw.status = 'failed'
+            AND right(raw.error_msg, length(expected.ending)) <> expected.ending
         """,
     )
     assert unnamed == []

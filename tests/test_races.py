@@ -38,7 +38,7 @@ WORK = {
     "a refresh that builds": "CALL spectrum.refresh_analytics()",
     "the calendar": "SELECT spectrum.configure('timezone', 'Asia/Tokyo')",
     "a rebuilt history": "CALL spectrum.refresh_analytics()",
-    "rows set back": "CALL spectrum.reprocess(p_status => 'all')",
+    "rows set back": "UPDATE raw_events SET status = 'pending'",
     "a second reading": "CALL spectrum.process_batch(1000)",
     "what it took back": "CALL spectrum.refresh_analytics()",
     "a drop": "SELECT spectrum.drop_funnel('f')",

@@ -300,7 +300,7 @@ def test_the_table_would_be_found_wrong(owner_db: psycopg.Connection, cast: Cast
     for grant, thing in (
         ("SELECT (payload) ON raw_events", "raw_events"),
         ("SELECT ON analytics.mv_daily_events", "analytics.mv_daily_events"),
-        ("EXECUTE ON FUNCTION spectrum.configure(text, text, boolean)", "spectrum.configure(text,text)"),
+        ("EXECUTE ON FUNCTION spectrum.verify()", "spectrum.verify()"),
         ("USAGE ON SEQUENCE warehouse.dim_users_user_key_seq", "warehouse.dim_users_user_key_seq"),
     ):
         owner_db.execute(f'GRANT {grant} TO "{name}"')
