@@ -478,8 +478,8 @@ $$;
 COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
     'The calendar date that the start of a period stands for.';
 -- Room 17, the horizon: how far back facts go. Months of facts that are old enough can be purged
--- (80_operations/56_purge.sql); the sums that were made of them stay. Between what is purged and
--- what is open lies a guard: facts that are still there, as far as any report looks back around a
+-- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is purged
+-- and what is open lies a guard: facts that are still there, as far as any report looks back around a
 -- new event. Nothing that occurred before the end of the guard comes, goes or changes any more, so
 -- a sum never depends on a fact that is gone.
 --
@@ -23066,6 +23066,12 @@ BEGIN
     ) THEN
         PERFORM spectrum.request('purge_facts', jsonb_build_object('older_than', v_keep));
     END IF;
+EXCEPTION
+    -- The rest of the upkeep goes on; health() names the task.
+    WHEN invalid_parameter_value OR object_not_in_prerequisite_state THEN
+        INSERT INTO spectrum.tasks (kind, arguments, state, finished_at, error_msg)
+        VALUES ('purge_facts', jsonb_build_object('older_than', v_keep), 'failed',
+            clock_timestamp(), spectrum._one_line(format('%s (SQLSTATE %s)', sqlerrm, sqlstate)));
 END
 $$;
 COMMENT ON FUNCTION spectrum._request_purge_facts() IS
@@ -23105,7 +23111,7 @@ COMMENT ON PROCEDURE spectrum.purge_facts(interval, text, bigint) IS
     'steps, a commit after each: call it outside of a transaction block.';
 -- Room 80, forgetting: a user goes out of everything, or becomes nobody, and does not come back.
 -- Who was forgotten is known by a salted hash of his user_id alone. Erasure itself, step by step,
--- is in 57_erasure.sql; what changed by it is written down in 58_receipts.sql.
+-- is in 57_erasure.sql; what changed by it is written down in 59_receipts.sql.
 
 CREATE FUNCTION spectrum._create_forgotten()
 RETURNS void
@@ -24021,26 +24027,32 @@ DECLARE
     v_users bigint;
     v_accounts bigint;
     v_places bigint;
+    -- Of members older than what was purged nobody knows any more whether they had facts.
+    v_since timestamptz;
 BEGIN
     PERFORM spectrum._keep_batches_out();
     PERFORM spectrum._count_all_news();
+    v_since := spectrum._facts_from();
     UPDATE warehouse.dim_users AS dim
     SET user_id = 'unused-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
         last_seen = NULL
-    WHERE dim.user_key <> 0 AND dim.user_id !~ '^(unused|forgotten)-[0-9a-f-]{36}$'
+    WHERE dim.user_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
+        AND dim.user_id !~ '^(unused|forgotten)-[0-9a-f-]{36}$'
         AND NOT EXISTS (
             SELECT FROM warehouse.fact_events AS fact WHERE fact.user_key = dim.user_key);
     GET DIAGNOSTICS v_users = ROW_COUNT;
     UPDATE warehouse.dim_accounts AS dim
     SET account_id = 'unused-' || gen_random_uuid(), first_seen = NULL, last_seen = NULL
-    WHERE dim.account_key <> 0 AND dim.account_id !~ '^unused-[0-9a-f-]{36}$'
+    WHERE dim.account_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
+        AND dim.account_id !~ '^unused-[0-9a-f-]{36}$'
         AND dim.account_key NOT IN (SELECT fact.account_key FROM warehouse.fact_events AS fact)
         AND dim.account_key NOT IN (SELECT users.account_key FROM warehouse.dim_users AS users);
     GET DIAGNOSTICS v_accounts = ROW_COUNT;
     UPDATE warehouse.dim_geography AS dim
     SET country = '', region = '', city = 'unused-' || gen_random_uuid(), first_seen = NULL,
         last_seen = NULL
-    WHERE dim.geo_key <> 0 AND dim.city !~ '^unused-[0-9a-f-]{36}$'
+    WHERE dim.geo_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
+        AND dim.city !~ '^unused-[0-9a-f-]{36}$'
         AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.fact_events AS fact);
     GET DIAGNOSTICS v_places = ROW_COUNT;
     RETURN v_users + v_accounts + v_places;

@@ -15,7 +15,7 @@ from conftest import Connect, MakeDb
 from histories import exploring, timezones
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline import drain, insert, prove, rows, statuses, value, wait_until
+from pipeline import drain, event, insert, prove, rows, statuses, value, wait_until
 from purging import Twins, differences, open_from, purge, standing
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -455,3 +455,25 @@ def test_an_earlier_first_entry_counts_however_short(db: psycopg.Connection) -> 
         "SELECT step, users FROM analytics.conversion_funnels WHERE account_id = '*' ORDER BY step",
     ) == [(1, 1), (2, 0)]
     prove(db, views=True)
+
+
+def test_a_purge_that_cannot_be_is_named_and_holds_up_no_upkeep(db: psycopg.Connection) -> None:
+    """facts_keep is set, and a funnel looks back further: the task says so, the run goes on."""
+    insert(db, [event(user_id="u", occurred_at="2023-01-05T12:00:00Z")])
+    db.execute("CALL spectrum.run()")
+    db.execute("""SELECT spectrum.define_funnel('long', '["a", "b"]', p_window => '5 years')""")
+    db.execute("SELECT spectrum.configure('facts_keep', '13 months')")
+    db.execute("CALL spectrum.run()")
+    assert rows(db, "SELECT last_run_error FROM spectrum.status()") == [(None,)]
+    ((kind, state, message),) = rows(db, "SELECT kind, state, error_msg FROM spectrum.tasks")
+    assert (kind, state) == ("purge_facts", "failed") and "p_older_than" in message
+    assert rows(db, "SELECT ok FROM spectrum.health() WHERE check_name = 'tasks'") == [(False,)]
+
+
+def test_members_older_than_what_is_purged_keep_their_names(db: psycopg.Connection) -> None:
+    insert(db, [event(user_id="old", account_id="a", occurred_at="2023-01-05T12:00:00Z")])
+    db.execute("CALL spectrum.run()")
+    db.execute("CALL spectrum.purge_facts('13 months')")
+    assert value(db, "SELECT count(*) FROM warehouse.fact_events") == 0
+    assert value(db, "SELECT spectrum.forget_members()") == 0
+    assert value(db, "SELECT count(*) FROM warehouse.dim_users WHERE user_id = 'old'") == 1

@@ -250,6 +250,12 @@ BEGIN
     ) THEN
         PERFORM spectrum.request('purge_facts', jsonb_build_object('older_than', v_keep));
     END IF;
+EXCEPTION
+    -- The rest of the upkeep goes on; health() names the task.
+    WHEN invalid_parameter_value OR object_not_in_prerequisite_state THEN
+        INSERT INTO spectrum.tasks (kind, arguments, state, finished_at, error_msg)
+        VALUES ('purge_facts', jsonb_build_object('older_than', v_keep), 'failed',
+            clock_timestamp(), spectrum._one_line(format('%s (SQLSTATE %s)', sqlerrm, sqlstate)));
 END
 $$;
 COMMENT ON FUNCTION spectrum._request_purge_facts() IS

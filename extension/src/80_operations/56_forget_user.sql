@@ -1,6 +1,6 @@
 -- Room 80, forgetting: a user goes out of everything, or becomes nobody, and does not come back.
 -- Who was forgotten is known by a salted hash of his user_id alone. Erasure itself, step by step,
--- is in 57_erasure.sql; what changed by it is written down in 58_receipts.sql.
+-- is in 57_erasure.sql; what changed by it is written down in 59_receipts.sql.
 
 CREATE FUNCTION spectrum._create_forgotten()
 RETURNS void

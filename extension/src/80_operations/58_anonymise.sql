@@ -310,26 +310,32 @@ DECLARE
     v_users bigint;
     v_accounts bigint;
     v_places bigint;
+    -- Of members older than what was purged nobody knows any more whether they had facts.
+    v_since timestamptz;
 BEGIN
     PERFORM spectrum._keep_batches_out();
     PERFORM spectrum._count_all_news();
+    v_since := spectrum._facts_from();
     UPDATE warehouse.dim_users AS dim
     SET user_id = 'unused-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
         last_seen = NULL
-    WHERE dim.user_key <> 0 AND dim.user_id !~ '^(unused|forgotten)-[0-9a-f-]{36}$'
+    WHERE dim.user_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
+        AND dim.user_id !~ '^(unused|forgotten)-[0-9a-f-]{36}$'
         AND NOT EXISTS (
             SELECT FROM warehouse.fact_events AS fact WHERE fact.user_key = dim.user_key);
     GET DIAGNOSTICS v_users = ROW_COUNT;
     UPDATE warehouse.dim_accounts AS dim
     SET account_id = 'unused-' || gen_random_uuid(), first_seen = NULL, last_seen = NULL
-    WHERE dim.account_key <> 0 AND dim.account_id !~ '^unused-[0-9a-f-]{36}$'
+    WHERE dim.account_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
+        AND dim.account_id !~ '^unused-[0-9a-f-]{36}$'
         AND dim.account_key NOT IN (SELECT fact.account_key FROM warehouse.fact_events AS fact)
         AND dim.account_key NOT IN (SELECT users.account_key FROM warehouse.dim_users AS users);
     GET DIAGNOSTICS v_accounts = ROW_COUNT;
     UPDATE warehouse.dim_geography AS dim
     SET country = '', region = '', city = 'unused-' || gen_random_uuid(), first_seen = NULL,
         last_seen = NULL
-    WHERE dim.geo_key <> 0 AND dim.city !~ '^unused-[0-9a-f-]{36}$'
+    WHERE dim.geo_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
+        AND dim.city !~ '^unused-[0-9a-f-]{36}$'
         AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.fact_events AS fact);
     GET DIAGNOSTICS v_places = ROW_COUNT;
     RETURN v_users + v_accounts + v_places;
