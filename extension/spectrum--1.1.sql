@@ -478,10 +478,10 @@ $$;
 COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
     'The calendar date that the start of a period stands for.';
 -- Room 17, the horizon: how far back facts go. Months of facts that are old enough can be purged
--- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is purged
--- and what is open lies a guard: facts that are still there, as far as any report looks back around a
--- new event. Nothing that occurred before the end of the guard comes, goes or changes any more, so
--- a sum never depends on a fact that is gone.
+-- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is
+-- purged and what is open lies a guard: facts that are still there, as far as any report looks back
+-- around a new event. Nothing that occurred before the end of the guard comes, goes or
+-- changes any more, so a sum never depends on a fact that is gone.
 --
 --        purged              guard                     open
 --   ------------------|-----------------|------------------------------->  occurred_at
@@ -3289,6 +3289,36 @@ COMMENT ON FUNCTION spectrum._mark_rows() IS
     'Marks the claimed rows done or failed. A failure whose cause can pass is tried again, after '
     'a delay that doubles, up to config.max_attempts.';
 
+CREATE FUNCTION spectrum._count_own_facts()
+RETURNS bigint
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    RETURN (
+        SELECT count(*)
+        FROM pg_temp.spectrum_batch AS batch
+        CROSS JOIN LATERAL (
+            SELECT ledger.user_key, ledger.occurred_at, ledger.event_id
+            FROM warehouse.event_ledger AS ledger
+            WHERE ledger.event_id = batch.event_id AND ledger.seq = batch.seq
+            OFFSET 0
+        ) AS own
+        CROSS JOIN LATERAL (
+            SELECT FROM warehouse.fact_events AS known
+            WHERE known.user_key = own.user_key AND known.occurred_at = own.occurred_at
+                AND known.event_id = own.event_id
+            OFFSET 0
+        ) AS fact
+        WHERE batch.is_readable
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._count_own_facts() IS
+    'How many rows of the batch have a fact of their own by now.';
+
 CREATE FUNCTION spectrum._load_rows(
     p_rows tid[],
     p_is_retry boolean,
@@ -3348,7 +3378,11 @@ BEGIN
     IF loaded + duplicates + failed <> cardinality(p_rows) THEN
         RAISE EXCEPTION 'the event is neither a fact nor a copy: another worker changed what it '
             'repeats'
-            USING ERRCODE = 'triggered_data_change_violation';
+            USING
+                ERRCODE = 'triggered_data_change_violation',
+                -- Rows that were read before, and do not say so: once more, as such.
+                CONSTRAINT = CASE WHEN NOT p_is_retry AND spectrum._count_own_facts() > loaded
+                    THEN 'event_ledger_pkey' ELSE '' END;
     END IF;
     PERFORM spectrum._mark_rows();
 END

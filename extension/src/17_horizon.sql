@@ -1,8 +1,8 @@
 -- Room 17, the horizon: how far back facts go. Months of facts that are old enough can be purged
--- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is purged
--- and what is open lies a guard: facts that are still there, as far as any report looks back around a
--- new event. Nothing that occurred before the end of the guard comes, goes or changes any more, so
--- a sum never depends on a fact that is gone.
+-- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is
+-- purged and what is open lies a guard: facts that are still there, as far as any report looks back
+-- around a new event. Nothing that occurred before the end of the guard comes, goes or
+-- changes any more, so a sum never depends on a fact that is gone.
 --
 --        purged              guard                     open
 --   ------------------|-----------------|------------------------------->  occurred_at
