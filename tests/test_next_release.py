@@ -118,6 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server = place.initdb("data", bindir=bindir).start()
         with psycopg.connect(server.dsn(), autocommit=True) as db:
             db.execute("CREATE ROLE ana; CREATE ROLE rea; CREATE ROLE ing")
+            db.execute("CREATE ROLE ope; CREATE ROLE cap; CREATE ROLE ten; CREATE ROLE tre")
             db.execute("CREATE DATABASE fresh")
             db.execute("CREATE DATABASE former")
         with psycopg.connect(server.dsn("former"), autocommit=True) as db:
@@ -198,6 +199,25 @@ def test_grants_are_renewed_over_several_releases(server: Server) -> None:
             db.execute("ALTER EXTENSION spectrum UPDATE")
         for role, view in (("rea", "between"), ("rea", "next"), ("ana", "next")):
             assert value(db, f"SELECT has_table_privilege('{role}', 'analytics.{view}', 'SELECT')")
+
+
+def test_what_came_after_the_first_release_is_renewed_too(former: psycopg.Connection) -> None:
+    calls = {
+        "spectrum.grant_operator('ope')",
+        "spectrum.grant_capture('cap')",
+        "spectrum.grant_tenant('ten', 'acme', 'analyst')",
+        "spectrum.grant_tenant('tre', 'acme', 'reader')",
+    }
+    for call in calls:
+        former.execute(f"SELECT {call}")
+    former.execute("ALTER EXTENSION spectrum UPDATE")
+    renewed = value(former, "SELECT grants FROM spectrum.releases ORDER BY since DESC LIMIT 1")
+    assert calls <= set(renewed)
+    assert {f"spectrum.grant_{kind}('{role}')" for kind, role in ROLES.items()} <= set(renewed)
+    assert len(renewed) == len(calls) + len(ROLES)
+    for role in ("ten", "tre"):
+        seen = f"SELECT has_table_privilege('{role}', 'analytics.next', 'SELECT')"
+        assert value(former, seen)
 
 
 @pytest.mark.parametrize(

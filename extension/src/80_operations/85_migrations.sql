@@ -80,7 +80,18 @@ AS $$
 DECLARE
     v_for_analysts text[] := ARRAY['events', 'event_keys', 'timelines', 'user_days'];
     v_waiting text[];
+    v_tenants text[];
 BEGIN
+    IF to_regclass('spectrum.tenants') IS NOT NULL THEN
+        v_tenants := ARRAY(
+            SELECT format('spectrum.grant_tenant(%L, %L, %L)', role.oid::regrole, tenant.account_id,
+                CASE WHEN has_table_privilege(role.oid, 'analytics.events', 'SELECT')
+                    THEN 'analyst' ELSE 'reader' END)
+            FROM spectrum.tenants AS tenant
+            JOIN pg_roles AS role ON role.rolname = tenant.role_name
+            WHERE has_table_privilege(role.oid, 'analytics.settings', 'SELECT')
+        );
+    END IF;
     -- An update over several releases: what the one before renews at the end of the transaction.
     IF to_regclass('spectrum.releases') IS NOT NULL THEN
         v_waiting := ARRAY(
@@ -114,11 +125,19 @@ BEGIN
             WHERE payload.attrelid = '@extschema@.raw_events'::regclass
                 AND payload.attname = 'payload' AND acl.privilege_type = 'INSERT'
                 AND acl.grantee <> 0
+            UNION ALL
+            SELECT CASE routine.proname WHEN 'request' THEN 'operator' ELSE 'capture' END,
+                acl.grantee
+            FROM pg_proc AS routine
+            CROSS JOIN LATERAL aclexplode(routine.proacl) AS acl
+            WHERE routine.oid IN (to_regprocedure('spectrum.request(text, jsonb)'),
+                    to_regprocedure('spectrum.capture(jsonb)'))
+                AND acl.grantee NOT IN (0, routine.proowner)
         )
         SELECT format('spectrum.grant_%s(%L)', grants.kind, grants.grantee::regrole)
         FROM grants
         UNION
-        SELECT unnest(v_waiting)
+        SELECT unnest(v_tenants || v_waiting)
         ORDER BY 1
     );
 END
