@@ -4164,6 +4164,27 @@ COMMENT ON FUNCTION spectrum._lay_out_news(bigint) IS
     'facts that count from now on (1), facts as they counted before (-1), and facts that came and '
     'went again (0). Returns how many, and how many facts it did not find.';
 
+CREATE OR REPLACE FUNCTION spectrum._hear_of_months()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_month regclass;
+BEGIN
+    FOR v_month IN
+        SELECT link.inhrelid FROM pg_inherits AS link
+        WHERE link.inhparent = 'warehouse.fact_events'::regclass
+        ORDER BY link.inhrelid
+    LOOP
+        EXECUTE format('LOCK TABLE ONLY %s IN ACCESS SHARE MODE', v_month);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._hear_of_months() IS
+    'Has the plans of this transaction know every month. A session hears of what others attached '
+    'when it takes a lock that it does not hold yet, and of a new month it holds none.';
+
 CREATE OR REPLACE FUNCTION spectrum._take_news(p_last_no bigint)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE
@@ -4183,9 +4204,13 @@ BEGIN
                 USING ERRCODE = 'triggered_data_change_violation';
         EXCEPTION
             WHEN triggered_data_change_violation THEN
-                NULL;
+                PERFORM spectrum._hear_of_months();
         END;
     END LOOP;
+    IF r_news.missing > 0 THEN
+        RAISE WARNING 'spectrum: % facts were deleted by hand before they were counted',
+            r_news.missing;
+    END IF;
     RETURN r_news.taken;
 END
 $$;

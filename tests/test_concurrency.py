@@ -244,6 +244,42 @@ def test_a_batch_that_commits_while_a_refresh_begins(
     prove(db, views=True)
 
 
+def test_a_month_attached_between_two_refreshes_of_a_transaction(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    """Whose locks are all held already hears of nothing new by himself."""
+    insert(db, [event(event_id="before", user_id="u1", occurred_at="2024-02-10T12:00:00Z")])
+    drain(db)
+    refresher = connect(autocommit=False)
+    for month in range(3, 6):
+        for _ in range(2):
+            refresher.execute("CALL spectrum.refresh_analytics()")
+        amid = event(
+            event_id=f"in {month}", user_id="u2", occurred_at=f"2024-0{month}-11T12:00:00Z"
+        )
+        insert(db, [amid])
+        drain(db)
+        refresher.execute("CALL spectrum.refresh_analytics()")
+    refresher.commit()
+    assert value(db, "SELECT sum(events) FROM analytics.daily_events WHERE account_id = '*'") == 4
+    prove(db, views=True)
+
+
+def test_a_month_attached_between_two_batches_of_a_transaction(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    worker = connect(autocommit=False)
+    for month in range(2, 6):
+        insert(db, [event(event_id=f"in {month}", occurred_at=f"2024-0{month}-11T12:00:00Z")])
+        drain(db)
+        insert(db, [event(event_id=f"too {month}", occurred_at=f"2024-0{month}-12T12:00:00Z")])
+        assert process(worker).loaded == 1
+    worker.commit()
+    assert statuses(db) == {"done": 8}
+    db.execute("CALL spectrum.refresh_analytics()")
+    prove(db, views=True)
+
+
 BUILDING = "LOCK TABLE analytics.mv_retention_cohorts IN SHARE MODE"
 
 
