@@ -232,6 +232,20 @@ def test_a_rule_for_what_is_there_already(db: psycopg.Connection) -> None:
     prove(db, views=True)
 
 
+def test_what_the_caps_counted_of_an_account_names_it_no_more(db: psycopg.Connection) -> None:
+    insert(db, [event("visit", account_id=ID, user_id="bob")])
+    db.execute("CALL spectrum.run()")
+    assert "spectrum.cap_notes" in traces(db, ID)
+    # An account stays in use while it is the first one of a user.
+    db.execute("SELECT spectrum.define_pii('user_id', 'hmac')")
+    db.execute("SELECT spectrum.define_pii('account_id', 'hmac')")
+    db.execute("CALL spectrum.reprocess(p_status => 'done')")
+    db.execute("CALL spectrum.run()")
+    assert value(db, "SELECT spectrum.forget_members()") == 2
+    assert traces(db, ID) == {"public.raw_events"}
+    prove(db, views=True)
+
+
 def test_no_dump_holds_the_key(make_db: MakeDb, connect: Connect, tmp_path: Path) -> None:
     source = make_db("source", template="owner")
     with connect(source) as db:

@@ -158,6 +158,21 @@ def test_a_second_run_returns_at_once_and_says_so(db: psycopg.Connection, connec
     assert statuses(db) == {"done": 1}
 
 
+def test_a_definition_left_open_holds_up_no_run(db: psycopg.Connection, connect: Connect) -> None:
+    db.execute("SELECT spectrum.configure('lock_timeout', '10 ms')")
+    idle = connect(autocommit=False)
+    idle.execute("SELECT spectrum.define_feature('f', 'visit')")
+    db.execute("SET statement_timeout = '20s'")
+    insert(db, [event(user_id="bob")])
+    db.execute("CALL spectrum.run()")
+    assert value(db, "SELECT count(*) FROM warehouse.fact_events") == 1
+    assert "55P03" in value(db, "SELECT last_run_error FROM spectrum.status()")
+    idle.commit()
+    db.execute("CALL spectrum.run()")
+    assert value(db, "SELECT last_run_error FROM spectrum.status()") is None
+    prove(db, views=True)
+
+
 def test_inside_a_transaction_block_it_fails_before_it_does_anything(
     db: psycopg.Connection,
 ) -> None:

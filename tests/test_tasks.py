@@ -131,3 +131,21 @@ def test_reprocess_by_error(db: psycopg.Connection) -> None:
     drain(db)
     assert value(db, "CALL spectrum.reprocess(p_error => 'event_type:%')") == 1
     assert statuses(db) == {"failed": 2, "pending": 1}
+
+
+def test_times_are_those_of_who_asked(db: psycopg.Connection) -> None:
+    """Whoever carries it out, in whatever time zone and on whatever day."""
+    db.execute("SET timezone = 'Asia/Tokyo'")
+    task = value(
+        db,
+        "SELECT spectrum.request('reprocess', %s)",
+        '{"from": "2024-02-10 09:00", "to": "today"}',
+    )
+    (asked,) = rows(
+        db,
+        "SELECT (arguments ->> 'from')::timestamptz = '2024-02-10T00:00:00Z',"
+        " arguments ->> 'to' ~ '^[0-9-]{10}T00:00:00[+]09:00$'"
+        " FROM spectrum.tasks WHERE task_id = %s",
+        task,
+    )
+    assert asked == (True, True)

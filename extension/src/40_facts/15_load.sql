@@ -3,7 +3,8 @@
 -- as before.
 --
 -- Order of locks, the same in every worker: raw rows (passing over locked ones), months,
--- dimensions in order of their names, ledger in order of event_id.
+-- dimensions in order of their names, ledger in order of event_id. Before these, advisory ones,
+-- in an order that holds for all: run, purge, refresh, batch, forget, horizon, months.
 
 CREATE FUNCTION spectrum._mark_rows()
 RETURNS void

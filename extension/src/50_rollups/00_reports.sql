@@ -130,6 +130,22 @@ COMMENT ON FUNCTION spectrum._hold_reports() IS
     'Until the transaction ends, only it may change what reports there are or move their sums: a '
     'refresh must not take a report that was begun meanwhile for one that it has built.';
 
+CREATE FUNCTION spectrum._wait_for_reports()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_wait text := spectrum._bound_lock_waits(10);
+BEGIN
+    PERFORM spectrum._hold_reports();
+    PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_reports() IS
+    'The same for what others wait for: raises 55P03 where a refresh, or a transaction left open '
+    'in which a definition changed, does not end within ten times config.lock_timeout.';
+
 CREATE FUNCTION spectrum._discard_reports(p_kind text, p_name text, p_state text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE

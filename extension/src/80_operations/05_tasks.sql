@@ -85,6 +85,12 @@ BEGIN
         PERFORM spectrum._reject('p_arguments', p_arguments::text, 'a JSON object');
     END IF;
     EXECUTE format('SELECT spectrum.%I($1)', '_check_' || p_kind) USING v_arguments;
+    -- As who asks means them: who carries it out may be in another time zone, and on another day.
+    v_arguments := v_arguments || (
+        SELECT coalesce(jsonb_object_agg(given.name, given.value::timestamptz), '{}')
+        FROM jsonb_each_text(v_arguments) AS given (name, value)
+        WHERE given.name IN ('from', 'to')
+    );
     -- The function runs as its owner; who logged in is what it cannot be told wrongly.
     INSERT INTO spectrum.tasks (kind, arguments, asked_by)
     VALUES (p_kind, v_arguments, session_user)

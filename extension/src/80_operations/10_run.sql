@@ -122,6 +122,7 @@ BEGIN
         END IF;
         RETURN v_detail IS NOT NULL;
     ELSIF p_step IN ('refresh', 'refresh between') THEN
+        PERFORM spectrum._wait_for_reports();
         r_refresh := spectrum._refresh_some(200000);
         PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at, r_refresh.detail);
         RETURN r_refresh.has_more;

@@ -77,14 +77,16 @@ BEGIN
             USING ERRCODE = 'invalid_transaction_state',
                 HINT = 'Call it in a transaction of isolation read committed.';
     END IF;
+    -- First of all, so that who holds refreshes up does not hold up batches.
+    PERFORM spectrum._wait_for_reports();
     v_wait := spectrum._bound_lock_waits();
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
     PERFORM set_config('lock_timeout', v_wait, true);
 END
 $$;
 COMMENT ON FUNCTION spectrum._keep_batches_out() IS
-    'Waits for the batches under way, no longer than config.lock_timeout, and has others wait '
-    'until this transaction ends: what one side takes in, the other would not see.';
+    'Waits for a refresh under way, then for the batches, no longer than config.lock_timeout, and '
+    'has others wait until this transaction ends: what one side takes in, the other would not see.';
 
 CREATE FUNCTION spectrum._do_forget_user(p_task_id bigint)
 RETURNS boolean
@@ -101,6 +103,7 @@ DECLARE
     v_is_over boolean := true;
 BEGIN
     IF r_erasure.phase IN ('count', 'settle') THEN
+        PERFORM spectrum._wait_for_reports();
         v_is_over := (SELECT NOT step.has_more FROM spectrum._refresh_some(200000) AS step);
     ELSE
         PERFORM spectrum._keep_batches_out();
@@ -223,6 +226,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
+    v_facts_from timestamptz := spectrum._facts_from();
     v_until bigint;
     v_looked bigint;
     v_event_ids uuid[];
@@ -251,7 +255,8 @@ BEGIN
     );
     WITH found AS MATERIALIZED (
         SELECT reading.seq, ledger.event_id,
-            r_erasure.anonymises AND ledger.user_key <> ALL (r_erasure.user_keys) AS is_nameless
+            r_erasure.anonymises AND (ledger.user_key <> ALL (r_erasure.user_keys)
+                OR ledger.occurred_at < v_facts_from) AS is_nameless
         FROM unnest(v_seqs) AS wanted (seq)
         CROSS JOIN LATERAL (
             SELECT known.seq, known.event_id, known.event_type, known.occurred_at
@@ -259,7 +264,8 @@ BEGIN
             OFFSET 0
         ) AS reading
         LEFT JOIN LATERAL (
-            SELECT known.event_id, known.user_key FROM warehouse.event_ledger AS known
+            SELECT known.event_id, known.user_key, known.occurred_at
+            FROM warehouse.event_ledger AS known
             WHERE known.event_id = reading.event_id AND known.seq = reading.seq
             OFFSET 0
         ) AS ledger ON true
@@ -279,7 +285,8 @@ BEGIN
         PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
     END IF;
     IF v_nameless IS NOT NULL THEN
-        -- They count for the unknown user: a rule took the name away.
+        -- They count for the unknown user, because a rule took the name away; or did count for
+        -- him, and their facts are purged.
         PERFORM spectrum._rewrite_payloads(p_task_id, v_nameless, v_nameless_ids,
             array_fill(NULL::text, ARRAY[cardinality(v_nameless)]));
     END IF;
@@ -300,35 +307,39 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
-    v_row_ids uuid[];
+    v_repeated uuid[];
     v_seqs bigint[];
     v_accounts text[];
     v_count bigint;
+    v_facts bigint;
 BEGIN
     IF p_event_ids IS NOT NULL THEN
         v_accounts := spectrum._note_before(p_event_ids);
     END IF;
-    v_row_ids := ARRAY(SELECT raw.id FROM @extschema@.raw_events AS raw
-        WHERE raw.seq = ANY (p_seqs) ORDER BY raw.seq FOR UPDATE);
+    -- What a copy may name: the row, or the event where the row was purged.
+    v_repeated := ARRAY(SELECT raw.id FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = ANY (p_seqs) ORDER BY raw.seq FOR UPDATE) || p_event_ids;
     v_seqs := p_seqs || ARRAY(SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.copy_of = ANY (v_row_ids) AND r_erasure.is_whole
+        WHERE raw.copy_of = ANY (v_repeated) AND r_erasure.is_whole
             AND raw.payload ->> 'user_id' = ANY (r_erasure.names)
         ORDER BY raw.seq FOR UPDATE);
     PERFORM spectrum._scrub_errors(spectrum._texts_in(v_seqs), 4);
     PERFORM spectrum._forget_values(p_event_ids, v_seqs);
 
     PERFORM spectrum._withdraw(p_event_ids);
+    v_facts := (SELECT count(*) FROM spectrum.withdrawals AS gone
+        WHERE gone.event_id = ANY (p_event_ids));
     DELETE FROM @extschema@.raw_events AS raw WHERE raw.seq = ANY (v_seqs);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows removed', -v_count);
     DELETE FROM spectrum.requeue WHERE requeue.seq = ANY (v_seqs);
     -- Who repeated what is gone, and is somebody else, may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
-    WHERE raw.copy_of = ANY (v_row_ids) AND raw.status = 'done';
+    WHERE raw.copy_of = ANY (v_repeated) AND raw.status = 'done';
 
     IF p_event_ids IS NOT NULL THEN
         PERFORM spectrum._note_rows(
-            p_task_id, 'warehouse.fact_events', 'rows removed', -cardinality(p_event_ids));
+            p_task_id, 'warehouse.fact_events', 'rows removed', -v_facts);
         PERFORM spectrum._note_rows(
             p_task_id, 'warehouse.event_ledger', 'rows removed', -cardinality(p_event_ids));
         PERFORM spectrum._note_after(p_task_id, v_accounts);

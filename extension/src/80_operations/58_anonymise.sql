@@ -338,6 +338,9 @@ BEGIN
         AND dim.city !~ '^unused-[0-9a-f-]{36}$'
         AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.fact_events AS fact);
     GET DIAGNOSTICS v_places = ROW_COUNT;
+    UPDATE spectrum.cap_notes AS note SET account_id = '*'
+    WHERE note.account_id NOT IN ('', '*') AND NOT EXISTS (
+        SELECT FROM warehouse.dim_accounts AS dim WHERE dim.account_id = note.account_id);
     RETURN v_users + v_accounts + v_places;
 END
 $$;
