@@ -3249,7 +3249,8 @@ COMMENT ON FUNCTION spectrum._name_copies() IS
 -- as before.
 --
 -- Order of locks, the same in every worker: raw rows (passing over locked ones), months,
--- dimensions in order of their names, ledger in order of event_id.
+-- dimensions in order of their names, ledger in order of event_id. Before these, advisory ones,
+-- in an order that holds for all: run, purge, refresh, batch, forget, horizon, months.
 
 CREATE FUNCTION spectrum._mark_rows()
 RETURNS void
@@ -3815,6 +3816,22 @@ $$;
 COMMENT ON FUNCTION spectrum._hold_reports() IS
     'Until the transaction ends, only it may change what reports there are or move their sums: a '
     'refresh must not take a report that was begun meanwhile for one that it has built.';
+
+CREATE FUNCTION spectrum._wait_for_reports()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_wait text := spectrum._bound_lock_waits(10);
+BEGIN
+    PERFORM spectrum._hold_reports();
+    PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_reports() IS
+    'The same for what others wait for: raises 55P03 where a refresh, or a transaction left open '
+    'in which a definition changed, does not end within ten times config.lock_timeout.';
 
 CREATE FUNCTION spectrum._discard_reports(p_kind text, p_name text, p_state text DEFAULT NULL)
 RETURNS void
@@ -21339,6 +21356,12 @@ BEGIN
         PERFORM spectrum._reject('p_arguments', p_arguments::text, 'a JSON object');
     END IF;
     EXECUTE format('SELECT spectrum.%I($1)', '_check_' || p_kind) USING v_arguments;
+    -- As who asks means them: who carries it out may be in another time zone, and on another day.
+    v_arguments := v_arguments || (
+        SELECT coalesce(jsonb_object_agg(given.name, given.value::timestamptz), '{}')
+        FROM jsonb_each_text(v_arguments) AS given (name, value)
+        WHERE given.name IN ('from', 'to')
+    );
     -- The function runs as its owner; who logged in is what it cannot be told wrongly.
     INSERT INTO spectrum.tasks (kind, arguments, asked_by)
     VALUES (p_kind, v_arguments, session_user)
@@ -21642,6 +21665,7 @@ BEGIN
         END IF;
         RETURN v_detail IS NOT NULL;
     ELSIF p_step IN ('refresh', 'refresh between') THEN
+        PERFORM spectrum._wait_for_reports();
         r_refresh := spectrum._refresh_some(200000);
         PERFORM spectrum._log_step(p_run_id, 'refresh', v_started_at, r_refresh.detail);
         RETURN r_refresh.has_more;
@@ -23472,14 +23496,16 @@ BEGIN
             USING ERRCODE = 'invalid_transaction_state',
                 HINT = 'Call it in a transaction of isolation read committed.';
     END IF;
+    -- First of all, so that who holds refreshes up does not hold up batches.
+    PERFORM spectrum._wait_for_reports();
     v_wait := spectrum._bound_lock_waits();
     PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
     PERFORM set_config('lock_timeout', v_wait, true);
 END
 $$;
 COMMENT ON FUNCTION spectrum._keep_batches_out() IS
-    'Waits for the batches under way, no longer than config.lock_timeout, and has others wait '
-    'until this transaction ends: what one side takes in, the other would not see.';
+    'Waits for a refresh under way, then for the batches, no longer than config.lock_timeout, and '
+    'has others wait until this transaction ends: what one side takes in, the other would not see.';
 
 CREATE FUNCTION spectrum._do_forget_user(p_task_id bigint)
 RETURNS boolean
@@ -23496,6 +23522,7 @@ DECLARE
     v_is_over boolean := true;
 BEGIN
     IF r_erasure.phase IN ('count', 'settle') THEN
+        PERFORM spectrum._wait_for_reports();
         v_is_over := (SELECT NOT step.has_more FROM spectrum._refresh_some(200000) AS step);
     ELSE
         PERFORM spectrum._keep_batches_out();
@@ -23618,6 +23645,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
+    v_facts_from timestamptz := spectrum._facts_from();
     v_until bigint;
     v_looked bigint;
     v_event_ids uuid[];
@@ -23646,7 +23674,8 @@ BEGIN
     );
     WITH found AS MATERIALIZED (
         SELECT reading.seq, ledger.event_id,
-            r_erasure.anonymises AND ledger.user_key <> ALL (r_erasure.user_keys) AS is_nameless
+            r_erasure.anonymises AND (ledger.user_key <> ALL (r_erasure.user_keys)
+                OR ledger.occurred_at < v_facts_from) AS is_nameless
         FROM unnest(v_seqs) AS wanted (seq)
         CROSS JOIN LATERAL (
             SELECT known.seq, known.event_id, known.event_type, known.occurred_at
@@ -23654,7 +23683,8 @@ BEGIN
             OFFSET 0
         ) AS reading
         LEFT JOIN LATERAL (
-            SELECT known.event_id, known.user_key FROM warehouse.event_ledger AS known
+            SELECT known.event_id, known.user_key, known.occurred_at
+            FROM warehouse.event_ledger AS known
             WHERE known.event_id = reading.event_id AND known.seq = reading.seq
             OFFSET 0
         ) AS ledger ON true
@@ -23674,7 +23704,8 @@ BEGIN
         PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
     END IF;
     IF v_nameless IS NOT NULL THEN
-        -- They count for the unknown user: a rule took the name away.
+        -- They count for the unknown user, because a rule took the name away; or did count for
+        -- him, and their facts are purged.
         PERFORM spectrum._rewrite_payloads(p_task_id, v_nameless, v_nameless_ids,
             array_fill(NULL::text, ARRAY[cardinality(v_nameless)]));
     END IF;
@@ -23695,35 +23726,39 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
-    v_row_ids uuid[];
+    v_repeated uuid[];
     v_seqs bigint[];
     v_accounts text[];
     v_count bigint;
+    v_facts bigint;
 BEGIN
     IF p_event_ids IS NOT NULL THEN
         v_accounts := spectrum._note_before(p_event_ids);
     END IF;
-    v_row_ids := ARRAY(SELECT raw.id FROM @extschema@.raw_events AS raw
-        WHERE raw.seq = ANY (p_seqs) ORDER BY raw.seq FOR UPDATE);
+    -- What a copy may name: the row, or the event where the row was purged.
+    v_repeated := ARRAY(SELECT raw.id FROM @extschema@.raw_events AS raw
+        WHERE raw.seq = ANY (p_seqs) ORDER BY raw.seq FOR UPDATE) || p_event_ids;
     v_seqs := p_seqs || ARRAY(SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.copy_of = ANY (v_row_ids) AND r_erasure.is_whole
+        WHERE raw.copy_of = ANY (v_repeated) AND r_erasure.is_whole
             AND raw.payload ->> 'user_id' = ANY (r_erasure.names)
         ORDER BY raw.seq FOR UPDATE);
     PERFORM spectrum._scrub_errors(spectrum._texts_in(v_seqs), 4);
     PERFORM spectrum._forget_values(p_event_ids, v_seqs);
 
     PERFORM spectrum._withdraw(p_event_ids);
+    v_facts := (SELECT count(*) FROM spectrum.withdrawals AS gone
+        WHERE gone.event_id = ANY (p_event_ids));
     DELETE FROM @extschema@.raw_events AS raw WHERE raw.seq = ANY (v_seqs);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows removed', -v_count);
     DELETE FROM spectrum.requeue WHERE requeue.seq = ANY (v_seqs);
     -- Who repeated what is gone, and is somebody else, may step in.
     UPDATE @extschema@.raw_events AS raw SET status = 'pending'
-    WHERE raw.copy_of = ANY (v_row_ids) AND raw.status = 'done';
+    WHERE raw.copy_of = ANY (v_repeated) AND raw.status = 'done';
 
     IF p_event_ids IS NOT NULL THEN
         PERFORM spectrum._note_rows(
-            p_task_id, 'warehouse.fact_events', 'rows removed', -cardinality(p_event_ids));
+            p_task_id, 'warehouse.fact_events', 'rows removed', -v_facts);
         PERFORM spectrum._note_rows(
             p_task_id, 'warehouse.event_ledger', 'rows removed', -cardinality(p_event_ids));
         PERFORM spectrum._note_after(p_task_id, v_accounts);
@@ -24114,6 +24149,9 @@ BEGIN
         AND dim.city !~ '^unused-[0-9a-f-]{36}$'
         AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.fact_events AS fact);
     GET DIAGNOSTICS v_places = ROW_COUNT;
+    UPDATE spectrum.cap_notes AS note SET account_id = '*'
+    WHERE note.account_id NOT IN ('', '*') AND NOT EXISTS (
+        SELECT FROM warehouse.dim_accounts AS dim WHERE dim.account_id = note.account_id);
     RETURN v_users + v_accounts + v_places;
 END
 $$;
