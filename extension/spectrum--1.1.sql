@@ -8486,9 +8486,17 @@ BEGIN
                     AND (went.scope = 0 OR fact.account_key = abs(went.scope))
             )
         RETURNING known.user_key, known.scope, known.day
+    ), undone AS (
+        -- What came by the news and is gone by now, its own news still to come, never was.
+        DELETE FROM pg_temp.spectrum_day_changes AS added
+        USING removed
+        WHERE (added.user_key, added.scope, added.day)
+            = (removed.user_key, removed.scope, removed.day)
+        RETURNING added.user_key, added.scope, added.day
     )
     INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
-    SELECT user_key, scope, day, false FROM removed;
+    SELECT user_key, scope, day, false
+    FROM (SELECT * FROM removed EXCEPT ALL SELECT * FROM undone) AS gone;
 END
 $$;
 COMMENT ON FUNCTION analytics._move_user_days(integer, bigint) IS

@@ -110,6 +110,11 @@ def check_against_the_oracle(db: psycopg.Connection, payloads: list[str]) -> Non
     assert wrong == []
 
 
+def uncap(db: psycopg.Connection) -> None:
+    db.execute("SELECT spectrum.configure('max_payload_bytes', '1000000000')")
+    db.execute("SELECT spectrum.configure('max_properties', '10000000')")
+
+
 def test_every_path_says_the_same(db: psycopg.Connection) -> None:
     """In one batch, row by row, and where a refused row has each batch taken apart."""
     db.execute("SELECT spectrum.configure('retry_delay', '1 day')")  # each is claimed once
@@ -131,7 +136,10 @@ def test_every_path_says_the_same(db: psycopg.Connection) -> None:
     marks = -(-COUNT // 500)
     load_inputs(db, mark_every=500)
     with refusing(db):
-        assert drain(db, 10_000) == counts + Counts(marks, 0, 0, marks)
+        parted = drain(db, 10_000)
+    # Where a copy comes before the first row, both are loaded, one after the other.
+    assert (parted.claimed, parted.failed) == (counts.claimed + marks, counts.failed + marks)
+    assert parted.loaded + parted.duplicates == counts.loaded + counts.duplicates
     db.execute(OUTCOMES.format(way="parts"))
     prove(db)
 
@@ -148,7 +156,7 @@ def test_every_path_says_the_same(db: psycopg.Connection) -> None:
 
 
 def test_a_failed_row_names_field_and_value(db: psycopg.Connection) -> None:
-    db.execute("SELECT spectrum.configure('max_payload_bytes', '1000000000')")
+    uncap(db)
     insert(db, poison.payloads(f"{SEED} named", min(COUNT, 20_000), SIZE))
     drain(db)
     unnamed = rows(
@@ -190,7 +198,7 @@ def test_what_is_no_jsonb_is_refused_at_the_insert(db: psycopg.Connection, paylo
 def test_no_fact_breaks_a_standing_view(db: psycopg.Connection) -> None:
     """Facts with anything in the properties that reports read: counted, taken back, read again."""
     define_all(db)
-    db.execute("SELECT spectrum.configure('max_payload_bytes', '1000000000')")
+    uncap(db)
     count = min(20_000, COUNT // 2)
     insert(db, poison.facts(SEED, count, 30_000 if LONG else 5_000))
     assert drain(db) == Counts(count, count, 0, 0)
