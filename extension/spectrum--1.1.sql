@@ -10029,7 +10029,7 @@ BEGIN
     WHERE sums.report_id = (
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'revenue' AND report.state = 'served'
-    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+    ) AND sums.money_events > 0 AND ((SELECT caller.sees_all FROM warehouse.caller)
         OR sums.account_id = ANY (ARRAY(
             SELECT own.account_id FROM warehouse.own_accounts AS own)));
     COMMENT ON VIEW analytics.revenue_summary IS
@@ -10172,7 +10172,8 @@ BEGIN
     DELETE FROM analytics.mv_revenue_summary AS sums
     USING (SELECT DISTINCT account_id FROM pg_temp.spectrum_scopes) AS scopes
     WHERE sums.report_id = p_report AND sums.account_id = scopes.account_id
-        AND sums.money_events = 0
+        -- A payer may be kept for an order that was made again, whose news is still to come.
+        AND sums.money_events = 0 AND sums.paying_users = 0
         AND EXISTS (SELECT FROM pg_temp.spectrum_news WHERE sign <= 0);
 END
 $$;
