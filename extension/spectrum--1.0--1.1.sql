@@ -18,6 +18,7 @@ BEGIN
         'spectrum._add_history(bigint, bigint, bigint[])',
         'spectrum._beta_log_odds(double precision, double precision, double precision)',
         'spectrum._bound_lock_waits()',
+        'spectrum._claim_between(bigint, bigint, integer)',
         'spectrum._cron_state()',
         'spectrum._load_in_halves(tid[], boolean)',
         'spectrum._scope_news(boolean)',
@@ -920,6 +921,15 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._hmac_sha256(bytea, bytea) IS 'HMAC-SHA-256 (RFC 2104, RFC 6234).';
 
+CREATE OR REPLACE FUNCTION spectrum._key_check(p_key bytea)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT encode(spectrum._hmac_sha256(p_key, 'spectrum'), 'hex')
+$$;
+COMMENT ON FUNCTION spectrum._key_check(bytea) IS 'What tells one key from another.';
+
 CREATE OR REPLACE FUNCTION spectrum._pii_hash(p_text text, p_inner_pad bytea, p_outer_pad bytea)
 RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
@@ -1069,7 +1079,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_key bytea := coalesce(p_key, spectrum._random_bytes());
-    v_check text := encode(spectrum._hmac_sha256(v_key, 'spectrum'), 'hex');
+    v_check text := spectrum._key_check(v_key);
     v_known text := (SELECT privacy.key_check FROM spectrum.privacy FOR UPDATE);
 BEGIN
     IF length(v_key) < 16 THEN
@@ -1109,7 +1119,7 @@ BEGIN
         what_to_do := '';
         RETURN;
     END IF;
-    SELECT encode(spectrum._hmac_sha256(known.secret, 'spectrum'), 'hex') INTO v_check
+    SELECT spectrum._key_check(known.secret) INTO v_check
     FROM spectrum.pii_key AS known;
     SELECT privacy.key_check IS NOT DISTINCT FROM v_check,
         CASE
@@ -1664,6 +1674,7 @@ CREATE OR REPLACE FUNCTION spectrum._claim_between(
     p_from bigint,
     p_to bigint,
     p_limit integer,
+    p_account_id text DEFAULT NULL,
     OUT row_ids tid[],
     OUT last_seq bigint
 )
@@ -1675,10 +1686,13 @@ SET enable_bitmapscan = off
 SET enable_sort = off
 AS $$
 BEGIN
+    -- The account as in spectrum.waiting; rows cannot be locked through it one by one.
     SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
     FROM (
         SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
         WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
+            AND (p_account_id IS NULL OR p_account_id COLLATE "C"
+                = left(coalesce(raw.payload ->> 'account_id', ''), 200))
         ORDER BY raw.seq
         LIMIT p_limit
         FOR UPDATE SKIP LOCKED
@@ -1686,8 +1700,9 @@ BEGIN
     row_ids := coalesce(row_ids, '{}'::tid[]);
 END
 $$;
-COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer) IS
-    'Locks at most p_limit pending rows with p_from <= seq < p_to, in receive order. The plan is '
+COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer, text) IS
+    'Locks at most p_limit pending rows with p_from <= seq < p_to, of one account if p_account_id '
+    'names it (empty: without one), in receive order. The plan is '
     'pinned to the index on seq: statistics of a table that fills and drains are of no use.';
 
 CREATE OR REPLACE FUNCTION spectrum._claim_requeued(p_limit integer)
@@ -2126,38 +2141,6 @@ COMMENT ON FUNCTION spectrum._claim_in_front(integer, integer) IS
     'Looks at the next p_look pending rows, locks those of accounts within their share, up to what '
     'a batch of p_limit has for them, and notes the others as left behind.';
 
-CREATE OR REPLACE FUNCTION spectrum._claim_of_account(
-    p_account_id text,
-    p_from bigint,
-    p_to bigint,
-    p_limit integer,
-    OUT row_ids tid[],
-    OUT last_seq bigint
-)
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_sort = off
-AS $$
-BEGIN
-    -- The account as in spectrum.waiting; rows cannot be locked through it one by one.
-    SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
-    FROM (
-        SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
-            AND left(coalesce(raw.payload ->> 'account_id', ''), 200) = p_account_id COLLATE "C"
-        ORDER BY raw.seq
-        LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS claimed;
-    row_ids := coalesce(row_ids, '{}'::tid[]);
-END
-$$;
-COMMENT ON FUNCTION spectrum._claim_of_account(text, bigint, bigint, integer) IS
-    'Locks at most p_limit pending rows of one account with p_from <= seq < p_to.';
-
 CREATE OR REPLACE FUNCTION spectrum._claim_left_behind(p_limit integer, p_is_keeper boolean)
 RETURNS tid[]
 LANGUAGE plpgsql VOLATILE
@@ -2179,8 +2162,8 @@ BEGIN
     LOOP
         v_wanted := ceil((p_limit - cardinality(v_rows))::numeric / r_flood.still_to_serve);
         EXIT WHEN v_wanted = 0;
-        r_claim := spectrum._claim_of_account(
-            r_flood.account_id, r_flood.next_seq, r_flood.end_seq, v_wanted
+        r_claim := spectrum._claim_between(
+            r_flood.next_seq, r_flood.end_seq, v_wanted, r_flood.account_id
         );
         v_rows := v_rows || r_claim.row_ids;
         IF p_is_keeper AND cardinality(r_claim.row_ids) < v_wanted THEN
@@ -10315,6 +10298,22 @@ COMMENT ON FUNCTION analytics._read_subscription(text, jsonb, text) IS
     'and its currency, NULL where it is cancelled; its place among events of the same time; or, '
     'in problem, why it cannot be read.';
 
+CREATE OR REPLACE FUNCTION analytics._subscription_keys()
+RETURNS integer[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT types.event_type_key FROM analytics.event_types AS types
+        WHERE types.event_type IN (
+            'subscription_started', 'subscription_changed', 'subscription_cancelled'
+        )
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._subscription_keys() IS 'Event types that move recurring revenue.';
+
 CREATE OR REPLACE FUNCTION analytics._subscription_events(p_account text)
 RETURNS TABLE (
     account_id text,
@@ -10334,12 +10333,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_currency text := (SELECT s.currency FROM analytics.settings AS s);
-    v_keys integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN (
-            'subscription_started', 'subscription_changed', 'subscription_cancelled'
-        )
-    );
+    v_keys integer[] := analytics._subscription_keys();
 BEGIN
     RETURN QUERY
     SELECT e.account_id, e.account_key, e.event_id, e.event_type, e.occurred_at,
@@ -11004,12 +10998,7 @@ SET enable_mergejoin = off
 AS $$
 DECLARE
     v_currency text := (SELECT s.currency FROM analytics.settings AS s);
-    v_keys integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN (
-            'subscription_started', 'subscription_changed', 'subscription_cancelled'
-        )
-    );
+    v_keys integer[] := analytics._subscription_keys();
     v_accounts bigint[];
 BEGIN
     -- Each fact is in one scope from 0 up.
@@ -19989,12 +19978,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_currency text := (SELECT s.currency FROM analytics.settings AS s);
-    v_keys integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN (
-            'subscription_started', 'subscription_changed', 'subscription_cancelled'
-        )
-    );
+    v_keys integer[] := analytics._subscription_keys();
 BEGIN
     RETURN QUERY
     WITH told AS MATERIALIZED (
@@ -21492,6 +21476,35 @@ $$;
 COMMENT ON FUNCTION spectrum._task_outcome(bigint) IS
     'What came of a task that was carried out at once; raises what ended it before its end.';
 
+CREATE OR REPLACE PROCEDURE spectrum._carry_out(
+    p_kind text,
+    p_arguments jsonb,
+    p_counted text,
+    INOUT counted bigint
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task_id bigint;
+    v_has_more boolean := true;
+BEGIN
+    -- Inside a transaction block this fails, before anything is done.
+    COMMIT;
+    v_task_id := spectrum.request(p_kind, p_arguments);
+    WHILE v_has_more LOOP
+        COMMIT;
+        v_has_more := spectrum._work_on_task(v_task_id);
+    END LOOP;
+    COMMIT;
+    counted := pg_catalog.jsonb_extract_path_text(
+        spectrum._task_outcome(v_task_id), p_counted
+    )::pg_catalog.int8;
+END
+$$;
+COMMENT ON PROCEDURE spectrum._carry_out(text, jsonb, text, bigint) IS
+    'Asks for a task and does all of it at once, a commit after each step. Returns one number of '
+    'its outcome.';
+
 CREATE OR REPLACE FUNCTION spectrum.cancel_task(p_task_id bigint)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -22691,23 +22704,10 @@ CREATE OR REPLACE PROCEDURE spectrum.reprocess(
 )
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
 BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('reprocess', pg_catalog.jsonb_build_object(
+    CALL spectrum._carry_out('reprocess', pg_catalog.jsonb_build_object(
         'from', p_from, 'to', p_to, 'status', p_status, 'event_type', p_event_type, 'error', p_error
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    requeued := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'requeued'
-    )::pg_catalog.int8;
+    ), 'requeued', requeued);
 END
 $$;
 COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, text, bigint) IS
@@ -22844,23 +22844,10 @@ CREATE OR REPLACE PROCEDURE spectrum.purge_raw(
 )
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
 BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('purge_raw', pg_catalog.jsonb_build_object(
+    CALL spectrum._carry_out('purge_raw', pg_catalog.jsonb_build_object(
         'older_than', p_older_than, 'failed', p_failed
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    deleted := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'deleted'
-    )::pg_catalog.int8;
+    ), 'deleted', deleted);
 END
 $$;
 COMMENT ON PROCEDURE spectrum.purge_raw(interval, boolean, bigint) IS
@@ -23175,23 +23162,10 @@ CREATE OR REPLACE PROCEDURE spectrum.purge_facts(
 )
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
 BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('purge_facts', pg_catalog.jsonb_build_object(
+    CALL spectrum._carry_out('purge_facts', pg_catalog.jsonb_build_object(
         'older_than', p_older_than, 'own_reports', p_own_reports
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    months := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'months'
-    )::pg_catalog.int8;
+    ), 'months', months);
 END
 $$;
 COMMENT ON PROCEDURE spectrum.purge_facts(interval, text, bigint) IS
@@ -25226,6 +25200,7 @@ BEGIN
         'spectrum._add_history(bigint, bigint, bigint[])',
         'spectrum._beta_log_odds(double precision, double precision, double precision)',
         'spectrum._bound_lock_waits()',
+        'spectrum._claim_between(bigint, bigint, integer)',
         'spectrum._load_in_halves(tid[], boolean)',
         'spectrum._scope_news(boolean)',
         'spectrum._tell_reports(text[], bigint)',

@@ -77,8 +77,11 @@ def check_layout(text: str) -> Iterator[tuple[int, str]]:
 
 
 def commits(routine: re.Match[str]) -> bool:
-    """Such a procedure cannot carry SET search_path: it qualifies every name and operator."""
-    return bool(re.search(r"^ *COMMIT;", routine["body"], re.MULTILINE))
+    """Such a procedure, itself or by one it calls, cannot carry SET search_path: it qualifies
+    every name and operator."""
+    return bool(
+        re.search(r"^ *(COMMIT;|CALL spectrum\._carry_out\()", routine["body"], re.MULTILINE)
+    )
 
 
 def signature(routine: re.Match[str]) -> str:

@@ -381,12 +381,14 @@ def test_one_poison_row_slows_its_batch_at_most_three_times(
     meter.batch()
     clean, spoiled = [], []
     for at in (0, 6_789, 9_999) if LONG else (6_789,):
-        for _ in range(3 if LONG else 2):
+        for _ in range(3):
             clean.append(meter.batch())
             if make:
                 db.execute(make)
             spoiled.append(meter.batch(spoilt, after, at))
             db.execute(UNDO)
-    ratio = statistics.median(spoiled) / statistics.median(clean)
-    print(f"{kind}: {ratio:.2f} times the {statistics.median(clean):.2f} s of a clean batch")
+    # Others on the machine only ever add to the time, so the least of each is nearest to its own.
+    typical = statistics.median if LONG else min
+    ratio = typical(spoiled) / typical(clean)
+    print(f"{kind}: {ratio:.2f} times the {typical(clean):.2f} s of a clean batch")
     assert ratio < 3

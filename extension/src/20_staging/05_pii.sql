@@ -145,6 +145,15 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._hmac_sha256(bytea, bytea) IS 'HMAC-SHA-256 (RFC 2104, RFC 6234).';
 
+CREATE FUNCTION spectrum._key_check(p_key bytea)
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT encode(spectrum._hmac_sha256(p_key, 'spectrum'), 'hex')
+$$;
+COMMENT ON FUNCTION spectrum._key_check(bytea) IS 'What tells one key from another.';
+
 CREATE FUNCTION spectrum._pii_hash(p_text text, p_inner_pad bytea, p_outer_pad bytea)
 RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE STRICT
@@ -294,7 +303,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_key bytea := coalesce(p_key, spectrum._random_bytes());
-    v_check text := encode(spectrum._hmac_sha256(v_key, 'spectrum'), 'hex');
+    v_check text := spectrum._key_check(v_key);
     v_known text := (SELECT privacy.key_check FROM spectrum.privacy FOR UPDATE);
 BEGIN
     IF length(v_key) < 16 THEN
@@ -334,7 +343,7 @@ BEGIN
         what_to_do := '';
         RETURN;
     END IF;
-    SELECT encode(spectrum._hmac_sha256(known.secret, 'spectrum'), 'hex') INTO v_check
+    SELECT spectrum._key_check(known.secret) INTO v_check
     FROM spectrum.pii_key AS known;
     SELECT privacy.key_check IS NOT DISTINCT FROM v_check,
         CASE

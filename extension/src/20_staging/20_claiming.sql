@@ -5,6 +5,7 @@ CREATE FUNCTION spectrum._claim_between(
     p_from bigint,
     p_to bigint,
     p_limit integer,
+    p_account_id text DEFAULT NULL,
     OUT row_ids tid[],
     OUT last_seq bigint
 )
@@ -16,10 +17,13 @@ SET enable_bitmapscan = off
 SET enable_sort = off
 AS $$
 BEGIN
+    -- The account as in spectrum.waiting; rows cannot be locked through it one by one.
     SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
     FROM (
         SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
         WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
+            AND (p_account_id IS NULL OR p_account_id COLLATE "C"
+                = left(coalesce(raw.payload ->> 'account_id', ''), 200))
         ORDER BY raw.seq
         LIMIT p_limit
         FOR UPDATE SKIP LOCKED
@@ -27,8 +31,9 @@ BEGIN
     row_ids := coalesce(row_ids, '{}'::tid[]);
 END
 $$;
-COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer) IS
-    'Locks at most p_limit pending rows with p_from <= seq < p_to, in receive order. The plan is '
+COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer, text) IS
+    'Locks at most p_limit pending rows with p_from <= seq < p_to, of one account if p_account_id '
+    'names it (empty: without one), in receive order. The plan is '
     'pinned to the index on seq: statistics of a table that fills and drains are of no use.';
 
 CREATE FUNCTION spectrum._claim_requeued(p_limit integer)

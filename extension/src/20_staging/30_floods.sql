@@ -221,38 +221,6 @@ COMMENT ON FUNCTION spectrum._claim_in_front(integer, integer) IS
     'Looks at the next p_look pending rows, locks those of accounts within their share, up to what '
     'a batch of p_limit has for them, and notes the others as left behind.';
 
-CREATE FUNCTION spectrum._claim_of_account(
-    p_account_id text,
-    p_from bigint,
-    p_to bigint,
-    p_limit integer,
-    OUT row_ids tid[],
-    OUT last_seq bigint
-)
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET jit = off
-SET enable_seqscan = off
-SET enable_bitmapscan = off
-SET enable_sort = off
-AS $$
-BEGIN
-    -- The account as in spectrum.waiting; rows cannot be locked through it one by one.
-    SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
-    FROM (
-        SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
-            AND left(coalesce(raw.payload ->> 'account_id', ''), 200) = p_account_id COLLATE "C"
-        ORDER BY raw.seq
-        LIMIT p_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS claimed;
-    row_ids := coalesce(row_ids, '{}'::tid[]);
-END
-$$;
-COMMENT ON FUNCTION spectrum._claim_of_account(text, bigint, bigint, integer) IS
-    'Locks at most p_limit pending rows of one account with p_from <= seq < p_to.';
-
 CREATE FUNCTION spectrum._claim_left_behind(p_limit integer, p_is_keeper boolean)
 RETURNS tid[]
 LANGUAGE plpgsql VOLATILE
@@ -274,8 +242,8 @@ BEGIN
     LOOP
         v_wanted := ceil((p_limit - cardinality(v_rows))::numeric / r_flood.still_to_serve);
         EXIT WHEN v_wanted = 0;
-        r_claim := spectrum._claim_of_account(
-            r_flood.account_id, r_flood.next_seq, r_flood.end_seq, v_wanted
+        r_claim := spectrum._claim_between(
+            r_flood.next_seq, r_flood.end_seq, v_wanted, r_flood.account_id
         );
         v_rows := v_rows || r_claim.row_ids;
         IF p_is_keeper AND cardinality(r_claim.row_ids) < v_wanted THEN

@@ -97,6 +97,22 @@ COMMENT ON FUNCTION analytics._read_subscription(text, jsonb, text) IS
     'and its currency, NULL where it is cancelled; its place among events of the same time; or, '
     'in problem, why it cannot be read.';
 
+CREATE FUNCTION analytics._subscription_keys()
+RETURNS integer[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT types.event_type_key FROM analytics.event_types AS types
+        WHERE types.event_type IN (
+            'subscription_started', 'subscription_changed', 'subscription_cancelled'
+        )
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._subscription_keys() IS 'Event types that move recurring revenue.';
+
 CREATE FUNCTION analytics._subscription_events(p_account text)
 RETURNS TABLE (
     account_id text,
@@ -116,12 +132,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_currency text := (SELECT s.currency FROM analytics.settings AS s);
-    v_keys integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN (
-            'subscription_started', 'subscription_changed', 'subscription_cancelled'
-        )
-    );
+    v_keys integer[] := analytics._subscription_keys();
 BEGIN
     RETURN QUERY
     SELECT e.account_id, e.account_key, e.event_id, e.event_type, e.occurred_at,

@@ -187,12 +187,7 @@ SET enable_mergejoin = off
 AS $$
 DECLARE
     v_currency text := (SELECT s.currency FROM analytics.settings AS s);
-    v_keys integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN (
-            'subscription_started', 'subscription_changed', 'subscription_cancelled'
-        )
-    );
+    v_keys integer[] := analytics._subscription_keys();
     v_accounts bigint[];
 BEGIN
     -- Each fact is in one scope from 0 up.

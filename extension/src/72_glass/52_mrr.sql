@@ -48,12 +48,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_currency text := (SELECT s.currency FROM analytics.settings AS s);
-    v_keys integer[] := ARRAY(
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type IN (
-            'subscription_started', 'subscription_changed', 'subscription_cancelled'
-        )
-    );
+    v_keys integer[] := analytics._subscription_keys();
 BEGIN
     RETURN QUERY
     WITH told AS MATERIALIZED (

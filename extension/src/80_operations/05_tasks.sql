@@ -213,6 +213,35 @@ $$;
 COMMENT ON FUNCTION spectrum._task_outcome(bigint) IS
     'What came of a task that was carried out at once; raises what ended it before its end.';
 
+CREATE PROCEDURE spectrum._carry_out(
+    p_kind text,
+    p_arguments jsonb,
+    p_counted text,
+    INOUT counted bigint
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_task_id bigint;
+    v_has_more boolean := true;
+BEGIN
+    -- Inside a transaction block this fails, before anything is done.
+    COMMIT;
+    v_task_id := spectrum.request(p_kind, p_arguments);
+    WHILE v_has_more LOOP
+        COMMIT;
+        v_has_more := spectrum._work_on_task(v_task_id);
+    END LOOP;
+    COMMIT;
+    counted := pg_catalog.jsonb_extract_path_text(
+        spectrum._task_outcome(v_task_id), p_counted
+    )::pg_catalog.int8;
+END
+$$;
+COMMENT ON PROCEDURE spectrum._carry_out(text, jsonb, text, bigint) IS
+    'Asks for a task and does all of it at once, a commit after each step. Returns one number of '
+    'its outcome.';
+
 CREATE FUNCTION spectrum.cancel_task(p_task_id bigint)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER

@@ -79,23 +79,10 @@ CREATE PROCEDURE spectrum.reprocess(
 )
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
 BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('reprocess', pg_catalog.jsonb_build_object(
+    CALL spectrum._carry_out('reprocess', pg_catalog.jsonb_build_object(
         'from', p_from, 'to', p_to, 'status', p_status, 'event_type', p_event_type, 'error', p_error
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    requeued := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'requeued'
-    )::pg_catalog.int8;
+    ), 'requeued', requeued);
 END
 $$;
 COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, text, bigint) IS

@@ -127,23 +127,10 @@ CREATE PROCEDURE spectrum.purge_raw(
 )
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
 BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('purge_raw', pg_catalog.jsonb_build_object(
+    CALL spectrum._carry_out('purge_raw', pg_catalog.jsonb_build_object(
         'older_than', p_older_than, 'failed', p_failed
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    deleted := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'deleted'
-    )::pg_catalog.int8;
+    ), 'deleted', deleted);
 END
 $$;
 COMMENT ON PROCEDURE spectrum.purge_raw(interval, boolean, bigint) IS

@@ -268,23 +268,10 @@ CREATE PROCEDURE spectrum.purge_facts(
 )
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_task_id bigint;
-    v_has_more boolean := true;
 BEGIN
-    -- Inside a transaction block this fails, before anything is done.
-    COMMIT;
-    v_task_id := spectrum.request('purge_facts', pg_catalog.jsonb_build_object(
+    CALL spectrum._carry_out('purge_facts', pg_catalog.jsonb_build_object(
         'older_than', p_older_than, 'own_reports', p_own_reports
-    ));
-    WHILE v_has_more LOOP
-        COMMIT;
-        v_has_more := spectrum._work_on_task(v_task_id);
-    END LOOP;
-    COMMIT;
-    months := pg_catalog.jsonb_extract_path_text(
-        spectrum._task_outcome(v_task_id), 'months'
-    )::pg_catalog.int8;
+    ), 'months', months);
 END
 $$;
 COMMENT ON PROCEDURE spectrum.purge_facts(interval, text, bigint) IS
