@@ -44,7 +44,8 @@ CLAIM_FIRST = (
     END $$
 """
 )
-# The notes of the workers' batches are kept aside and passed on in a second transaction.
+# The notes of the workers' batches are kept aside and passed on in a second transaction. The moment
+# between the two is made long enough for a fault to meet it in a few rounds.
 NEWS_LATER = (
     """
     CREATE TABLE public.kept (LIKE spectrum.news, pid integer DEFAULT pg_backend_pid());
@@ -68,6 +69,7 @@ NEWS_LATER = (
         INTO claimed, loaded, duplicates, failed
         FROM spectrum._log_batch(NULL, p_limit) AS batch;
         COMMIT;
+        PERFORM pg_sleep(0.03);
         PERFORM set_config('faults.passes_on', 'yes', true);
         WITH mine AS (DELETE FROM public.kept WHERE pid = pg_backend_pid() RETURNING *)
         INSERT INTO spectrum.news (note_no, events, first_at, last_at, user_keys, occurred_ats,
