@@ -3543,8 +3543,11 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_wait text := spectrum._bound_lock_waits(10);
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('forget'));
+    PERFORM set_config('lock_timeout', v_wait, true);
     -- An older snapshot does not show who was forgotten meanwhile: this raises 40001 then.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM FROM spectrum.privacy FOR SHARE;
@@ -3553,7 +3556,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._wait_for_erasure() IS
     'Before a batch claims: a step of forgetting somebody is either over or waits for the batch, '
-    'so none takes events in that the other does not see.';
+    'so none takes events in that the other does not see. Raises 55P03 where a transaction left '
+    'open in which somebody was forgotten does not end within ten times config.lock_timeout.';
 
 CREATE FUNCTION spectrum._process_batch(
     p_limit integer,

@@ -374,6 +374,25 @@ def test_a_batch_that_does_not_end_is_not_waited_for(
     finish(db)
 
 
+def test_a_batch_does_not_wait_for_ever(db: psycopg.Connection, connect: Connect) -> None:
+    """Somebody forgets a user by hand and leaves the transaction open."""
+    db.execute("SELECT spectrum.configure('lock_timeout', '20 ms')")
+    insert(db, life(USER, MARKER))
+    drain(db)
+    idle = connect(autocommit=False)
+    idle.execute("SELECT spectrum.forget_user(%s)", (USER,))
+    insert(db, [event("view", user_id="another")])
+    db.execute("SET statement_timeout = '10 s'")
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        process(db)
+    db.execute("CALL spectrum.run()")
+    assert "process: canceling statement due to lock timeout (SQLSTATE 55P03)" in value(
+        db, "SELECT last_run_error FROM spectrum.status()"
+    )
+    idle.rollback()
+    assert process(db).loaded == 1
+
+
 def test_what_is_kept_of_facts_that_are_gone_is_frozen(db: psycopg.Connection) -> None:
     """As after a month of facts went: his own rows go, and the receipt says so."""
     settle(db)
