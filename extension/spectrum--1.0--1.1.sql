@@ -21403,6 +21403,20 @@ COMMENT ON FUNCTION spectrum._check_arguments(jsonb, jsonb) IS
     'Raises 22023 unless every argument of a task is one of those in p_types (name: type) and its '
     'value reads as that type.';
 
+CREATE OR REPLACE FUNCTION spectrum._check_age(p_age text)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_age IS NULL OR p_age::interval NOT BETWEEN interval '0' AND interval '1000 years' THEN
+        PERFORM spectrum._reject('p_older_than', p_age, 'an age, such as 90 days');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_age(text) IS
+    'Raises 22023 unless older_than, an interval, is an age from nothing to a thousand years.';
+
 CREATE OR REPLACE FUNCTION spectrum._work_on_task(p_task_id bigint)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -21497,6 +21511,7 @@ BEGIN
     v_task_id := spectrum.request(p_kind, p_arguments);
     WHILE v_has_more LOOP
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         v_has_more := spectrum._work_on_task(v_task_id);
     END LOOP;
     COMMIT;
@@ -21798,12 +21813,15 @@ DECLARE
 BEGIN
     -- Inside a transaction block this fails, before anything is done.
     COMMIT;
+    -- Whatever the default is here: a step that waited must see what it waited for.
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     v_run_id := spectrum._begin_run();
     IF v_run_id IS NULL THEN
         RETURN;
     END IF;
     WHILE v_step IS NOT NULL LOOP
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         v_step := spectrum._run_step(v_run_id, v_step);
     END LOOP;
 END
@@ -22728,15 +22746,11 @@ RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_age text := p_arguments ->> 'older_than';
 BEGIN
     PERFORM spectrum._check_arguments(
         p_arguments, '{"older_than": "interval", "failed": "boolean"}'
     );
-    IF v_age IS NULL OR v_age::interval < interval '0' THEN
-        PERFORM spectrum._reject('p_older_than', v_age, 'an age, such as 90 days');
-    END IF;
+    PERFORM spectrum._check_age(p_arguments ->> 'older_than');
 END
 $$;
 COMMENT ON FUNCTION spectrum._check_purge_raw(jsonb) IS 'Refuses what purge_raw cannot take.';
@@ -22954,12 +22968,13 @@ BEGIN
     PERFORM spectrum._check_arguments(
         p_arguments, '{"older_than": "interval", "own_reports": "text"}'
     );
+    PERFORM spectrum._check_age(p_arguments ->> 'older_than');
     PERFORM spectrum._check_choice('p_own_reports',
         coalesce(p_arguments ->> 'own_reports', 'refuse'), '{refuse, rebuild}');
     v_facts_from := date_trunc(
         'month', now() - (p_arguments ->> 'older_than')::interval, 'UTC'
     );
-    IF v_facts_from IS NULL OR spectrum._closed_until(v_facts_from) > now() - interval '1 day' THEN
+    IF spectrum._closed_until(v_facts_from) > now() - interval '1 day' THEN
         PERFORM spectrum._reject('p_older_than', p_arguments ->> 'older_than', format(
             'an interval of %s days or more: as far as reports look back around a new event, '
             'and whole months', 32 + extract(day FROM

@@ -107,6 +107,10 @@ def test_a_step_that_is_locked_out_is_tried_again(db: psycopg.Connection, connec
         ("reprocess", '{"form": "2024-01-01"}', 'p_arguments: "form"'),
         ("reprocess", '{"from": "soon"}', 'p_from: "soon"'),
         ("reprocess", '{"status": "pending"}', 'p_status: "pending"'),
+        ("purge_raw", "{}", "p_older_than"),
+        ("purge_raw", '{"older_than": "-1 day"}', 'p_older_than: "-1 day"'),
+        ("purge_raw", '{"older_than": "1000001 years"}', 'p_older_than: "1000001 years"'),
+        ("purge_facts", '{"older_than": "1000001 years"}', 'p_older_than: "1000001 years"'),
     ],
 )
 def test_what_cannot_be_done_is_refused_at_once(
@@ -115,6 +119,22 @@ def test_what_cannot_be_done_is_refused_at_once(
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
         db.execute("SELECT spectrum.request(%s, %s)", (kind, arguments))
     assert rows(db, "SELECT * FROM spectrum.tasks") == []
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_stricter_default_ends_no_task(
+    db: psycopg.Connection, connect: Connect, level: str
+) -> None:
+    insert(db, [event(user_id="anna"), event(user_id="ben")])
+    drain(db)
+    task = value(db, """SELECT spectrum.request('forget_user', '{"user_id": "anna"}')""")
+    strict = connect()
+    strict.execute(f"SET default_transaction_isolation = '{level}'")
+    strict.execute("CALL spectrum.run()")
+    state = "SELECT state FROM spectrum.tasks WHERE task_id = %s"
+    assert value(db, state, task) == "done"
+    strict.execute("CALL spectrum.reprocess(p_status => 'done')")
+    assert statuses(db) == {"pending": 1}
 
 
 def test_reprocess_refuses_a_transaction_block(db: psycopg.Connection) -> None:

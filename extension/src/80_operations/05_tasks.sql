@@ -136,6 +136,20 @@ COMMENT ON FUNCTION spectrum._check_arguments(jsonb, jsonb) IS
     'Raises 22023 unless every argument of a task is one of those in p_types (name: type) and its '
     'value reads as that type.';
 
+CREATE FUNCTION spectrum._check_age(p_age text)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_age IS NULL OR p_age::interval NOT BETWEEN interval '0' AND interval '1000 years' THEN
+        PERFORM spectrum._reject('p_older_than', p_age, 'an age, such as 90 days');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_age(text) IS
+    'Raises 22023 unless older_than, an interval, is an age from nothing to a thousand years.';
+
 CREATE FUNCTION spectrum._work_on_task(p_task_id bigint)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -230,6 +244,7 @@ BEGIN
     v_task_id := spectrum.request(p_kind, p_arguments);
     WHILE v_has_more LOOP
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         v_has_more := spectrum._work_on_task(v_task_id);
     END LOOP;
     COMMIT;

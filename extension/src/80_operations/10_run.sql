@@ -230,12 +230,15 @@ DECLARE
 BEGIN
     -- Inside a transaction block this fails, before anything is done.
     COMMIT;
+    -- Whatever the default is here: a step that waited must see what it waited for.
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
     v_run_id := spectrum._begin_run();
     IF v_run_id IS NULL THEN
         RETURN;
     END IF;
     WHILE v_step IS NOT NULL LOOP
         COMMIT;
+        SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
         v_step := spectrum._run_step(v_run_id, v_step);
     END LOOP;
 END

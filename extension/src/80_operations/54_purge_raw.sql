@@ -7,15 +7,11 @@ RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_age text := p_arguments ->> 'older_than';
 BEGIN
     PERFORM spectrum._check_arguments(
         p_arguments, '{"older_than": "interval", "failed": "boolean"}'
     );
-    IF v_age IS NULL OR v_age::interval < interval '0' THEN
-        PERFORM spectrum._reject('p_older_than', v_age, 'an age, such as 90 days');
-    END IF;
+    PERFORM spectrum._check_age(p_arguments ->> 'older_than');
 END
 $$;
 COMMENT ON FUNCTION spectrum._check_purge_raw(jsonb) IS 'Refuses what purge_raw cannot take.';

@@ -56,12 +56,13 @@ BEGIN
     PERFORM spectrum._check_arguments(
         p_arguments, '{"older_than": "interval", "own_reports": "text"}'
     );
+    PERFORM spectrum._check_age(p_arguments ->> 'older_than');
     PERFORM spectrum._check_choice('p_own_reports',
         coalesce(p_arguments ->> 'own_reports', 'refuse'), '{refuse, rebuild}');
     v_facts_from := date_trunc(
         'month', now() - (p_arguments ->> 'older_than')::interval, 'UTC'
     );
-    IF v_facts_from IS NULL OR spectrum._closed_until(v_facts_from) > now() - interval '1 day' THEN
+    IF spectrum._closed_until(v_facts_from) > now() - interval '1 day' THEN
         PERFORM spectrum._reject('p_older_than', p_arguments ->> 'older_than', format(
             'an interval of %s days or more: as far as reports look back around a new event, '
             'and whole months', 32 + extract(day FROM
