@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from random import Random
 
+import psycopg
 import pytest
 from faults.controls import CONTROLS, notices
 from faults.faults import FAULTS, MAIN_KINDS, plan
@@ -26,6 +27,11 @@ def test_rounds(private_server: Server) -> None:
 def test_the_proof_notices_rows_marked_before_they_are_loaded(private_server: Server) -> None:
     noticed, detail = notices(private_server, list(CONTROLS)[1], "make-test")
     assert noticed, detail
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_what_a_control_takes_out_is_there(db: psycopg.Connection, name: str) -> None:
+    CONTROLS[name].apply(db)
 
 
 @pytest.mark.parametrize("rounds", [1, 4, 20, 100])

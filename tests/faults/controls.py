@@ -133,8 +133,9 @@ CONTROLS = {
     "refreshes that do not take turns": Control(
         [
             Edit(
-                "spectrum._refresh_some",
+                "spectrum._hold_reports",
                 "PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));",
+                "NULL;",
             )
         ],
         fault="pg_cancel_backend",
