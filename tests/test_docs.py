@@ -165,6 +165,13 @@ def test_links(name: str) -> None:
         assert not link["anchor"] or link["anchor"] in anchors(target), f"{name}: {link.group()}"
 
 
+def test_the_tests_that_hold_a_promise_are_there() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    named = {name for path in FILES for name in re.findall(r"`(test_\w+)`", path.read_text())}
+    assert len(named) > 30
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
 def test_there_is_something_to_run() -> None:
     assert len(steps_of("README.md")) >= 3 and len(steps_of("docs/numbers.md")) >= 20
 
