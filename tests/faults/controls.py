@@ -128,7 +128,15 @@ CONTROLS = {
         [Edit("spectrum._insert_facts", "HAVING count(*) > 0", "HAVING count(*) > 2")]
     ),
     "a claim that locks nothing": Control(
-        [Edit("spectrum._claim_between", "FOR UPDATE SKIP LOCKED")]
+        [
+            Edit("spectrum._claim_between", "FOR UPDATE SKIP LOCKED"),
+            # Time for another worker to take the same rows.
+            Edit(
+                "spectrum._claim_between",
+                "row_ids := coalesce(",
+                "PERFORM pg_sleep(0.03); row_ids := coalesce(",
+            ),
+        ]
     ),
     "refreshes that do not take turns": Control(
         [
