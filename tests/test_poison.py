@@ -118,6 +118,7 @@ def uncap(db: psycopg.Connection) -> None:
 def test_every_path_says_the_same(db: psycopg.Connection) -> None:
     """In one batch, row by row, and where a refused row has each batch taken apart."""
     db.execute("SELECT spectrum.configure('retry_delay', '1 day')")  # each is claimed once
+    uncap(db)
     payloads = poison.payloads(SEED, COUNT, SIZE)
     keep_inputs(db, payloads)
     counts = drain(db, 10_000)
