@@ -5,12 +5,14 @@ SOURCES = $(addprefix extension/src/, \
 	00_prologue.sql \
 	10_config.sql \
 	12_run_log.sql \
+	13_horizon.sql \
+	14_settings.sql \
 	15_calendar.sql \
-	17_horizon.sql \
 	18_temporary.sql \
 	20_staging/00_raw_events.sql \
 	20_staging/05_pii.sql \
-	20_staging/06_capture.sql \
+	20_staging/06_forgotten.sql \
+	20_staging/07_capture.sql \
 	20_staging/10_reading.sql \
 	20_staging/20_claiming.sql \
 	20_staging/30_floods.sql \
@@ -18,6 +20,7 @@ SOURCES = $(addprefix extension/src/, \
 	30_caps.sql \
 	40_facts/00_facts.sql \
 	40_facts/05_news.sql \
+	40_facts/07_privacy.sql \
 	40_facts/10_batch.sql \
 	40_facts/15_load.sql \
 	40_facts/20_process.sql \
@@ -93,6 +96,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/25_surroundings.sql \
 	80_operations/30_status.sql \
 	80_operations/40_verify.sql \
+	80_operations/51_pii_rules.sql \
 	80_operations/52_reprocess.sql \
 	80_operations/54_purge_raw.sql \
 	80_operations/55_purge_facts.sql \

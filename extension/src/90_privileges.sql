@@ -35,6 +35,22 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._set_ingest(regrole, boolean) IS 'What grant_ingest covers.';
 
+CREATE FUNCTION spectrum._set_capture(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege(
+        'EXECUTE ON FUNCTION spectrum.capture(jsonb)', p_role, p_is_granted);
+    -- Other grants may need the schema too: it stays.
+    IF p_is_granted THEN
+        PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, true);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_capture(regrole, boolean) IS 'What grant_capture covers.';
+
 CREATE FUNCTION spectrum._set_views(p_role regrole, p_is_granted boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -147,6 +163,27 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum.revoke_ingest(regrole) IS
     'Takes back what grant_ingest gave, but for USAGE of the schema of raw_events.';
+
+CREATE FUNCTION spectrum.grant_capture(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_capture(p_role, true)
+$$;
+COMMENT ON FUNCTION spectrum.grant_capture(regrole) IS
+    'Lets a role send events through spectrum.capture, and nothing else: it reads nothing. In the '
+    'place of grant_ingest, not beside it, where nothing may be stored as it is sent.';
+
+CREATE FUNCTION spectrum.revoke_capture(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_capture(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_capture(regrole) IS
+    'Takes back what grant_capture gave, but for USAGE of the schema spectrum.';
 
 CREATE FUNCTION spectrum.grant_reader(p_role regrole)
 RETURNS void

@@ -117,34 +117,6 @@ COMMENT ON FUNCTION spectrum._create_names() IS
     'Room 60: makes what analytics.events reads its names from. A grant on the dimensions '
     'themselves would open their statistics in pg_stats.';
 
-CREATE FUNCTION spectrum._create_settings()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.settings') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE VIEW analytics.settings WITH (security_barrier) AS
-    SELECT config.timezone, config.week_start, config.currency, config.refund_events,
-        horizon.facts_from
-    FROM spectrum.config
-    CROSS JOIN spectrum.horizon;
-    COMMENT ON VIEW analytics.settings IS
-        'The settings that numbers depend on, one row, for all who may ask questions.';
-    COMMENT ON COLUMN analytics.settings.timezone IS 'Time zone of days, weeks and months.';
-    COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
-    COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
-    COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
-    COMMENT ON COLUMN analytics.settings.facts_from IS
-        'Events that occurred before are purged: questions are answered without them, standing '
-        'views count them still. NULL: none are.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_settings() IS 'Room 60: makes analytics.settings.';
-
 CREATE FUNCTION spectrum._create_lookups()
 RETURNS void
 LANGUAGE plpgsql VOLATILE

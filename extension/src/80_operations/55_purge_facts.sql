@@ -1,5 +1,5 @@
 -- Room 80, purge of facts: months that are old enough go, what was counted of them stays. First
--- the time up to the end of the guard is closed (17_horizon.sql), and what is in it is counted.
+-- the time up to the end of the guard is closed (13_horizon.sql), and what is in it is counted.
 -- Then, month by month from the oldest, each report keeps what it will have to know
 -- (analytics._freeze_<kind>), facts_from moves, and the partition is detached and dropped. Only the
 -- detaching locks readers out: for an instant, in a transaction of its own.

@@ -2,6 +2,44 @@
 -- facts, copies what they show of the accounts concerned, does its work, has the views follow and
 -- writes down the differences, cell by cell. No batch runs meanwhile, so they are its doing.
 
+CREATE FUNCTION spectrum._create_receipts()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.receipts') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.receipts (
+        line_no bigserial NOT NULL CONSTRAINT receipts_pkey PRIMARY KEY,
+        task_id bigint NOT NULL,
+        object text NOT NULL,
+        what text NOT NULL,
+        cell jsonb,
+        before jsonb,
+        after jsonb,
+        change numeric
+    );
+    CREATE INDEX receipts_task_idx ON spectrum.receipts (task_id);
+    COMMENT ON TABLE spectrum.receipts IS
+        'What forgetting changed: rows of tables, and each standing number. It names nobody.';
+    COMMENT ON COLUMN spectrum.receipts.line_no IS 'In the order of writing.';
+    COMMENT ON COLUMN spectrum.receipts.task_id IS 'spectrum.tasks, kind forget_user.';
+    COMMENT ON COLUMN spectrum.receipts.object IS 'Table or view.';
+    COMMENT ON COLUMN spectrum.receipts.what IS
+        'rows removed, rows changed, frozen rows removed; or the column of a view.';
+    COMMENT ON COLUMN spectrum.receipts.cell IS
+        'Which row of the view, by the columns that name it. (erased): what named a row that is '
+        'gone.';
+    COMMENT ON COLUMN spectrum.receipts.before IS 'NULL: there was no such row.';
+    COMMENT ON COLUMN spectrum.receipts.after IS 'NULL: there is no such row any more.';
+    COMMENT ON COLUMN spectrum.receipts.change IS 'after - before; a row that is not there is 0.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_receipts() IS 'Room 80: makes spectrum.receipts.';
+
 CREATE FUNCTION spectrum._count_all_news()
 RETURNS void
 LANGUAGE plpgsql VOLATILE

@@ -53,12 +53,12 @@ BEGIN
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
-        'releases', 'config', 'run_log', 'raw_events', 'intake', 'horizon', 'privacy',
-        'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports',
-        'settings', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
+        'releases', 'config', 'run_log', 'horizon', 'settings', 'raw_events', 'intake',
+        'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
+        'reports', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
         'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
         'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
-        'event_catalog', 'experiments', 'glass', 'tasks', 'status'
+        'event_catalog', 'experiments', 'glass', 'tasks', 'receipts', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN

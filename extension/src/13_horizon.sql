@@ -1,4 +1,4 @@
--- Room 17, the horizon: how far back facts go. Months of facts that are old enough can be purged
+-- Room 13, the horizon: how far back facts go. Months of facts that are old enough can be purged
 -- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is
 -- purged and what is open lies a guard: facts that are still there, as far as any report looks back
 -- around a new event. Nothing that occurred before the end of the guard comes, goes or
@@ -39,7 +39,7 @@ BEGIN
     INSERT INTO spectrum.horizon DEFAULT VALUES;
 END
 $$;
-COMMENT ON FUNCTION spectrum._create_horizon() IS 'Room 17: makes spectrum.horizon and its row.';
+COMMENT ON FUNCTION spectrum._create_horizon() IS 'Room 13: makes spectrum.horizon and its row.';
 
 CREATE FUNCTION spectrum._facts_from()
 RETURNS timestamptz
