@@ -26,6 +26,9 @@ RELATION = re.compile(
     r"^\s*CREATE (?:UNLOGGED )?(?P<kind>TABLE|VIEW|MATERIALIZED VIEW) (?P<name>[\w.@]+)",
     re.MULTILINE,
 )
+ANY_NAME = r"(?P<name>(?:spectrum|warehouse|analytics)\.\w+)"
+CREATED = re.compile(rf"\bCREATE (?:\w+ )*?(?:TABLE|VIEW|FUNCTION|PROCEDURE|AGGREGATE) {ANY_NAME}")
+NAMED = re.compile(rf"\b{ANY_NAME}")
 SCHEMA = re.compile(r"^\s*CREATE SCHEMA (?P<name>\w+)", re.MULTILINE)
 COMMENT = re.compile(
     r"COMMENT ON (?:SCHEMA|TABLE|VIEW|MATERIALIZED VIEW|FUNCTION|PROCEDURE) (?P<name>[\w.@]+)"
@@ -42,12 +45,41 @@ DEFINERS = {
     for what in ("funnel", "retention", "metric", "feature", "experiment")
 } | {"spectrum.request", "spectrum.cancel_task", "spectrum.capture"}
 
+# Data flows one way: a room knows those with lower numbers. But another calendar makes all reports
+# anew, and configure() is where it is set.
+FROM_ABOVE = {("10_config.sql", "spectrum.rebuild_reports")}
+
 MAY_BE_THERE = ("CREATE OR REPLACE", "IF NOT EXISTS")
 
 
 def code_of(text: str) -> str:
     """The text without its comments."""
     return re.sub(r"--[^\n]*", "", text)
+
+
+def named_in(text: str) -> str:
+    """The code without what is said in strings, line by line as it was."""
+    said = re.compile(r"'(?:[^']|'')*'")
+    return said.sub(lambda match: "''" + "\n" * match[0].count("\n"), code_of(text))
+
+
+def room_of(path: Path) -> int:
+    return int(path.relative_to(SOURCE_DIR).parts[0][:2])
+
+
+def check_rooms(listed: list[Path]) -> Iterator[tuple[Path, int, str]]:
+    """What a room names of a higher one, but for what setup() is told in strings."""
+    codes = {path: named_in(path.read_text(encoding="utf-8")) for path in listed}
+    homes = {
+        found["name"]: path for path, code in codes.items() for found in CREATED.finditer(code)
+    }
+    for path, code in codes.items():
+        for found in NAMED.finditer(code):
+            name = found["name"]
+            home = homes.get(name, path)
+            if room_of(home) > room_of(path) and (path.name, name) not in FROM_ABOVE:
+                line = code.count("\n", 0, found.start()) + 1
+                yield path, line, f"{name} is of a higher room: {home.relative_to(SOURCE_DIR)}"
 
 
 def listed_sources() -> list[Path]:
@@ -136,6 +168,9 @@ def main(arguments: list[str]) -> int:
         f"{path.relative_to(ROOT)}:1: not in the Makefile's SOURCES"
         for path in sorted(SOURCE_DIR.rglob("*.sql"))
         if path not in listed
+    ]
+    problems += [
+        f"{path.relative_to(ROOT)}:{line}: {problem}" for path, line, problem in check_rooms(listed)
     ]
     for path in listed:
         text = path.read_text(encoding="utf-8")
