@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 from rich.console import Console
 from spectrum_shell import demo
 from spectrum_shell.demo_delivery import make_month
+from tenancy import NOBODYS, OTHER_EVENTS, OWN, OWN_EVENTS, Party, fill
 
 OWNER = "spectrum_test_owner"  # owns a database, and is nothing else
 ROLE_PREFIX = "spectrum_test_"
@@ -143,6 +144,24 @@ def _drop_leftovers() -> None:
         run_sql(dsn, f'DROP ROLE "{name}"')
 
 
+@contextmanager
+def copied(source: NoopExecutor, name: str) -> Iterator[str]:
+    """DSN, as its owner, of a new database `tests_<name>`: a copy of a template."""
+    janitor = DatabaseJanitor(
+        host=source.host,
+        port=source.port,
+        user=source.user,
+        password=source.password,
+        dbname=f"tests_{name}",
+        template_dbname=source.template_dbname,
+    )
+    is_owned = source.template_dbname.startswith(TEMPLATES["owner"])
+    with janitor:
+        if is_owned:
+            run_sql(dsn_of("postgres"), f'ALTER DATABASE "{janitor.dbname}" OWNER TO {OWNER}')
+        yield dsn_of(janitor.dbname, OWNER if is_owned else None)
+
+
 @pytest.fixture
 def make_db(request: pytest.FixtureRequest, tidy_server: None) -> Iterator[MakeDb]:
     """make_db(name, template): DSN of a new database `tests_<name>`, dropped after the test.
@@ -153,18 +172,7 @@ def make_db(request: pytest.FixtureRequest, tidy_server: None) -> Iterator[MakeD
 
         def make(name: str, template: str = "spectrum") -> str:
             source = request.getfixturevalue(f"{template or 'plain'}_template")
-            janitor = DatabaseJanitor(
-                host=source.host,
-                port=source.port,
-                user=source.user,
-                password=source.password,
-                dbname=f"tests_{name}",
-                template_dbname=source.template_dbname,
-            )
-            databases.enter_context(janitor)
-            if template == "owner":
-                run_sql(dsn_of("postgres"), f'ALTER DATABASE "{janitor.dbname}" OWNER TO {OWNER}')
-            return dsn_of(janitor.dbname, OWNER if template == "owner" else None)
+            return databases.enter_context(copied(source, name))
 
         yield make
 
@@ -283,20 +291,29 @@ def private_server(tidy_server: None) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def month_dsn(tidy_server: None, spectrum_template: NoopExecutor) -> Iterator[str]:
     """DSN of a database that holds the demo's month, processed and refreshed: to be read only."""
-    source = spectrum_template
-    janitor = DatabaseJanitor(
-        host=source.host,
-        port=source.port,
-        user=source.user,
-        password=source.password,
-        dbname="tests_month",
-        template_dbname=source.template_dbname,
-    )
-    with janitor:
-        dsn = dsn_of(janitor.dbname)
+    with copied(spectrum_template, "month") as dsn:
         with psycopg.connect(dsn, autocommit=True) as connection:
             yesterday = datetime.now(UTC).date() - timedelta(days=1)
             demo.define(connection)
             demo.load(connection, Console(quiet=True), make_month(yesterday).rows)
             connection.execute("CALL spectrum.run()")
         yield dsn
+
+
+@pytest.fixture(scope="session")
+def crowd_dsn(tidy_server: None, owner_template: NoopExecutor) -> Iterator[str]:
+    """DSN, as the owner, of a database with two accounts: no test changes what is in it."""
+    with copied(owner_template, "crowd") as dsn:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            fill(connection, OWN_EVENTS, OTHER_EVENTS, NOBODYS)
+        yield dsn
+
+
+@pytest.fixture
+def party(crowd_dsn: str, connect: Connect, make_role: MakeRole) -> Party:
+    return Party(crowd_dsn, connect, make_role)
+
+
+@pytest.fixture
+def tenant(party: Party) -> psycopg.Connection:
+    return party.role(f"grant_tenant({{}}, '{OWN}')")[1]

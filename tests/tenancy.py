@@ -6,14 +6,17 @@ Everything of the other account carries a mark, so that whatever shows it shows 
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 from pipeline import insert, rows
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 OWN, OTHER = "acme", "zz_other"
 # Texts carry the one, amounts the other, and its events lie on days of its own.
@@ -21,6 +24,13 @@ MARKS = ("zz_", "98765")
 YESTERDAY = (datetime.now(UTC) - timedelta(days=1)).replace(
     hour=12, minute=0, second=0, microsecond=0
 )
+
+# Views that say nothing of any account, and are the same for all.
+OF_THE_PRODUCT = {"settings", "features", "metrics", "experiments", "served_reports"}
+# Views of all accounts together, where a tenant finds no row.
+OF_ALL = {"pipeline", "pipeline_status", "user_days"}
+# What a tenant may not even open.
+CLOSED = {"all_accounts"}
 
 # Every function that answers a question, with arguments that give it rows. {account} is where
 # p_account goes, if the function knows it.
@@ -174,3 +184,29 @@ def shown(db: psycopg.Connection, query: str, where: str = "true") -> list[str]:
 def marked(texts: list[str]) -> list[str]:
     """Those that tell something of the other account."""
     return [text for text in texts if any(mark in text for mark in MARKS)]
+
+
+class Party:
+    """The database with both accounts, its owner, and roles that he grants."""
+
+    def __init__(
+        self, dsn: str, connect: Callable[..., psycopg.Connection], make_role: Callable[..., str]
+    ) -> None:
+        self.dsn, self.connect, self.make_role = dsn, connect, make_role
+        self.owner = connect(dsn)
+
+    def superuser(self) -> psycopg.Connection:
+        return psycopg.connect(make_conninfo(self.dsn, user=os.environ["PGUSER"]), autocommit=True)
+
+    def give_schema(self, schema: str, role: str) -> None:
+        """As a superuser: an owner who is none cannot give objects away."""
+        with self.superuser() as admin:
+            admin.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+            admin.execute(f'CREATE SCHEMA {schema} AUTHORIZATION "{role}"')
+
+    def role(self, *calls: str) -> tuple[str, psycopg.Connection]:
+        """A new role, given what the calls give ("{}" is the role), and a session of it."""
+        name = self.make_role("Odd tenant; --")
+        for call in calls:
+            self.owner.execute(f"SELECT spectrum.{call.format(quoted(name))}")
+        return name, self.connect(make_conninfo(self.dsn, user=name))
