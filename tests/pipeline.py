@@ -6,10 +6,13 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
+import pytest
+from psycopg import errors
 
 
 class Counts(NamedTuple):
@@ -160,3 +163,18 @@ def wait_until(condition: Callable[[], Any], timeout: float = 20, every: float =
         assert time.monotonic() < end, f"did not come true within {timeout} s: {condition}"
         time.sleep(every)
     return result
+
+
+def waits(db: psycopg.Connection, other: psycopg.Connection) -> bool:
+    """Whether the session waits for a lock."""
+    return value(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", other.info.backend_pid)
+
+
+def kill_while_it_waits(db: psycopg.Connection, victim: psycopg.Connection, statement: str) -> None:
+    """Runs the statement, and terminates its session where it waits for a lock."""
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(victim.execute, statement)
+        wait_until(lambda: waits(db, victim))
+        value(db, "SELECT pg_terminate_backend(%s)", victim.info.backend_pid)
+        with pytest.raises(errors.AdminShutdown):
+            call.result()

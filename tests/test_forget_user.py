@@ -15,7 +15,17 @@ from forgetting import MARKER, TRACES, USER, define, life, settle, traces, views
 from oracle_active_users import standing_active_users
 from oracle_events import Calendar, read_events
 from oracle_revenue import standing_revenue
-from pipeline import drain, event, insert, process, prove, rows, statuses, value, wait_until
+from pipeline import (
+    drain,
+    event,
+    insert,
+    kill_while_it_waits,
+    process,
+    prove,
+    rows,
+    statuses,
+    value,
+)
 
 FORGOTTEN = "user_id: was forgotten on request"
 REQUEST = "SELECT spectrum.request('forget_user', %s)"
@@ -60,18 +70,22 @@ def test_nothing_of_him_is_left_in_any_table(db: psycopg.Connection) -> None:
     ]
 
 
+def assert_told_alike(db: psycopg.Connection, other: psycopg.Connection) -> None:
+    """What is left here, told to a database that knows of nobody else, gives the same views."""
+    define(other)
+    for payload in rows(db, "SELECT payload FROM raw_events ORDER BY seq"):
+        insert(other, payload)
+    other.execute("CALL spectrum.run()")
+    assert views(other) == views(db)
+
+
 def test_the_numbers_are_those_of_a_history_without_him(
     db: psycopg.Connection, make_db: MakeDb, connect: Connect
 ) -> None:
     """In another database he never was."""
     settle(db)
     forget(db)
-    other = connect(make_db("without"))
-    define(other)
-    for payload in rows(db, "SELECT payload FROM raw_events ORDER BY seq"):
-        insert(other, payload)
-    other.execute("CALL spectrum.run()")
-    assert views(other) == views(db)
+    assert_told_alike(db, connect(make_db("without")))
 
 
 def test_the_receipt_says_what_changed_by_how_much(db: psycopg.Connection) -> None:
@@ -212,12 +226,7 @@ def test_anonymised_without_some_properties(
     prove(db, views=True)
     if properties == ["*"]:
         assert traces(db, MARKER) == set()
-    other = connect(make_db("stripped"))
-    define(other)
-    for payload in rows(db, "SELECT payload FROM raw_events ORDER BY seq"):
-        insert(other, payload)
-    other.execute("CALL spectrum.run()")
-    assert views(other) == views(db)
+    assert_told_alike(db, connect(make_db("stripped")))
 
 
 def test_what_no_reading_knows_goes_with_the_name(db: psycopg.Connection) -> None:
@@ -288,13 +297,7 @@ def test_a_killed_step_is_done_again_by_the_tick(db: psycopg.Connection, connect
     holder, caller = connect(autocommit=False), connect()
     holder.execute("SELECT FROM raw_events WHERE payload ->> 'user_id' = %s FOR UPDATE", (USER,))
     request(db)
-    with ThreadPoolExecutor() as threads:
-        call = threads.submit(caller.execute, "CALL spectrum.run()")
-        pid = caller.info.backend_pid
-        wait_until(lambda: value(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", pid))
-        value(db, "SELECT pg_terminate_backend(%s)", pid)
-        with pytest.raises(psycopg.errors.AdminShutdown):
-            call.result()
+    kill_while_it_waits(db, caller, "CALL spectrum.run()")
     holder.rollback()
     assert value(db, "SELECT state FROM spectrum.tasks ORDER BY task_id DESC LIMIT 1") == "running"
     finish(db)

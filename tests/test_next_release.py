@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -132,13 +133,29 @@ def grant(db: psycopg.Connection) -> None:
         db.execute(f"SELECT spectrum.grant_{kind}('{role}')")
 
 
+@contextmanager
+def new_database(server: Server, template: str) -> Iterator[psycopg.Connection]:
+    """The one before goes."""
+    with psycopg.connect(server.dsn(), autocommit=True) as db:
+        db.execute("DROP DATABASE IF EXISTS copy")
+        db.execute(f"CREATE DATABASE copy TEMPLATE {template}")
+    with psycopg.connect(server.dsn("copy"), autocommit=True) as db:
+        yield db
+
+
 @pytest.fixture
 def former(server: Server) -> Iterator[psycopg.Connection]:
     """A database with what is now the present release."""
-    with psycopg.connect(server.dsn(), autocommit=True) as db:
-        db.execute("DROP DATABASE IF EXISTS copy")
-        db.execute("CREATE DATABASE copy TEMPLATE former")
-    with psycopg.connect(server.dsn("copy"), autocommit=True) as db:
+    with new_database(server, "former") as db:
+        yield db
+
+
+@pytest.fixture
+def first(server: Server) -> Iterator[psycopg.Connection]:
+    """A database with the first release."""
+    with new_database(server, "template0") as db:
+        db.execute("CREATE EXTENSION spectrum VERSION '1.0'")
+        grant(db)
         yield db
 
 
@@ -157,15 +174,9 @@ def test_updated_is_as_new(former: psycopg.Connection, fresh: list[str]) -> None
     assert len(differences(before, fresh).splitlines()) > 30, "the next release changes something"
 
 
-def test_from_the_first_release_in_one_go(server: Server, fresh: list[str]) -> None:
-    with psycopg.connect(server.dsn(), autocommit=True) as db:
-        db.execute("DROP DATABASE IF EXISTS copy")
-        db.execute("CREATE DATABASE copy")
-    with psycopg.connect(server.dsn("copy"), autocommit=True) as db:
-        db.execute("CREATE EXTENSION spectrum VERSION '1.0'")
-        grant(db)
-        db.execute("ALTER EXTENSION spectrum UPDATE")
-        assert differences(fresh, snapshot(db)) == ""
+def test_from_the_first_release_in_one_go(first: psycopg.Connection, fresh: list[str]) -> None:
+    first.execute("ALTER EXTENSION spectrum UPDATE")
+    assert differences(fresh, snapshot(first)) == ""
 
 
 def test_what_is_missing_is_seen(former: psycopg.Connection, fresh: list[str]) -> None:
@@ -185,20 +196,14 @@ def test_what_is_missing_is_seen(former: psycopg.Connection, fresh: list[str]) -
             assert differences(fresh, snapshot(former)) != "", statement
 
 
-def test_grants_are_renewed_over_several_releases(server: Server) -> None:
+def test_grants_are_renewed_over_several_releases(first: psycopg.Connection) -> None:
     """Also where each one brings views, and the grants wait for the end of the transaction."""
-    with psycopg.connect(server.dsn(), autocommit=True) as db:
-        db.execute("DROP DATABASE IF EXISTS copy")
-        db.execute("CREATE DATABASE copy")
-    with psycopg.connect(server.dsn("copy"), autocommit=True) as db:
-        db.execute("CREATE EXTENSION spectrum VERSION '1.0'")
-        grant(db)
-        with db.transaction():
-            db.execute(f"ALTER EXTENSION spectrum UPDATE TO '{NEW}'")
-            db.execute("CREATE VIEW analytics.between AS SELECT 1 AS one")
-            db.execute("ALTER EXTENSION spectrum UPDATE")
-        for role, view in (("rea", "between"), ("rea", "next"), ("ana", "next")):
-            assert value(db, f"SELECT has_table_privilege('{role}', 'analytics.{view}', 'SELECT')")
+    with first.transaction():
+        first.execute(f"ALTER EXTENSION spectrum UPDATE TO '{NEW}'")
+        first.execute("CREATE VIEW analytics.between AS SELECT 1 AS one")
+        first.execute("ALTER EXTENSION spectrum UPDATE")
+    for role, view in (("rea", "between"), ("rea", "next"), ("ana", "next")):
+        assert value(first, f"SELECT has_table_privilege('{role}', 'analytics.{view}', 'SELECT')")
 
 
 def test_what_came_after_the_first_release_is_renewed_too(former: psycopg.Connection) -> None:

@@ -15,7 +15,7 @@ from conftest import Connect, MakeDb
 from histories import exploring, timezones
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline import drain, event, insert, prove, rows, statuses, value, wait_until
+from pipeline import drain, event, insert, prove, rows, statuses, value, wait_until, waits
 from purging import Twins, differences, open_from, purge, standing
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
@@ -380,9 +380,7 @@ def test_a_batch_under_way_brings_its_events_first(
     with ThreadPoolExecutor() as threads:
         purging = connect()
         call = threads.submit(purging.execute, "CALL spectrum.purge_facts('3 months')")
-        wait_until(lambda: value(
-            old, "SELECT cardinality(pg_blocking_pids(%s)) > 0", purging.info.backend_pid
-        ))  # fmt: skip
+        wait_until(lambda: waits(old, purging))
         worker.commit()
         call.result()
     assert drain(old).failed == 1

@@ -7,7 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from conftest import Connect
-from pipeline import drain, event, insert, process, prove, rows, statuses, value, wait_until
+from pipeline import (
+    drain,
+    event,
+    insert,
+    kill_while_it_waits,
+    process,
+    prove,
+    rows,
+    statuses,
+    value,
+    wait_until,
+    waits,
+)
 
 
 def age(db: psycopg.Connection, days: int, where: str = "true") -> None:
@@ -79,13 +91,7 @@ def test_a_killed_purge_is_finished_by_the_tick(db: psycopg.Connection, connect:
     drain(db, 100_000)
     holder, caller = connect(autocommit=False), connect()
     holder.execute("SELECT FROM raw_events WHERE seq = 21000 FOR UPDATE")
-    with ThreadPoolExecutor() as threads:
-        call = threads.submit(caller.execute, "CALL spectrum.purge_raw('0')")
-        pid = caller.info.backend_pid
-        wait_until(lambda: value(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", pid))
-        value(db, "SELECT pg_terminate_backend(%s)", pid)
-        with pytest.raises(psycopg.errors.AdminShutdown):
-            call.result()
+    kill_while_it_waits(db, caller, "CALL spectrum.purge_raw('0')")
     assert statuses(db) == {"done": 1000}
     holder.rollback()
     db.execute("CALL spectrum.run()")
@@ -103,8 +109,7 @@ def test_a_row_set_back_meanwhile_stays(db: psycopg.Connection, connect: Connect
     other.execute("UPDATE raw_events SET status = 'pending' WHERE seq = 2")
     with ThreadPoolExecutor() as threads:
         call = threads.submit(value, purger, "CALL spectrum.purge_raw('0')")
-        pid = purger.info.backend_pid
-        wait_until(lambda: value(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", pid))
+        wait_until(lambda: waits(db, purger))
         other.commit()
         assert call.result() == 1
     assert statuses(db) == {"pending": 1}

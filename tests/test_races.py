@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from pipeline import drain, event, insert, process, prove, rows, value, wait_until
+from pipeline import drain, event, insert, process, prove, rows, value, wait_until, waits
 from psycopg.pq import TransactionStatus
 
 RUNS = int(os.environ.get("SPECTRUM_RACES", "4"))
@@ -94,10 +94,6 @@ def test_behind_a_writer_who_waits_for_a_reader(db: psycopg.Connection, connect:
     process(db)
     assert rows(db, "SELECT status FROM raw_events") == [("done",)]
     prove(db)
-
-
-def waits(db: psycopg.Connection, other: psycopg.Connection) -> bool:
-    return value(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", other.info.backend_pid)
 
 
 def test_months_of_another_batch_are_waited_for(db: psycopg.Connection, connect: Connect) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import psycopg
 import pytest
 from conftest import Connect
-from pipeline import drain, event, insert, prove, rows, statuses, value, wait_until
+from pipeline import (
+    drain,
+    event,
+    insert,
+    kill_while_it_waits,
+    prove,
+    rows,
+    statuses,
+    value,
+)
 
 STATES = "SELECT state, done, total, outcome, error_msg FROM spectrum.tasks ORDER BY task_id"
 
@@ -38,13 +45,7 @@ def test_a_killed_call_is_finished_by_the_tick(many: psycopg.Connection, connect
     """The second step waits for a lock when its session is terminated; the first is done."""
     holder, caller = connect(autocommit=False), connect()
     holder.execute("SELECT FROM raw_events WHERE seq = 21000 FOR UPDATE")
-    with ThreadPoolExecutor() as threads:
-        call = threads.submit(caller.execute, "CALL spectrum.reprocess(p_status => 'done')")
-        pid = caller.info.backend_pid
-        wait_until(lambda: value(many, "SELECT cardinality(pg_blocking_pids(%s)) > 0", pid))
-        value(many, "SELECT pg_terminate_backend(%s)", pid)
-        with pytest.raises(psycopg.errors.AdminShutdown):
-            call.result()
+    kill_while_it_waits(many, caller, "CALL spectrum.reprocess(p_status => 'done')")
     assert rows(many, STATES) == [("running", 20000, 21000, {"requeued": 20000}, None)]
     holder.rollback()
     many.execute("CALL spectrum.run()")
