@@ -269,6 +269,17 @@ def test_rare_cells_and_events_tell_the_same(db: psycopg.Connection) -> None:
     assert "(other properties)" in {dict(cell).get("property") for _, cell, _ in behind}
 
 
+def test_steps_at_one_time_stand_once_each(db: psycopg.Connection) -> None:
+    """In any order, two events of one instant are two steps of an entry together."""
+    db.execute("""SELECT spectrum.define_funnel('twice', '["visit", "visit"]', '1 hour', 'any')""")
+    visit = {"event_type": "visit", "user_id": "u", "occurred_at": "2024-03-25T12:00:00Z"}
+    load(db, [visit, visit | {"geo": {"country": "DE"}}])
+    db.execute("CALL spectrum.refresh_analytics()")
+    behind = list(traced(db, ["conversion_funnels", "funnel_days"]))
+    assert len(set(behind)) == len(behind) > 0
+    assert set(explained(db, ["conversion_funnels", "funnel_days"])) == set(behind)
+
+
 def test_an_event_from_raw_to_cells(db: psycopg.Connection) -> None:
     event = {
         "event_id": str(UUID(int=1)), "event_type": "buy", "user_id": "u", "account_id": "x",

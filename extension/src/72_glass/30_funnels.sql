@@ -36,7 +36,9 @@ BEGIN
         SELECT s.unit, s.session_start, s.number, e.user_key, e.user_id, e.account_id, e.event_id,
             e.occurred_at,
             row_number() OVER (
-                PARTITION BY s.unit, s.session_start, s.number ORDER BY e.event_id
+                PARTITION BY s.unit, s.session_start,
+                    CASE WHEN v_is_any THEN e.event_id END, CASE WHEN NOT v_is_any THEN s.number END
+                ORDER BY s.number, e.event_id
             ) AS tie
         FROM unnest(p_units, p_sessions, p_numbers, p_times)
             AS s (unit, session_start, number, at)
@@ -54,8 +56,9 @@ BEGIN
                     AND (v_is_any OR m.bits & (1 << (s.number - 1)) <> 0)
             )
     ) AS f
-    -- In order, of several events of one step at one time any could stand for it.
-    WHERE v_is_any OR f.tie = 1;
+    -- In order, of several events of one step at one time any could stand for it; in any order they
+    -- are steps together, each once.
+    WHERE f.tie = 1;
 END
 $$;
 COMMENT ON FUNCTION analytics._funnel_step_events(
