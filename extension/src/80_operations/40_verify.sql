@@ -4,6 +4,7 @@ CREATE FUNCTION spectrum._verify_facts()
 RETURNS TABLE (check_name text, expected bigint, actual bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 -- Whole tables against whole tables: statistics of an hour ago must not make it quadratic.
 SET enable_nestloop = off
 AS $$
