@@ -7,9 +7,11 @@ VENV=$ROOT/.venv
 # The demo and the tests use Debian's PostgreSQL 15, unless PG_CONFIG says otherwise.
 export PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/15/bin/pg_config}
 PYTHON=${PYTHON:-python3}
-# The private servers live in the checkout, or in /var/tmp where their user cannot work there.
+# The private servers live in the checkout, or in /var/tmp where their user cannot work there; with
+# SPECTRUM_IN_MEMORY=yes in memory, if it has room.
 INSIDE=$ROOT/.cluster
 OUTSIDE=/var/tmp/spectrum-$(id -u)-$(printf '%s' "$ROOT" | sha256sum | cut -c1-8)
+MEMORY=/dev/shm/${OUTSIDE##*/}
 
 say() { printf '== %s\n' "$*"; }
 note() { printf '   %s\n' "$*"; }
@@ -32,6 +34,13 @@ is_ours() { [ -d "$1" ] && [ ! -L "$1" ] && [ -O "$1" ]; }
 own_dir() {
     [ -e "$1" ] || mkdir -m 755 "$1" 2>/dev/null
     is_ours "$1"
+}
+
+# in_memory: is asked for, and 4 GB there leave as much to the rest
+in_memory() {
+    [ "${SPECTRUM_IN_MEMORY:-no}" = yes ] && [ -w /dev/shm ] &&
+        [ "$(df --output=avail -B 1M /dev/shm | tail -n 1)" -ge 4096 ] &&
+        [ "$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)" -ge 8192 ]
 }
 
 # default_version: the major version of PG_CONFIG's PostgreSQL, or of what will be installed

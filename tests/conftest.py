@@ -1,7 +1,7 @@
 """Fixtures: every test has a database of its own, copied from a template that holds Spectrum.
 
 The server is the private cluster of `make test`, found by PGHOST, PGPORT, PGUSER and PGPASSWORD.
-By hand: `scripts/cluster start test fsync=off`, then
+By hand: `scripts/cluster start test fsync=off jit=off`, then
 `scripts/cluster run test .venv/bin/pytest tests/...`.
 
 Under pytest-xdist (`make test`) each worker has a server of its own, so that no test meets what

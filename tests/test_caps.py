@@ -204,7 +204,7 @@ def test_two_workers_exceed_a_cap_by_a_batch_at_most(
     one, two = connect(), connect()
     for worker in one, two:
         worker.execute("BEGIN")
-        worker.execute("SET LOCAL statement_timeout = '10s'")
+        worker.execute("SET LOCAL statement_timeout = '20s'")
     assert process(one, 5) == (5, 5, 0, 0)
     assert process(two, 10) == (10, 5, 0, 5), "it does not see what is not committed"
     for worker in one, two:

@@ -33,7 +33,7 @@ def some(first: int, number: int) -> list[dict[str, object]]:
 
 @pytest.fixture
 def small_file_system() -> Iterator[Path]:
-    place = Path(tempfile.mkdtemp(prefix="spectrum-small-", dir="/var/tmp"))
+    place = Path(tempfile.mkdtemp(prefix="spectrum-small-"))
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place],
         capture_output=True, text=True, check=False,

@@ -84,7 +84,7 @@ def test_behind_a_writer_who_waits_for_a_reader(db: psycopg.Connection, connect:
         wait_until(lambda: waits(db, writer))
         batch = pool.submit(process, worker)
         wait_until(lambda: waits(db, worker))
-        db.execute("SET statement_timeout = '5s'")
+        db.execute("SET statement_timeout = '20s'")
         for table in ("analytics.active_users", "raw_events", "warehouse.event_ledger"):
             db.execute(f"SELECT count(*) FROM {table}")
         reader.commit()

@@ -354,7 +354,7 @@ def test_pg_cron_ticks(cron_dsn: str, cron_db: psycopg.Connection) -> None:
         lambda: value(
             db, "SELECT count(*) FROM cron.job_run_details WHERE status = 'succeeded' AND runid > 0"
         ),
-        timeout=75,
+        timeout=120,
         every=0.5,
     )
     assert statuses(db) == {"done": 1}

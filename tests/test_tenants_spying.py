@@ -185,7 +185,8 @@ def test_shadowed_names_open_nothing(spy: psycopg.Connection) -> None:
         " SET min_parallel_table_scan_size = 0; SET min_parallel_index_scan_size = 0",
         "SET plan_cache_mode = force_generic_plan",
         "SET jit = off; SET enable_seqscan = off; SET enable_hashjoin = off",
-        "SET constraint_exclusion = on; SET enable_partition_pruning = off; SET jit = off",
+        "SET constraint_exclusion = on; SET enable_partition_pruning = off",
+        "SET jit = on; SET jit_above_cost = 0",
         "SET default_transaction_isolation = 'serializable'",
     ],
 )

@@ -28,6 +28,7 @@ SETTINGS = {
     "listen_addresses": "",
     "port": "5432",
     "fsync": "off",
+    "jit": "off",
     "max_connections": "60",
     "max_worker_processes": "20",
     "shared_buffers": "128MB",
@@ -82,7 +83,7 @@ class Server:
                 "shared_preload_libraries": "pg_cron",
                 "cron.use_background_workers": "on",
             } | self.settings
-        self.place = Path(tempfile.mkdtemp(prefix="spectrum-faults-", dir="/var/tmp"))
+        self.place = Path(tempfile.mkdtemp(prefix="spectrum-faults-"))
         self.data, self.log = self.place / "data", self.place / "log"
         # root hands the server to the user postgres, an ordinary user runs it himself.
         self.as_server: dict[str, Any] = {"cwd": self.place}
