@@ -367,6 +367,118 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._log_step(bigint, text, timestamptz, text, text) IS
     'Writes one step that ended into the run log.';
+-- Room 13, the horizon: how far back facts go. Months of facts that are old enough can be purged
+-- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is
+-- purged and what is open lies a guard: facts that are still there, as far as any report looks back
+-- around a new event. Nothing that occurred before the end of the guard comes, goes or
+-- changes any more, so a sum never depends on a fact that is gone.
+--
+--        purged              guard                     open
+--   ------------------|-----------------|------------------------------->  occurred_at
+--                facts_from         open_from
+
+CREATE FUNCTION spectrum._create_horizon()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.horizon') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.horizon (
+        is_only boolean NOT NULL DEFAULT true
+            CONSTRAINT horizon_pkey PRIMARY KEY
+            CONSTRAINT horizon_is_one_row CHECK (is_only),
+        facts_from timestamptz,
+        open_from timestamptz
+            CONSTRAINT horizon_guards_what_is_purged
+            CHECK (facts_from IS NULL OR (open_from IS NOT NULL AND open_from > facts_from))
+    );
+    COMMENT ON TABLE spectrum.horizon IS
+        'How far back facts go, one row. Moved by spectrum.purge_facts() alone.';
+    COMMENT ON COLUMN spectrum.horizon.is_only IS 'Always true: keeps the table at one row.';
+    COMMENT ON COLUMN spectrum.horizon.facts_from IS
+        'Facts that occurred before are purged: what the standing views count of them is frozen. '
+        'NULL: none are.';
+    COMMENT ON COLUMN spectrum.horizon.open_from IS
+        'Events that occurred before are closed: they fail, and raw events that were such events '
+        'stay what they are. NULL: all are open.';
+    INSERT INTO spectrum.horizon DEFAULT VALUES;
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_horizon() IS 'Room 13: makes spectrum.horizon and its row.';
+
+CREATE FUNCTION spectrum._facts_from()
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce((SELECT horizon.facts_from FROM spectrum.horizon), '-infinity');
+END
+$$;
+COMMENT ON FUNCTION spectrum._facts_from() IS
+    'From when on there are facts; -infinity where none were purged.';
+
+CREATE FUNCTION spectrum._hold_horizon()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('horizon'));
+    -- A snapshot older than the lock may not show the row as it is: then 40001.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM FROM spectrum.horizon FOR SHARE;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._hold_horizon() IS
+    'Keeps what is open open until the end of the transaction.';
+
+CREATE FUNCTION spectrum._closed_expectation(p_open_from timestamptz)
+RETURNS text
+LANGUAGE sql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+AS $$
+    SELECT 'a time from ' || (p_open_from AT TIME ZONE 'UTC')::text
+        || ' UTC (what is older is closed, see spectrum.horizon) on'
+$$;
+COMMENT ON FUNCTION spectrum._closed_expectation(timestamptz) IS
+    'What is expected of the time of an event, where older ones are closed.';
+-- Room 14, the settings that numbers depend on, for all who may ask questions: spectrum.config and
+-- spectrum.horizon are for the owner.
+
+CREATE FUNCTION spectrum._create_settings()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.settings') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE VIEW analytics.settings WITH (security_barrier) AS
+    SELECT config.timezone, config.week_start, config.currency, config.refund_events,
+        horizon.facts_from
+    FROM spectrum.config
+    CROSS JOIN spectrum.horizon;
+    COMMENT ON VIEW analytics.settings IS
+        'The settings that numbers depend on, one row, for all who may ask questions.';
+    COMMENT ON COLUMN analytics.settings.timezone IS 'Time zone of days, weeks and months.';
+    COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
+    COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
+    COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
+    COMMENT ON COLUMN analytics.settings.facts_from IS
+        'Events that occurred before are purged: questions are answered without them, standing '
+        'views count them still. NULL: none are.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_settings() IS 'Room 14: makes analytics.settings.';
 -- Room 15, the calendar: the one place that cuts time. A day, week or month is a calendar one in
 -- config.timezone, weeks begin on config.week_start. Reports ask once for the starts of all periods
 -- they need and place each event by width_bucket(occurred_at, starts), so nothing else adds days
@@ -477,88 +589,6 @@ END
 $$;
 COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
     'The calendar date that the start of a period stands for.';
--- Room 17, the horizon: how far back facts go. Months of facts that are old enough can be purged
--- (80_operations/55_purge_facts.sql); the sums that were made of them stay. Between what is
--- purged and what is open lies a guard: facts that are still there, as far as any report looks back
--- around a new event. Nothing that occurred before the end of the guard comes, goes or
--- changes any more, so a sum never depends on a fact that is gone.
---
---        purged              guard                     open
---   ------------------|-----------------|------------------------------->  occurred_at
---                facts_from         open_from
-
-CREATE FUNCTION spectrum._create_horizon()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.horizon') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.horizon (
-        is_only boolean NOT NULL DEFAULT true
-            CONSTRAINT horizon_pkey PRIMARY KEY
-            CONSTRAINT horizon_is_one_row CHECK (is_only),
-        facts_from timestamptz,
-        open_from timestamptz
-            CONSTRAINT horizon_guards_what_is_purged
-            CHECK (facts_from IS NULL OR (open_from IS NOT NULL AND open_from > facts_from))
-    );
-    COMMENT ON TABLE spectrum.horizon IS
-        'How far back facts go, one row. Moved by spectrum.purge_facts() alone.';
-    COMMENT ON COLUMN spectrum.horizon.is_only IS 'Always true: keeps the table at one row.';
-    COMMENT ON COLUMN spectrum.horizon.facts_from IS
-        'Facts that occurred before are purged: what the standing views count of them is frozen. '
-        'NULL: none are.';
-    COMMENT ON COLUMN spectrum.horizon.open_from IS
-        'Events that occurred before are closed: they fail, and raw events that were such events '
-        'stay what they are. NULL: all are open.';
-    INSERT INTO spectrum.horizon DEFAULT VALUES;
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_horizon() IS 'Room 17: makes spectrum.horizon and its row.';
-
-CREATE FUNCTION spectrum._facts_from()
-RETURNS timestamptz
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN coalesce((SELECT horizon.facts_from FROM spectrum.horizon), '-infinity');
-END
-$$;
-COMMENT ON FUNCTION spectrum._facts_from() IS
-    'From when on there are facts; -infinity where none were purged.';
-
-CREATE FUNCTION spectrum._hold_horizon()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('horizon'));
-    -- A snapshot older than the lock may not show the row as it is: then 40001.
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        PERFORM FROM spectrum.horizon FOR SHARE;
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._hold_horizon() IS
-    'Keeps what is open open until the end of the transaction.';
-
-CREATE FUNCTION spectrum._closed_expectation(p_open_from timestamptz)
-RETURNS text
-LANGUAGE sql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET datestyle = 'ISO'
-AS $$
-    SELECT 'a time from ' || (p_open_from AT TIME ZONE 'UTC')::text
-        || ' UTC (what is older is closed, see spectrum.horizon) on'
-$$;
-COMMENT ON FUNCTION spectrum._closed_expectation(timestamptz) IS
-    'What is expected of the time of an event, where older ones are closed.';
 -- Room 18, temporary tables: what the functions of one transaction hand on to each other. They stay
 -- with the session, so one of an earlier release may be met.
 
@@ -952,151 +982,83 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._protect(jsonb, text[], jsonb, bytea, bytea) IS
     'A payload as the rules leave it. Fields in p_treated hold hashes already.';
+-- Room 20, who is forgotten: users whose events are kept out, known by a salted hash of the user_id
+-- alone. spectrum.forget_user (80_operations/56_forget_user.sql) writes them down, spectrum.capture
+-- and each batch (40_facts/07_privacy.sql) ask.
 
-CREATE FUNCTION spectrum._gather_pii_rules()
+CREATE FUNCTION spectrum._create_forgotten()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    UPDATE spectrum.privacy SET rules = (
-        SELECT jsonb_agg(jsonb_build_object('field', field, 'rule', rule, 'keeps', keeps_clear)
-            ORDER BY field)
-        FROM spectrum.pii_rules
-        WHERE rule <> 'keep'
+    IF to_regclass('spectrum.forgotten') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.forgotten (
+        digest bytea NOT NULL,
+        is_whole boolean NOT NULL,
+        event_type text COLLATE "C",
+        from_at timestamptz NOT NULL DEFAULT '-infinity',
+        to_at timestamptz NOT NULL DEFAULT 'infinity',
+        forgotten_at timestamptz NOT NULL DEFAULT now(),
+        done_at timestamptz
     );
-    IF EXISTS (SELECT FROM warehouse.event_ledger) THEN
-        RAISE NOTICE 'facts made before keep what they hold until their raw events are read again'
-            USING HINT = 'CALL spectrum.reprocess(p_status => ''done''); and see docs/privacy.md '
-                'for what remains.';
-    END IF;
+    CREATE INDEX forgotten_digest_idx ON spectrum.forgotten (digest);
+    COMMENT ON TABLE spectrum.forgotten IS
+        'Whose events are kept out. The names are not in it: whoever has a name and the salt in '
+        'spectrum.privacy can tell whether it was forgotten.';
+    COMMENT ON COLUMN spectrum.forgotten.digest IS 'SHA-256 of the salt and the user_id.';
+    COMMENT ON COLUMN spectrum.forgotten.is_whole IS
+        'All his events; else those of event_type in [from_at, to_at).';
+    COMMENT ON COLUMN spectrum.forgotten.event_type IS 'NULL: any.';
+    COMMENT ON COLUMN spectrum.forgotten.from_at IS 'By occurred_at.';
+    COMMENT ON COLUMN spectrum.forgotten.to_at IS 'By occurred_at.';
+    COMMENT ON COLUMN spectrum.forgotten.forgotten_at IS 'Since when they are kept out.';
+    COMMENT ON COLUMN spectrum.forgotten.done_at IS
+        'When all that was there of him was gone; NULL under way.';
 END
 $$;
-COMMENT ON FUNCTION spectrum._gather_pii_rules() IS
-    'Has readings follow the rules as they are now, and says what that means for older facts.';
+COMMENT ON FUNCTION spectrum._create_forgotten() IS
+    'Room 20: makes spectrum.forgotten.';
 
-CREATE FUNCTION spectrum.define_pii(p_field text, p_rule text, p_keep boolean DEFAULT false)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_path text[] := string_to_array(p_field, '.');
-BEGIN
-    PERFORM spectrum._check_choice('p_rule', p_rule, ARRAY['drop', 'hmac', 'keep']);
-    IF p_field IS NULL OR length(p_field) NOT BETWEEN 1 AND 200 OR '' = ANY (v_path)
-        OR v_path[1] IN ('event_id', 'event_type', 'occurred_at', 'timestamp')
-        OR (v_path[1] IN ('user_id', 'account_id') AND cardinality(v_path) > 1)
-        OR (p_field IN ('geo', 'properties') AND p_rule = 'hmac')
-    THEN
-        PERFORM spectrum._reject('p_field', p_field, 'user_id, account_id, geo.country, '
-            'geo.region, geo.city, properties.<name>, or another field of the payload; not '
-            'event_id, event_type or the time');
-    ELSIF p_rule = 'hmac' AND p_field = (
-        SELECT 'properties.' || config.revenue_property FROM spectrum.config)
-    THEN
-        PERFORM spectrum._reject('p_rule', p_rule, 'drop or keep: a hash is no amount of money');
-    ELSIF coalesce(p_keep, false) AND p_rule <> 'hmac' THEN
-        PERFORM spectrum._reject('p_keep', p_keep::text, 'true only with the rule hmac');
-    END IF;
-
-    IF p_rule = 'hmac' AND NOT EXISTS (SELECT FROM spectrum.pii_key)
-        AND (SELECT privacy.key_check FROM spectrum.privacy) IS NULL
-    THEN
-        PERFORM spectrum.set_pii_key();
-    END IF;
-    INSERT INTO spectrum.pii_rules AS known (field, rule, keeps_clear)
-    VALUES (p_field, p_rule, coalesce(p_keep, false))
-    ON CONFLICT (field) DO UPDATE SET rule = excluded.rule, keeps_clear = excluded.keeps_clear,
-        changed_at = clock_timestamp();
-    PERFORM spectrum._gather_pii_rules();
-END
-$$;
-COMMENT ON FUNCTION spectrum.define_pii(text, text, boolean) IS
-    'What is done to a field from now on, wherever events are read: drop (as if it had not been '
-    'sent), hmac (its HMAC-SHA-256 takes its place; p_keep keeps what was sent, for the owner '
-    'alone, in spectrum.pii_values) or keep. The first rule hmac makes a key.';
-
-CREATE FUNCTION spectrum.drop_pii(p_field text)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    DELETE FROM spectrum.pii_rules WHERE field = p_field;
-    IF NOT FOUND THEN
-        PERFORM spectrum._reject('p_field', p_field, 'a field that has a rule: '
-            || coalesce((SELECT string_agg(field, ', ' ORDER BY field) FROM spectrum.pii_rules),
-                'none has'));
-    END IF;
-    PERFORM spectrum._gather_pii_rules();
-END
-$$;
-COMMENT ON FUNCTION spectrum.drop_pii(text) IS 'Takes the rule of a field away.';
-
-CREATE FUNCTION spectrum.set_pii_key(p_key bytea DEFAULT NULL, p_replace boolean DEFAULT false)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    v_key bytea := coalesce(p_key, spectrum._random_bytes());
-    v_check text := spectrum._key_check(v_key);
-    v_known text := (SELECT privacy.key_check FROM spectrum.privacy FOR UPDATE);
-BEGIN
-    IF length(v_key) < 16 THEN
-        PERFORM spectrum._reject('p_key', length(v_key) || ' bytes', 'at least 16 bytes');
-    ELSIF v_known <> v_check AND NOT coalesce(p_replace, false) THEN
-        RAISE EXCEPTION 'this is not the key that the hashes here were made with'
-            USING ERRCODE = 'invalid_parameter_value',
-                HINT = 'Set that key. Or, with p_replace => true, begin anew: the same value then '
-                    'has another hash than before, so users and accounts seem new.';
-    END IF;
-    INSERT INTO spectrum.pii_key AS known (secret, inner_pad, outer_pad)
-    VALUES (v_key, spectrum._hmac_pad(v_key, 54), spectrum._hmac_pad(v_key, 92))
-    ON CONFLICT (is_only) DO UPDATE SET secret = excluded.secret, inner_pad = excluded.inner_pad,
-        outer_pad = excluded.outer_pad, set_at = excluded.set_at;
-    UPDATE spectrum.privacy SET key_check = v_check;
-    IF v_known IS NOT NULL THEN
-        -- Whoever waited for the key and gave up comes again.
-        PERFORM spectrum.request('reprocess',
-            '{"status": "failed", "error": "%: the PII key is missing%"}');
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum.set_pii_key(bytea, boolean) IS
-    'Sets the key of the hashes; without one, a random key is made. A key other than the one that '
-    'hashes were made with is refused unless p_replace. No dump holds it: keep a copy.';
-
-CREATE FUNCTION spectrum._check_pii_key(OUT ok boolean, OUT message text, OUT what_to_do text)
+CREATE FUNCTION spectrum._digest(p_user_id text)
+RETURNS bytea
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_check text;
 BEGIN
-    IF NOT has_table_privilege('spectrum.pii_key', 'SELECT') THEN
-        ok := true;
-        message := 'the owner alone can tell';
-        what_to_do := '';
-        RETURN;
-    END IF;
-    SELECT spectrum._key_check(known.secret) INTO v_check
-    FROM spectrum.pii_key AS known;
-    SELECT privacy.key_check IS NOT DISTINCT FROM v_check,
-        CASE
-            WHEN v_check IS NULL AND privacy.key_check IS NULL THEN 'none is needed'
-            WHEN v_check IS NULL THEN 'it is missing, as after a restore: events that need it wait'
-            WHEN v_check = privacy.key_check THEN 'it is the one that the hashes were made with'
-            ELSE 'it is not the one that the hashes were made with'
-        END
-    INTO ok, message FROM spectrum.privacy;
-    what_to_do := 'SELECT spectrum.set_pii_key(the key that you kept);';
+    RETURN (SELECT sha256(privacy.salt || convert_to(p_user_id, 'UTF8')) FROM spectrum.privacy);
 END
 $$;
-COMMENT ON FUNCTION spectrum._check_pii_key() IS 'Check of health(): the key, and that it fits.';
--- Room 20, capture: a second door, for payloads that must not be stored as they are sent. And what
--- a batch asks before it takes events in: may they come in, and can they be hashed?
+COMMENT ON FUNCTION spectrum._digest(text) IS 'What spectrum.forgotten knows a user by.';
+
+CREATE FUNCTION spectrum._is_forgotten(p_payload jsonb)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM spectrum.forgotten
+        WHERE forgotten.is_whole AND forgotten.digest = spectrum._digest(p_payload ->> 'user_id')
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._is_forgotten(jsonb) IS
+    'Whether all events of the user that a payload names are kept out.';
+
+CREATE FUNCTION spectrum._forgotten_payload()
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb '{"forgotten": true}'
+$$;
+COMMENT ON FUNCTION spectrum._forgotten_payload() IS
+    'What stands in the place of a payload of somebody who was forgotten.';
+-- Room 20, capture: a second door, for payloads that must not be stored as they are sent.
 
 CREATE FUNCTION spectrum._fields_to_hash(p_payload jsonb, p_treated text[], p_rules jsonb)
 RETURNS TABLE (field text, value text, keeps_clear boolean)
@@ -1114,16 +1076,6 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._fields_to_hash(jsonb, text[], jsonb) IS
     'The fields of a payload that a rule hmac takes, with what they say.';
-
-CREATE FUNCTION spectrum._forgotten_payload()
-RETURNS jsonb
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT jsonb '{"forgotten": true}'
-$$;
-COMMENT ON FUNCTION spectrum._forgotten_payload() IS
-    'What stands in the place of a payload of somebody who was forgotten.';
 
 CREATE FUNCTION spectrum.capture(p_payload jsonb)
 RETURNS uuid
@@ -1180,156 +1132,6 @@ COMMENT ON FUNCTION spectrum.capture(jsonb) IS
     'Takes an event in as the PII rules leave it, so that what they take away is never stored, and '
     'returns the id of its raw event. SECURITY DEFINER: callers need no right on the key, the '
     'rules or raw_events; give it to a role with spectrum.grant_capture.';
-
-CREATE FUNCTION spectrum._set_capture(p_role regrole, p_is_granted boolean)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._set_privilege(
-        'EXECUTE ON FUNCTION spectrum.capture(jsonb)', p_role, p_is_granted);
-    -- Other grants may need the schema too: it stays.
-    IF p_is_granted THEN
-        PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, true);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._set_capture(regrole, boolean) IS 'What grant_capture covers.';
-
-CREATE FUNCTION spectrum.grant_capture(p_role regrole)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._set_capture(p_role, true);
-END
-$$;
-COMMENT ON FUNCTION spectrum.grant_capture(regrole) IS
-    'Lets a role send events through spectrum.capture, and nothing else: it reads nothing. In the '
-    'place of grant_ingest, not beside it, where nothing may be stored as it is sent.';
-
-CREATE FUNCTION spectrum.revoke_capture(p_role regrole)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM spectrum._set_capture(p_role, false);
-END
-$$;
-COMMENT ON FUNCTION spectrum.revoke_capture(regrole) IS
-    'Takes back what grant_capture gave, but for USAGE of the schema spectrum.';
-
-CREATE FUNCTION spectrum._withhold_unhashed()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM spectrum.pii_key) THEN
-        UPDATE pg_temp.spectrum_batch AS batch
-        SET is_readable = false,
-            can_pass = true,
-            error_msg = needing.field || ': the PII key is missing (spectrum.set_pii_key)'
-        FROM @extschema@.raw_events AS raw
-        CROSS JOIN spectrum.privacy
-        CROSS JOIN LATERAL (
-            SELECT min(found.field) AS field
-            FROM spectrum._fields_to_hash(raw.payload, raw.treated, privacy.rules) AS found
-        ) AS needing
-        WHERE raw.seq = batch.seq AND needing.field IS NOT NULL AND NOT batch.is_forgotten;
-        RETURN;
-    END IF;
-
-    INSERT INTO spectrum.pii_values (field, hash, value)
-    SELECT DISTINCT found.field,
-        spectrum._pii_hash(found.value, known.inner_pad, known.outer_pad) AS hash, found.value
-    FROM pg_temp.spectrum_batch AS batch
-    JOIN @extschema@.raw_events AS raw ON raw.seq = batch.seq
-    CROSS JOIN spectrum.privacy
-    CROSS JOIN spectrum.pii_key AS known
-    CROSS JOIN LATERAL spectrum._fields_to_hash(raw.payload, raw.treated, privacy.rules) AS found
-    WHERE found.keeps_clear AND batch.is_readable
-    ORDER BY found.field, hash
-    ON CONFLICT (field, hash) DO NOTHING;
-END
-$$;
-COMMENT ON FUNCTION spectrum._withhold_unhashed() IS
-    'Of a batch that was read: fails the events, for now, that a rule wants hashed where there is '
-    'no key; and where a rule says so keeps what was hashed.';
-
-CREATE FUNCTION spectrum._withhold_forgotten()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    -- Who is forgotten altogether is no member of the dimension any more, once that is done.
-    v_are_known boolean := EXISTS (
-        SELECT FROM spectrum.forgotten WHERE NOT is_whole OR done_at IS NULL
-    );
-BEGIN
-    UPDATE pg_temp.spectrum_batch AS batch
-    SET is_readable = false,
-        can_pass = false,
-        is_forgotten = true,
-        error_msg = 'user_id: was forgotten on request'
-    FROM @extschema@.raw_events AS raw
-    CROSS JOIN spectrum.privacy
-    WHERE raw.ctid = batch.row_id AND (v_are_known OR coalesce(batch.user_key, 0) = 0)
-        AND EXISTS (
-            SELECT FROM spectrum.forgotten
-            WHERE forgotten.digest IN (
-                    sha256(privacy.salt || convert_to(raw.payload ->> 'user_id', 'UTF8')),
-                    sha256(privacy.salt || convert_to(batch.user_id, 'UTF8')))
-                AND (forgotten.is_whole OR (
-                    (forgotten.event_type IS NULL OR forgotten.event_type = batch.event_type)
-                    AND batch.occurred_at >= forgotten.from_at
-                    AND batch.occurred_at < forgotten.to_at))
-        );
-END
-$$;
-COMMENT ON FUNCTION spectrum._withhold_forgotten() IS
-    'Of a batch that was read: fails the events of users who were forgotten.';
-
-CREATE FUNCTION spectrum._withhold()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-AS $$
-BEGIN
-    IF EXISTS (SELECT FROM spectrum.forgotten) THEN
-        PERFORM spectrum._withhold_forgotten();
-    END IF;
-    IF (SELECT privacy.rules FROM spectrum.privacy) IS NOT NULL THEN
-        PERFORM spectrum._withhold_unhashed();
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._withhold() IS
-    'What a batch asks about privacy, once it was read. Costs two looks where nothing is defined.';
-
-CREATE FUNCTION spectrum._scrub_forgotten()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-SET enable_hashjoin = off
-SET enable_mergejoin = off
-AS $$
-BEGIN
-    IF EXISTS (SELECT FROM pg_temp.spectrum_batch AS batch WHERE batch.is_forgotten) THEN
-        UPDATE @extschema@.raw_events AS raw SET payload = spectrum._forgotten_payload()
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE raw.seq = batch.seq AND batch.is_forgotten;
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION spectrum._scrub_forgotten() IS
-    'Of a batch that is marked: nothing is kept of what came of users who were forgotten.';
 -- Room 20, reading: what a payload says, without ever raising. The view spectrum.readings is the
 -- one place that knows the fields of an event; process_batch stores what it shows and verify()
 -- compares with it. Each cast stands behind a test that makes it safe, so a bad event costs itself
@@ -2824,6 +2626,118 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_news() IS
     'Room 40: makes spectrum.news and spectrum.withdrawals.';
+-- Room 40, privacy of a batch: what was read and may not come in. Whose event is it, and is there a
+-- key for what is to be hashed? Called by 10_batch.sql and 15_load.sql.
+
+CREATE FUNCTION spectrum._withhold_unhashed()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM spectrum.pii_key) THEN
+        UPDATE pg_temp.spectrum_batch AS batch
+        SET is_readable = false,
+            can_pass = true,
+            error_msg = needing.field || ': the PII key is missing (spectrum.set_pii_key)'
+        FROM @extschema@.raw_events AS raw
+        CROSS JOIN spectrum.privacy
+        CROSS JOIN LATERAL (
+            SELECT min(found.field) AS field
+            FROM spectrum._fields_to_hash(raw.payload, raw.treated, privacy.rules) AS found
+        ) AS needing
+        WHERE raw.seq = batch.seq AND needing.field IS NOT NULL AND NOT batch.is_forgotten;
+        RETURN;
+    END IF;
+
+    INSERT INTO spectrum.pii_values (field, hash, value)
+    SELECT DISTINCT found.field,
+        spectrum._pii_hash(found.value, known.inner_pad, known.outer_pad) AS hash, found.value
+    FROM pg_temp.spectrum_batch AS batch
+    JOIN @extschema@.raw_events AS raw ON raw.seq = batch.seq
+    CROSS JOIN spectrum.privacy
+    CROSS JOIN spectrum.pii_key AS known
+    CROSS JOIN LATERAL spectrum._fields_to_hash(raw.payload, raw.treated, privacy.rules) AS found
+    WHERE found.keeps_clear AND batch.is_readable
+    ORDER BY found.field, hash
+    ON CONFLICT (field, hash) DO NOTHING;
+END
+$$;
+COMMENT ON FUNCTION spectrum._withhold_unhashed() IS
+    'Of a batch that was read: fails the events, for now, that a rule wants hashed where there is '
+    'no key; and where a rule says so keeps what was hashed.';
+
+CREATE FUNCTION spectrum._withhold_forgotten()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Who is forgotten altogether is no member of the dimension any more, once that is done.
+    v_are_known boolean := EXISTS (
+        SELECT FROM spectrum.forgotten WHERE NOT is_whole OR done_at IS NULL
+    );
+BEGIN
+    UPDATE pg_temp.spectrum_batch AS batch
+    SET is_readable = false,
+        can_pass = false,
+        is_forgotten = true,
+        error_msg = 'user_id: was forgotten on request'
+    FROM @extschema@.raw_events AS raw
+    CROSS JOIN spectrum.privacy
+    WHERE raw.ctid = batch.row_id AND (v_are_known OR coalesce(batch.user_key, 0) = 0)
+        AND EXISTS (
+            SELECT FROM spectrum.forgotten
+            -- spectrum._digest() as it stands: a call costs each event 2.5 us, twice.
+            WHERE forgotten.digest IN (
+                    sha256(privacy.salt || convert_to(raw.payload ->> 'user_id', 'UTF8')),
+                    sha256(privacy.salt || convert_to(batch.user_id, 'UTF8')))
+                AND (forgotten.is_whole OR (
+                    (forgotten.event_type IS NULL OR forgotten.event_type = batch.event_type)
+                    AND batch.occurred_at >= forgotten.from_at
+                    AND batch.occurred_at < forgotten.to_at))
+        );
+END
+$$;
+COMMENT ON FUNCTION spectrum._withhold_forgotten() IS
+    'Of a batch that was read: fails the events of users who were forgotten.';
+
+CREATE FUNCTION spectrum._withhold()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM spectrum.forgotten) THEN
+        PERFORM spectrum._withhold_forgotten();
+    END IF;
+    IF (SELECT privacy.rules FROM spectrum.privacy) IS NOT NULL THEN
+        PERFORM spectrum._withhold_unhashed();
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._withhold() IS
+    'What a batch asks about privacy, once it was read. Costs two looks where nothing is defined.';
+
+CREATE FUNCTION spectrum._scrub_forgotten()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_temp.spectrum_batch AS batch WHERE batch.is_forgotten) THEN
+        UPDATE @extschema@.raw_events AS raw SET payload = spectrum._forgotten_payload()
+        FROM pg_temp.spectrum_batch AS batch
+        WHERE raw.seq = batch.seq AND batch.is_forgotten;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._scrub_forgotten() IS
+    'Of a batch that is marked: nothing is kept of what came of users who were forgotten.';
 -- Room 40, the steps of a batch: read, add months and dimension members, insert facts, take back
 -- facts, name copies. pg_temp.spectrum_batch holds what was read of the claimed rows between them.
 
@@ -4611,34 +4525,6 @@ $$;
 COMMENT ON FUNCTION spectrum._create_names() IS
     'Room 60: makes what analytics.events reads its names from. A grant on the dimensions '
     'themselves would open their statistics in pg_stats.';
-
-CREATE FUNCTION spectrum._create_settings()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.settings') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE VIEW analytics.settings WITH (security_barrier) AS
-    SELECT config.timezone, config.week_start, config.currency, config.refund_events,
-        horizon.facts_from
-    FROM spectrum.config
-    CROSS JOIN spectrum.horizon;
-    COMMENT ON VIEW analytics.settings IS
-        'The settings that numbers depend on, one row, for all who may ask questions.';
-    COMMENT ON COLUMN analytics.settings.timezone IS 'Time zone of days, weeks and months.';
-    COMMENT ON COLUMN analytics.settings.week_start IS 'First day of a week: 1 Monday, 7 Sunday.';
-    COMMENT ON COLUMN analytics.settings.currency IS 'Currency of money that names none.';
-    COMMENT ON COLUMN analytics.settings.refund_events IS 'Event types that are refunds.';
-    COMMENT ON COLUMN analytics.settings.facts_from IS
-        'Events that occurred before are purged: questions are answered without them, standing '
-        'views count them still. NULL: none are.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_settings() IS 'Room 60: makes analytics.settings.';
 
 CREATE FUNCTION spectrum._create_lookups()
 RETURNS void
@@ -19347,7 +19233,9 @@ BEGIN
         SELECT s.unit, s.session_start, s.number, e.user_key, e.user_id, e.account_id, e.event_id,
             e.occurred_at,
             row_number() OVER (
-                PARTITION BY s.unit, s.session_start, s.number ORDER BY e.event_id
+                PARTITION BY s.unit, s.session_start,
+                    CASE WHEN v_is_any THEN e.event_id END, CASE WHEN NOT v_is_any THEN s.number END
+                ORDER BY s.number, e.event_id
             ) AS tie
         FROM unnest(p_units, p_sessions, p_numbers, p_times)
             AS s (unit, session_start, number, at)
@@ -19365,8 +19253,9 @@ BEGIN
                     AND (v_is_any OR m.bits & (1 << (s.number - 1)) <> 0)
             )
     ) AS f
-    -- In order, of several events of one step at one time any could stand for it.
-    WHERE v_is_any OR f.tie = 1;
+    -- In order, of several events of one step at one time any could stand for it; in any order they
+    -- are steps together, each once.
+    WHERE f.tie = 1;
 END
 $$;
 COMMENT ON FUNCTION analytics._funnel_step_events(
@@ -22490,6 +22379,7 @@ CREATE FUNCTION spectrum._verify_facts()
 RETURNS TABLE (check_name text, expected bigint, actual bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 -- Whole tables against whole tables: statistics of an hour ago must not make it quadratic.
 SET enable_nestloop = off
 AS $$
@@ -22645,6 +22535,151 @@ COMMENT ON FUNCTION spectrum.verify() IS
     'compares: one row a check. Reads everything, so its cost follows the history. A view is '
     'behind, not wrong, where events came since its last refresh. Where facts were purged, it '
     'compares what can be made again, and the last row names what is not, or only in part.';
+-- Room 80, personal data: rules and the key, set and checked. What they do is in
+-- 20_staging/05_pii.sql.
+
+CREATE FUNCTION spectrum._gather_pii_rules()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE spectrum.privacy SET rules = (
+        SELECT jsonb_agg(jsonb_build_object('field', field, 'rule', rule, 'keeps', keeps_clear)
+            ORDER BY field)
+        FROM spectrum.pii_rules
+        WHERE rule <> 'keep'
+    );
+    IF EXISTS (SELECT FROM warehouse.event_ledger) THEN
+        RAISE NOTICE 'facts made before keep what they hold until their raw events are read again'
+            USING HINT = 'CALL spectrum.reprocess(p_status => ''done''); and see docs/privacy.md '
+                'for what remains.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._gather_pii_rules() IS
+    'Has readings follow the rules as they are now, and says what that means for older facts.';
+
+CREATE FUNCTION spectrum.define_pii(p_field text, p_rule text, p_keep boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_path text[] := string_to_array(p_field, '.');
+BEGIN
+    PERFORM spectrum._check_choice('p_rule', p_rule, ARRAY['drop', 'hmac', 'keep']);
+    IF p_field IS NULL OR length(p_field) NOT BETWEEN 1 AND 200 OR '' = ANY (v_path)
+        OR v_path[1] IN ('event_id', 'event_type', 'occurred_at', 'timestamp')
+        OR (v_path[1] IN ('user_id', 'account_id') AND cardinality(v_path) > 1)
+        OR (p_field IN ('geo', 'properties') AND p_rule = 'hmac')
+    THEN
+        PERFORM spectrum._reject('p_field', p_field, 'user_id, account_id, geo.country, '
+            'geo.region, geo.city, properties.<name>, or another field of the payload; not '
+            'event_id, event_type or the time');
+    ELSIF p_rule = 'hmac' AND p_field = (
+        SELECT 'properties.' || config.revenue_property FROM spectrum.config)
+    THEN
+        PERFORM spectrum._reject('p_rule', p_rule, 'drop or keep: a hash is no amount of money');
+    ELSIF coalesce(p_keep, false) AND p_rule <> 'hmac' THEN
+        PERFORM spectrum._reject('p_keep', p_keep::text, 'true only with the rule hmac');
+    END IF;
+
+    IF p_rule = 'hmac' AND NOT EXISTS (SELECT FROM spectrum.pii_key)
+        AND (SELECT privacy.key_check FROM spectrum.privacy) IS NULL
+    THEN
+        PERFORM spectrum.set_pii_key();
+    END IF;
+    INSERT INTO spectrum.pii_rules AS known (field, rule, keeps_clear)
+    VALUES (p_field, p_rule, coalesce(p_keep, false))
+    ON CONFLICT (field) DO UPDATE SET rule = excluded.rule, keeps_clear = excluded.keeps_clear,
+        changed_at = clock_timestamp();
+    PERFORM spectrum._gather_pii_rules();
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_pii(text, text, boolean) IS
+    'What is done to a field from now on, wherever events are read: drop (as if it had not been '
+    'sent), hmac (its HMAC-SHA-256 takes its place; p_keep keeps what was sent, for the owner '
+    'alone, in spectrum.pii_values) or keep. The first rule hmac makes a key.';
+
+CREATE FUNCTION spectrum.drop_pii(p_field text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM spectrum.pii_rules WHERE field = p_field;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_field', p_field, 'a field that has a rule: '
+            || coalesce((SELECT string_agg(field, ', ' ORDER BY field) FROM spectrum.pii_rules),
+                'none has'));
+    END IF;
+    PERFORM spectrum._gather_pii_rules();
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_pii(text) IS 'Takes the rule of a field away.';
+
+CREATE FUNCTION spectrum.set_pii_key(p_key bytea DEFAULT NULL, p_replace boolean DEFAULT false)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_key bytea := coalesce(p_key, spectrum._random_bytes());
+    v_check text := spectrum._key_check(v_key);
+    v_known text := (SELECT privacy.key_check FROM spectrum.privacy FOR UPDATE);
+BEGIN
+    IF length(v_key) < 16 THEN
+        PERFORM spectrum._reject('p_key', length(v_key) || ' bytes', 'at least 16 bytes');
+    ELSIF v_known <> v_check AND NOT coalesce(p_replace, false) THEN
+        RAISE EXCEPTION 'this is not the key that the hashes here were made with'
+            USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Set that key. Or, with p_replace => true, begin anew: the same value then '
+                    'has another hash than before, so users and accounts seem new.';
+    END IF;
+    INSERT INTO spectrum.pii_key AS known (secret, inner_pad, outer_pad)
+    VALUES (v_key, spectrum._hmac_pad(v_key, 54), spectrum._hmac_pad(v_key, 92))
+    ON CONFLICT (is_only) DO UPDATE SET secret = excluded.secret, inner_pad = excluded.inner_pad,
+        outer_pad = excluded.outer_pad, set_at = excluded.set_at;
+    UPDATE spectrum.privacy SET key_check = v_check;
+    IF v_known IS NOT NULL THEN
+        -- Whoever waited for the key and gave up comes again.
+        PERFORM spectrum.request('reprocess',
+            '{"status": "failed", "error": "%: the PII key is missing%"}');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum.set_pii_key(bytea, boolean) IS
+    'Sets the key of the hashes; without one, a random key is made. A key other than the one that '
+    'hashes were made with is refused unless p_replace. No dump holds it: keep a copy.';
+
+CREATE FUNCTION spectrum._check_pii_key(OUT ok boolean, OUT message text, OUT what_to_do text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_check text;
+BEGIN
+    IF NOT has_table_privilege('spectrum.pii_key', 'SELECT') THEN
+        ok := true;
+        message := 'the owner alone can tell';
+        what_to_do := '';
+        RETURN;
+    END IF;
+    SELECT spectrum._key_check(known.secret) INTO v_check
+    FROM spectrum.pii_key AS known;
+    SELECT privacy.key_check IS NOT DISTINCT FROM v_check,
+        CASE
+            WHEN v_check IS NULL AND privacy.key_check IS NULL THEN 'none is needed'
+            WHEN v_check IS NULL THEN 'it is missing, as after a restore: events that need it wait'
+            WHEN v_check = privacy.key_check THEN 'it is the one that the hashes were made with'
+            ELSE 'it is not the one that the hashes were made with'
+        END
+    INTO ok, message FROM spectrum.privacy;
+    what_to_do := 'SELECT spectrum.set_pii_key(the key that you kept);';
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_pii_key() IS 'Check of health(): the key, and that it fits.';
 -- Room 80, reprocess: raw events that are to be read again, with today's rules and settings.
 
 CREATE FUNCTION spectrum._check_reprocess(p_arguments jsonb)
@@ -22911,7 +22946,7 @@ $$;
 COMMENT ON FUNCTION spectrum._request_purge_raw() IS
     'Asks for a purge where config.raw_keep is set and older raw events are there.';
 -- Room 80, purge of facts: months that are old enough go, what was counted of them stays. First
--- the time up to the end of the guard is closed (17_horizon.sql), and what is in it is counted.
+-- the time up to the end of the guard is closed (13_horizon.sql), and what is in it is counted.
 -- Then, month by month from the oldest, each report keeps what it will have to know
 -- (analytics._freeze_<kind>), facts_from moves, and the partition is detached and dropped. Only the
 -- detaching locks readers out: for an instant, in a transaction of its own.
@@ -23196,94 +23231,6 @@ COMMENT ON PROCEDURE spectrum.purge_facts(interval, text, bigint) IS
 -- Room 80, forgetting: a user goes out of everything, or becomes nobody, and does not come back.
 -- Who was forgotten is known by a salted hash of his user_id alone. Erasure itself, step by step,
 -- is in 57_erasure.sql; what changed by it is written down in 59_receipts.sql.
-
-CREATE FUNCTION spectrum._create_forgotten()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('spectrum.forgotten') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.forgotten (
-        digest bytea NOT NULL,
-        is_whole boolean NOT NULL,
-        event_type text COLLATE "C",
-        from_at timestamptz NOT NULL DEFAULT '-infinity',
-        to_at timestamptz NOT NULL DEFAULT 'infinity',
-        forgotten_at timestamptz NOT NULL DEFAULT now(),
-        done_at timestamptz
-    );
-    CREATE INDEX forgotten_digest_idx ON spectrum.forgotten (digest);
-    COMMENT ON TABLE spectrum.forgotten IS
-        'Whose events are kept out. The names are not in it: whoever has a name and the salt in '
-        'spectrum.privacy can tell whether it was forgotten.';
-    COMMENT ON COLUMN spectrum.forgotten.digest IS 'SHA-256 of the salt and the user_id.';
-    COMMENT ON COLUMN spectrum.forgotten.is_whole IS
-        'All his events; else those of event_type in [from_at, to_at).';
-    COMMENT ON COLUMN spectrum.forgotten.event_type IS 'NULL: any.';
-    COMMENT ON COLUMN spectrum.forgotten.from_at IS 'By occurred_at.';
-    COMMENT ON COLUMN spectrum.forgotten.to_at IS 'By occurred_at.';
-    COMMENT ON COLUMN spectrum.forgotten.forgotten_at IS 'Since when they are kept out.';
-    COMMENT ON COLUMN spectrum.forgotten.done_at IS
-        'When all that was there of him was gone; NULL under way.';
-
-    CREATE TABLE spectrum.receipts (
-        line_no bigserial NOT NULL CONSTRAINT receipts_pkey PRIMARY KEY,
-        task_id bigint NOT NULL,
-        object text NOT NULL,
-        what text NOT NULL,
-        cell jsonb,
-        before jsonb,
-        after jsonb,
-        change numeric
-    );
-    CREATE INDEX receipts_task_idx ON spectrum.receipts (task_id);
-    COMMENT ON TABLE spectrum.receipts IS
-        'What forgetting changed: rows of tables, and each standing number. It names nobody.';
-    COMMENT ON COLUMN spectrum.receipts.line_no IS 'In the order of writing.';
-    COMMENT ON COLUMN spectrum.receipts.task_id IS 'spectrum.tasks, kind forget_user.';
-    COMMENT ON COLUMN spectrum.receipts.object IS 'Table or view.';
-    COMMENT ON COLUMN spectrum.receipts.what IS
-        'rows removed, rows changed, frozen rows removed; or the column of a view.';
-    COMMENT ON COLUMN spectrum.receipts.cell IS
-        'Which row of the view, by the columns that name it. (erased): what named a row that is '
-        'gone.';
-    COMMENT ON COLUMN spectrum.receipts.before IS 'NULL: there was no such row.';
-    COMMENT ON COLUMN spectrum.receipts.after IS 'NULL: there is no such row any more.';
-    COMMENT ON COLUMN spectrum.receipts.change IS 'after - before; a row that is not there is 0.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_forgotten() IS
-    'Room 80: makes spectrum.forgotten and spectrum.receipts.';
-
-CREATE FUNCTION spectrum._digest(p_user_id text)
-RETURNS bytea
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN (SELECT sha256(privacy.salt || convert_to(p_user_id, 'UTF8')) FROM spectrum.privacy);
-END
-$$;
-COMMENT ON FUNCTION spectrum._digest(text) IS 'What spectrum.forgotten knows a user by.';
-
-CREATE FUNCTION spectrum._is_forgotten(p_payload jsonb)
-RETURNS boolean
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN EXISTS (
-        SELECT FROM spectrum.forgotten
-        WHERE forgotten.is_whole AND forgotten.digest = spectrum._digest(p_payload ->> 'user_id')
-    );
-END
-$$;
-COMMENT ON FUNCTION spectrum._is_forgotten(jsonb) IS
-    'Whether all events of the user that a payload names are kept out.';
 
 CREATE FUNCTION spectrum._user_names(p_user_id text)
 RETURNS text[]
@@ -24164,6 +24111,44 @@ COMMENT ON FUNCTION spectrum.forget_members() IS
 -- facts, copies what they show of the accounts concerned, does its work, has the views follow and
 -- writes down the differences, cell by cell. No batch runs meanwhile, so they are its doing.
 
+CREATE FUNCTION spectrum._create_receipts()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.receipts') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.receipts (
+        line_no bigserial NOT NULL CONSTRAINT receipts_pkey PRIMARY KEY,
+        task_id bigint NOT NULL,
+        object text NOT NULL,
+        what text NOT NULL,
+        cell jsonb,
+        before jsonb,
+        after jsonb,
+        change numeric
+    );
+    CREATE INDEX receipts_task_idx ON spectrum.receipts (task_id);
+    COMMENT ON TABLE spectrum.receipts IS
+        'What forgetting changed: rows of tables, and each standing number. It names nobody.';
+    COMMENT ON COLUMN spectrum.receipts.line_no IS 'In the order of writing.';
+    COMMENT ON COLUMN spectrum.receipts.task_id IS 'spectrum.tasks, kind forget_user.';
+    COMMENT ON COLUMN spectrum.receipts.object IS 'Table or view.';
+    COMMENT ON COLUMN spectrum.receipts.what IS
+        'rows removed, rows changed, frozen rows removed; or the column of a view.';
+    COMMENT ON COLUMN spectrum.receipts.cell IS
+        'Which row of the view, by the columns that name it. (erased): what named a row that is '
+        'gone.';
+    COMMENT ON COLUMN spectrum.receipts.before IS 'NULL: there was no such row.';
+    COMMENT ON COLUMN spectrum.receipts.after IS 'NULL: there is no such row any more.';
+    COMMENT ON COLUMN spectrum.receipts.change IS 'after - before; a row that is not there is 0.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_receipts() IS 'Room 80: makes spectrum.receipts.';
+
 CREATE FUNCTION spectrum._count_all_news()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -24832,12 +24817,12 @@ BEGIN
     END IF;
     -- In the order of the rooms: each one's views may read what stands before it.
     FOREACH v_room IN ARRAY ARRAY[
-        'releases', 'config', 'run_log', 'raw_events', 'intake', 'horizon', 'privacy',
-        'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news', 'reports',
-        'settings', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
+        'releases', 'config', 'run_log', 'horizon', 'settings', 'raw_events', 'intake',
+        'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
+        'reports', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
         'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
         'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
-        'event_catalog', 'experiments', 'glass', 'tasks', 'status'
+        'event_catalog', 'experiments', 'glass', 'tasks', 'receipts', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
@@ -24896,6 +24881,22 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_ingest(regrole, boolean) IS 'What grant_ingest covers.';
+
+CREATE FUNCTION spectrum._set_capture(p_role regrole, p_is_granted boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._set_privilege(
+        'EXECUTE ON FUNCTION spectrum.capture(jsonb)', p_role, p_is_granted);
+    -- Other grants may need the schema too: it stays.
+    IF p_is_granted THEN
+        PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, true);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._set_capture(regrole, boolean) IS 'What grant_capture covers.';
 
 CREATE FUNCTION spectrum._set_views(p_role regrole, p_is_granted boolean)
 RETURNS void
@@ -25009,6 +25010,27 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum.revoke_ingest(regrole) IS
     'Takes back what grant_ingest gave, but for USAGE of the schema of raw_events.';
+
+CREATE FUNCTION spectrum.grant_capture(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_capture(p_role, true)
+$$;
+COMMENT ON FUNCTION spectrum.grant_capture(regrole) IS
+    'Lets a role send events through spectrum.capture, and nothing else: it reads nothing. In the '
+    'place of grant_ingest, not beside it, where nothing may be stored as it is sent.';
+
+CREATE FUNCTION spectrum.revoke_capture(p_role regrole)
+RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT spectrum._set_capture(p_role, false)
+$$;
+COMMENT ON FUNCTION spectrum.revoke_capture(regrole) IS
+    'Takes back what grant_capture gave, but for USAGE of the schema spectrum.';
 
 CREATE FUNCTION spectrum.grant_reader(p_role regrole)
 RETURNS void
