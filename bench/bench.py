@@ -1,133 +1,85 @@
-"""make bench: what processing costs, against COPY and against a per-event loop, in one run.
-
-Reads the usual PG* variables and BENCH_EVENTS (default 1,000,000). Databases of its own are made
-and dropped. Prints a table and writes bench/results/<events>.json.
-"""
+"""make bench: what Spectrum costs from the INSERT to the answer, against what is to be reached."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-from collections.abc import Iterable
-from pathlib import Path
-
-import naive
-import psycopg
-from events import payloads
+import click
+import ingest
+import latency
+import plot
+import questions
+import sizes
+import standing
+import sustained
+from results import Results
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from server import Measure, database
+from server import database, machine, refresh
+from stream import History
 
-EVENTS = int(os.environ.get("BENCH_EVENTS", "1000000"))
-LOOP_EVENTS = min(EVENTS, 10_000)
-RESULTS = Path(__file__).parent / "results"
-
-
-def copy_in(connection: psycopg.Connection, lines: Iterable[str], progress: Progress) -> None:
-    """COPYs JSON texts into raw_events."""
-    task = progress.add_task("COPY into raw_events", total=EVENTS)
-    with connection.cursor().copy("COPY raw_events (payload) FROM STDIN") as copy:
-        for number, line in enumerate(lines, 1):
-            copy.write_row((line,))
-            if number % 10_000 == 0:
-                progress.update(task, completed=number)
-    progress.update(task, completed=EVENTS)
+# Those of the first line look at what `ingest` has made.
+PARTS = ("ingest", "sizes", "standing", "questions",
+         "wide", "loop", "latency", "sustained")  # fmt: skip
+ROUNDS = 5
 
 
-def process_all(connection: psycopg.Connection, progress: Progress) -> int:
-    """Calls process_batch until nothing is claimed; returns the number of facts made."""
-    task = progress.add_task("process_batch", total=EVENTS)
-    loaded = 0
-    while True:
-        row = connection.execute("CALL spectrum.process_batch()").fetchone()
-        assert row is not None
-        if row[0] == 0:
-            return loaded
-        loaded += row[1]
-        progress.update(task, advance=row[0])
+def run(results: Results, wanted: set[str], events: int, rate: int, sustain: int) -> None:
+    """Measures the parts that are wanted, one after the other."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        if wanted & set(PARTS[:4]):
+            history = History.of(events)
+            with database("spectrum_bench") as connection:
+                rounds = ingest.measure(connection, history, ROUNDS, progress)
+                results.add("ingest", ingest.report(history, rounds))
+                refresh(connection)
+                if "sizes" in wanted:
+                    results.add("sizes", sizes.measure(connection, events))
+                if "standing" in wanted:
+                    results.add("standing", standing.measure(connection, history, ROUNDS, progress))
+                if "questions" in wanted:
+                    results.add("questions", questions.measure(connection, progress))
+        if "wide" in wanted:
+            history = History.of(max(events // 5, 1), is_wide=True)
+            with database("spectrum_bench") as connection:
+                rounds = ingest.measure(connection, history, ROUNDS, progress)
+                results.add("wide", ingest.report(history, rounds))
+        if "loop" in wanted:
+            results.add("loop", ingest.against_loop(progress))
+        if "latency" in wanted:
+            results.add("latency", latency.measure(progress))
+        if "sustained" in wanted:
+            results.add("sustained", sustained.measure(rate, sustain, progress))
 
 
-def spectrum_costs(progress: Progress) -> dict[str, Measure]:
-    """Measures COPY, processing and a refresh of the same events in a new database."""
-    with database("spectrum_bench") as connection:
-        connection.execute("CREATE EXTENSION spectrum")
-        costs = {name: Measure(connection) for name in ("COPY", "process", "refresh")}
-        lines = list(payloads(EVENTS))
-        with costs["COPY"]:
-            copy_in(connection, lines, progress)
-        with costs["process"]:
-            loaded = process_all(connection, progress)
-        if loaded != EVENTS:
-            raise SystemExit(f"{loaded} facts of {EVENTS} events: the numbers below mean nothing")
-        task = progress.add_task("refresh_analytics", total=1)
-        with costs["refresh"]:
-            connection.execute("CALL spectrum.refresh_analytics()")
-        progress.update(task, completed=1)
-        return costs
+@click.command(context_settings={"show_default": True})
+@click.option("--events", envvar="BENCH_EVENTS", show_envvar=True, default=1_000_000,
+              type=click.IntRange(min=1_000), help="Events of the history.")  # fmt: skip
+@click.option("--sustain", envvar="BENCH_SUSTAIN", show_envvar=True, default=60,
+              type=click.IntRange(min=10), help="Seconds of the end-to-end run.")  # fmt: skip
+@click.option("--rate", envvar="BENCH_RATE", show_envvar=True, default=25_000,
+              type=click.IntRange(min=10), help="Events sent a second in it.")  # fmt: skip
+@click.option("--only", envvar="BENCH_ONLY", show_envvar=True, default="",
+              help=f"Some parts instead of all, with commas: {', '.join(PARTS)}.")  # fmt: skip
+def main(events: int, sustain: int, rate: int, only: str) -> None:
+    """Measures what Spectrum costs from the INSERT to the answer, against what is to be reached.
 
-
-def loop_rates(progress: Progress) -> dict[str, float]:
-    """Measures the per-event loop on a part of the same events; events per second by name."""
-    rates = {}
-    for commit_every in (1, 100):
-        name = f"loop, commit every {commit_every}"
-        task = progress.add_task(f"{name}, over {LOOP_EVENTS:,}", total=1)
-        with database("naive_bench") as connection:
-            connection.autocommit = False
-            rates[name] = naive.rate(connection, list(payloads(LOOP_EVENTS)), commit_every)
-        progress.update(task, completed=1)
-    return rates
-
-
-def report(
-    console: Console, costs: dict[str, Measure], rates: dict[str, float]
-) -> dict[str, object]:
-    """Prints the table and returns it as plain values."""
-    table = Table(title=f"{EVENTS:,} events, one worker")
-    for heading in ("what", "s", "us/event", "events/s", "WAL B/event"):
-        table.add_column(heading, justify="left" if heading == "what" else "right")
-    for name, cost in costs.items():
-        each = cost.seconds / EVENTS
-        table.add_row(
-            name,
-            f"{cost.seconds:.1f}",
-            f"{each * 1e6:.1f}",
-            f"{1 / each:,.0f}",
-            f"{cost.wal / EVENTS:.0f}",
-        )
-    for name, rate in rates.items():
-        table.add_row(name, "", f"{1e6 / rate:.0f}", f"{rate:,.0f}", "")
-    console.print(table)
-    process = costs["process"].seconds / EVENTS
-    ratios = {
-        "process / COPY": costs["process"].seconds / costs["COPY"].seconds,
-    } | {f"{name} / process": 1 / rate / process for name, rate in rates.items()}
-    for name, ratio in ratios.items():
-        console.print(f"{name}: {ratio:.2f}")
-    return {
-        "events": EVENTS,
-        "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
-        "costs": {
-            name: {"seconds": cost.seconds, "wal_bytes": cost.wal} for name, cost in costs.items()
-        },
-        "loop_events_per_second": rates,
-        "ratios": ratios,
-    }
-
-
-def main() -> None:
-    """Runs everything and writes the result."""
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
-        costs = spectrum_costs(progress)
-        rates = loop_rates(progress)
-    result = report(console, costs, rates)
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"{EVENTS}.json"
-    target.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"written to {target}")
+    Every comparison is a ratio of what ran by turns in one run. Databases of its own are made and
+    dropped in the server of PGHOST, PGPORT and PGUSER. Prints a table; writes it, with all
+    measurements and a plot, to bench/results/.
+    """
+    wanted = set(filter(None, only.split(","))) or set(PARTS)
+    if wanted - set(PARTS):
+        raise click.BadParameter(f"no such part: {', '.join(sorted(wanted - set(PARTS)))}")
+    settings = {"BENCH_EVENTS": (events, 1_000_000), "BENCH_SUSTAIN": (sustain, 60),
+                "BENCH_RATE": (rate, 25_000), "BENCH_ONLY": (only, "")}  # fmt: skip
+    command = " ".join(
+        ["make bench"] + [f"{name}={it}" for name, (it, usual) in settings.items() if it != usual]
+    )
+    name = "-".join([f"bench-{events}", *sorted(wanted if only else ())])
+    results = Results.begin(name, command, machine())
+    run(results, wanted, events, rate, sustain)
+    results.print(Console())
+    if not only:
+        plot.draw(results)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import psycopg
-from questions import DEFINITIONS
+from stream import DEFINITIONS
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table

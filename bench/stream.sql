@@ -1,11 +1,13 @@
--- A made-up history, the same for the same arguments, made inside the server. Event n has a place
--- in a stream, and all about it is a hash of n or of its session: no random(), no order to keep.
+-- A made-up stream of events, the same for the same arguments, made inside the server. Event n has a
+-- place in it, and all about it is a hash of n or of its session: no random(), no order to keep.
 --
 -- Events come in sessions of 1 to 20. Users join over the first days_of_joining days and stay; the
 -- newest are met a little more often than the old, and of 16 neighbours the first makes 40 % of the
 -- events. One user in 25,000 is heavy: these make a fifth of all events, which is 100,000 each
 -- where a user has 20 events on average. What lies beyond the history is one more day of the same:
 -- a tenth of its sessions come late, by up to 30 days, and 3 % are of new users.
+--
+-- A payload has about 365 bytes of text, or 1,000 where the history is of wide events.
 
 CREATE SCHEMA bench;
 
@@ -15,7 +17,8 @@ CREATE TABLE bench.history (
     accounts integer NOT NULL,
     begins_at timestamptz NOT NULL,
     ends_at timestamptz NOT NULL,
-    days_of_joining double precision NOT NULL
+    days_of_joining double precision NOT NULL,
+    is_wide boolean NOT NULL
 );
 
 CREATE FUNCTION bench.chance(p_number bigint, p_salt bigint)
@@ -25,6 +28,31 @@ AS $$
     SELECT (hashint8extended(p_number, p_salt) & 4503599627370495) / 4503599627370496.0::float8
 $$;
 COMMENT ON FUNCTION bench.chance(bigint, bigint) IS 'A number of [0, 1) that looks random.';
+
+CREATE FUNCTION bench.details(p_number bigint)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    SELECT jsonb_build_object(
+        'url', 'https://app.example.com/projects/' || p_number % 397 || '/board?card='
+            || md5('card ' || p_number % 5003),
+        'referrer', 'https://search.example/?q=product+analytics&page=' || p_number % 7,
+        'title', 'Board of project ' || p_number % 397 || ' - Example',
+        'user_agent', 'Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) '
+            'Chrome/126.0.' || p_number % 211 || '.0 Safari/537.36',
+        'page_view_id', md5('page ' || p_number / 5),
+        'device_id', md5('device ' || p_number / 64),
+        'theme', (ARRAY['dark', 'light'])[p_number / 64 % 2 + 1],
+        'screen', (ARRAY['1920x1080', '1440x900', '390x844'])[p_number % 3 + 1],
+        'locale', (ARRAY['de-DE', 'en-US', 'fr-FR'])[p_number % 3 + 1],
+        'campaign', jsonb_build_object('source', 'newsletter', 'medium', 'email',
+            'name', 'spring-' || p_number % 13),
+        'is_first_visit', p_number % 20 = 0,
+        'scroll_depth', p_number % 101,
+        'experiments', jsonb_build_array('nav-' || p_number % 3, 'price-' || p_number % 2)
+    )
+$$;
+COMMENT ON FUNCTION bench.details(bigint) IS 'What wide events say besides.';
 
 CREATE FUNCTION bench.events(p_first bigint, p_last bigint)
 RETURNS TABLE (
@@ -47,7 +75,8 @@ AS $$
         (ARRAY['Berlin', 'San Jose', 'Lyon'])[u."user" % 3 + 1],
         jsonb_build_object(
             'plan', (ARRAY['free', 'team', 'pro'])[u."user" % 3 + 1],
-            'path', '/projects/' || s.number % 397 || '/board'
+            'path', '/projects/' || s.number % 397 || '/board',
+            'build', '2026.' || s.number / 50000 % 100
         ) || CASE k.event_type
             WHEN 'purchase' THEN jsonb_build_object('revenue', 5 + s.number % 19500 / 100.0)
             WHEN 'feature_used' THEN jsonb_build_object('feature', 'feature-' || s.number % 12)
@@ -56,7 +85,7 @@ AS $$
                 'variant', CASE WHEN bench.chance(u."user", 9) < 0.5
                     THEN 'control' ELSE 'treatment' END)
             ELSE '{}'
-        END
+        END || CASE WHEN s.is_wide THEN bench.details(s.number) ELSE '{}' END
     FROM (
         SELECT e.number, e.number / 64 * 8 + c.at AS session,
             e.number % 64 - c.starts[c.at] AS place, h.*, e.number >= h.events AS is_new
@@ -103,20 +132,21 @@ AS $$
 $$;
 COMMENT ON FUNCTION bench.events(bigint, bigint) IS 'The events p_first to p_last of the stream.';
 
-CREATE FUNCTION bench.send(p_first bigint, p_last bigint)
-RETURNS void
-LANGUAGE sql VOLATILE
+CREATE FUNCTION bench.payloads(p_first bigint, p_last bigint)
+RETURNS SETOF jsonb
+LANGUAGE sql STABLE PARALLEL SAFE
 AS $$
-    INSERT INTO public.raw_events (payload)
     SELECT jsonb_build_object(
         'event_id', e.event_id, 'event_type', e.event_type, 'account_id', e.account_id,
-        'user_id', e.user_id, 'occurred_at', e.occurred_at AT TIME ZONE 'UTC',
+        'user_id', e.user_id,
+        'occurred_at', to_json(e.occurred_at AT TIME ZONE 'UTC') #>> '{}' || 'Z',
         'geo', jsonb_build_object('country', e.country, 'city', e.city),
+        'library', jsonb_build_object('name', 'example-web', 'version', '2.11.4'),
         'properties', e.properties
     )
     FROM bench.events(p_first, p_last) AS e
 $$;
-COMMENT ON FUNCTION bench.send(bigint, bigint) IS 'Sends them, as any client does.';
+COMMENT ON FUNCTION bench.payloads(bigint, bigint) IS 'The same as clients send them.';
 
 CREATE FUNCTION bench.load(p_first bigint, p_last bigint)
 RETURNS bigint

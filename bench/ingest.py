@@ -1,0 +1,150 @@
+"""From COPY to the views: what a batch and a refresh cost, beside the COPY of the same events."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import naive
+import psycopg
+from results import Row
+from rich.progress import Progress
+from server import Cost, again, cost, database, process, refresh, seconds
+from stream import DEFINITIONS, History, copy_in, payloads, prepare
+
+LOOP_ROUNDS, LOOP_EVENTS = 5, 20_000
+LOOP_NAME = "loop, commit every {}"
+BATCH_TARGETS = {1: 1.7, 2: 1.2}
+BATCH_NOTE = (
+    "a COPY writes two indexes and one heap; a batch reads JSON, writes three heaps and their "
+    "three indexes, and marks what it read"
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """COPY of some events, their processing, and the refresh that followed it, if one did."""
+
+    events: int
+    workers: int
+    copy: Cost
+    batch: Cost
+    refresh: Cost | None
+
+
+def together(connections: list[psycopg.Connection]) -> int:
+    """Processes with all connections at once; returns the number of facts made."""
+    with ThreadPoolExecutor(len(connections)) as workers:
+        return sum(workers.map(process, connections))
+
+
+def measure(
+    connection: psycopg.Connection, history: History, pairs: int, progress: Progress
+) -> list[Round]:
+    """Takes the history in, in equal parts: one worker and two by turns, then a refresh."""
+    prepare(connection, history)
+    connection.execute(DEFINITIONS)
+    refresh(connection)
+    size = history.events // (2 * pairs)
+    task = progress.add_task(f"{history.name}: COPY, batch, refresh", total=2 * pairs)
+    rounds = []
+    with again(connection) as second:
+        for number in range(2 * pairs):
+            workers = [connection, second][: number % 2 + 1]
+            lines = payloads(connection, number * size, size)
+            copied = cost(lambda lines=lines: copy_in(connection, lines), connection)
+            loaded: list[int] = []
+            batch = cost(lambda w=workers, to=loaded: to.append(together(w)), *workers)
+            if loaded != [size]:
+                raise SystemExit(f"{loaded} facts of {size} events: what it took means nothing")
+            refreshed = None
+            if len(workers) == 2:
+                refreshed = cost(lambda: refresh(connection), connection)
+            rounds.append(Round(size, len(workers), copied, batch, refreshed))
+            progress.advance(task)
+    return rounds
+
+
+def median(rounds: list[Round], figure: Callable[[Round], float]) -> float:
+    return statistics.median(map(figure, rounds))
+
+
+def report(history: History, rounds: list[Round]) -> tuple[list[dict], list[Row]]:
+    return [asdict(each) for each in rounds], rows(history.is_wide, rounds)
+
+
+def rows(is_wide: bool, rounds: list[Round]) -> list[Row]:
+    """The figures of one payload size."""
+    of = {
+        workers: [each for each in rounds if each.workers == workers] for workers in BATCH_TARGETS
+    }
+    group = f"ingest, payloads of {'1 kB' if is_wide else '365 bytes'}"
+    made = [
+        Row(group, "COPY into raw_events", median(rounds, lambda r: 1e6 * r.copy.seconds / r.events),
+            "us/event"),
+    ]  # fmt: skip
+    for workers, most in BATCH_TARGETS.items():
+        who = "one worker" if workers == 1 else "two workers at once"
+        made += [
+            Row(group, f"process_batch, {who}",
+                median(of[workers], lambda r: 1e6 * r.batch.seconds / r.events), "us/event"),
+            Row(group, f"process_batch, {who}, to COPY",
+                median(of[workers], lambda r: r.batch.seconds / r.copy.seconds), "times",
+                most=most, note=BATCH_NOTE),
+        ]  # fmt: skip
+    # Processor time is steady where the machine is not.
+    made.append(
+        Row(group, "the same in processor time of the server, one worker",
+            median(of[1], lambda r: r.batch.cpu_seconds / r.copy.cpu_seconds), "times")
+    )  # fmt: skip
+    refreshed = [each for each in rounds if each.refresh]
+    batch_wal = median(of[1], lambda r: r.batch.wal_bytes / r.events)
+    # A refresh of what came in two rounds.
+    refresh_wal = median(refreshed, lambda r: r.refresh.wal_bytes / r.events / 2)
+    return [
+        *made,
+        Row(group, f"refresh of {2 * rounds[0].events:,} new events",
+            median(refreshed, lambda r: 1e6 * r.refresh.seconds / r.events / 2), "us/event"),
+        Row(group, "WAL of COPY", median(rounds, lambda r: r.copy.wal_bytes / r.events),
+            "B/event"),
+        Row(group, "WAL of batch", batch_wal, "B/event", most=None if is_wide else 800),
+        Row(group, "WAL of batch and refresh together", batch_wal + refresh_wal, "B/event",
+            most=None if is_wide else 1050),
+    ]  # fmt: skip
+
+
+def against_loop(progress: Progress) -> tuple[dict[str, list[float]], list[Row]]:
+    """Batches of one worker beside the per-event loop over the same events, by turns."""
+    history = History.of(LOOP_ROUNDS * LOOP_EVENTS)
+    task = progress.add_task("a loop in Python", total=LOOP_ROUNDS)
+    with (
+        database("spectrum_bench") as connection,
+        database("naive_bench_1") as one,
+        database("naive_bench_100") as hundred,
+    ):
+        prepare(connection, history)
+        loops = {every: naive.Loop(to, every) for every, to in ((1, one), (100, hundred))}
+        rates: dict[str, list[float]] = {"batch": []} | {LOOP_NAME.format(n): [] for n in loops}
+        for number in range(LOOP_ROUNDS):
+            lines = payloads(connection, number * LOOP_EVENTS, LOOP_EVENTS)
+            copy_in(connection, lines)
+            rates["batch"].append(LOOP_EVENTS / seconds(lambda: process(connection)))
+            for every, loop in loops.items():
+                loop.stage(lines)
+                rates[LOOP_NAME.format(every)].append(loop.process(LOOP_EVENTS // 5))
+            progress.advance(task)
+    group = "against a loop in Python"
+    batch, each, hundred_each = (statistics.median(rate) for rate in rates.values())
+    ratios = [
+        statistics.median(ours / theirs for ours, theirs in zip(rates["batch"], of, strict=True))
+        for of in list(rates.values())[1:]
+    ]
+    return rates, [
+        Row(group, "process_batch, one worker", batch, "events/s"),
+        Row(group, LOOP_NAME.format(1), each, "events/s"),
+        Row(group, LOOP_NAME.format(100), hundred_each, "events/s"),
+        Row(group, "process_batch to the loop that commits each", ratios[0], "times", least=40),
+        Row(group, "process_batch to the loop that commits hundreds", ratios[1], "times"),
+    ]
