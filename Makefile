@@ -213,11 +213,17 @@ style:  ## the static checks alone
 test-poison:  ## payloads that mean harm, races, late events, at length (SPECTRUM_POISON payloads)
 	@scripts/test-poison
 
-bench:  ## load and processing speed
+bench:  ## from the INSERT to the answer, against what is to be reached (BENCH_EVENTS, BENCH_SUSTAIN)
 	@scripts/bench
 
 bench-refresh:  ## refreshes, views and questions at 1 and 10 million events (BENCH_EVENTS)
 	@scripts/bench refresh
+
+bench-history:  ## processing with 10 million events of history (BENCH_HISTORY)
+	@scripts/bench history
+
+bench-docs:  ## write the tables of docs/performance.md from bench/results/
+	@scripts/bench document
 
 soak:  ## load, process, refresh, purge for ten minutes (SOAK_SECONDS): what grows
 	@scripts/bench soak
@@ -230,4 +236,4 @@ help:  ## this list
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
 .PHONY: check-built demo psql stop clean-demo test test-faults test-poison test-all style \
-	bench bench-refresh soak help
+	bench bench-refresh bench-history bench-docs soak help

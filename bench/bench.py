@@ -32,13 +32,13 @@ def run(results: Results, wanted: set[str], events: int, rate: int, sustain: int
                 results.add("ingest", ingest.report(history, rounds))
                 refresh(connection)
                 if "sizes" in wanted:
-                    results.add("sizes", sizes.measure(connection, events))
+                    results.add("sizes", sizes.measure(connection))
                 if "standing" in wanted:
                     results.add("standing", standing.measure(connection, history, ROUNDS, progress))
                 if "questions" in wanted:
                     results.add("questions", questions.measure(connection, progress))
         if "wide" in wanted:
-            history = History.of(max(events // 5, 1), is_wide=True)
+            history = History.of(max(events // 5, 20_000), is_wide=True)
             with database("spectrum_bench") as connection:
                 rounds = ingest.measure(connection, history, ROUNDS, progress)
                 results.add("wide", ingest.report(history, rounds))
@@ -52,7 +52,7 @@ def run(results: Results, wanted: set[str], events: int, rate: int, sustain: int
 
 @click.command(context_settings={"show_default": True})
 @click.option("--events", envvar="BENCH_EVENTS", show_envvar=True, default=1_000_000,
-              type=click.IntRange(min=1_000), help="Events of the history.")  # fmt: skip
+              type=click.IntRange(min=10_000), help="Events of the history.")  # fmt: skip
 @click.option("--sustain", envvar="BENCH_SUSTAIN", show_envvar=True, default=60,
               type=click.IntRange(min=10), help="Seconds of the end-to-end run.")  # fmt: skip
 @click.option("--rate", envvar="BENCH_RATE", show_envvar=True, default=25_000,
@@ -77,7 +77,7 @@ def main(events: int, sustain: int, rate: int, only: str) -> None:
     name = "-".join([f"bench-{events}", *sorted(wanted if only else ())])
     results = Results.begin(name, command, machine())
     run(results, wanted, events, rate, sustain)
-    results.print(Console())
+    results.print()
     if not only:
         plot.draw(results)
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import duckdb
 import psycopg
@@ -18,6 +18,7 @@ from chdb.session import Session
 from stream import FUNNEL
 
 THREADS = 2
+SPECTRUM, FROM_FACTS, CLICKHOUSE = "Spectrum", "Spectrum, from facts", "ClickHouse (chdb)"
 EXPORT = """
 COPY (
     SELECT event_type, user_key, account_key,
@@ -37,7 +38,7 @@ class Engine(Protocol):
 class Spectrum:
     """The functions of `analytics`, as they come."""
 
-    QUESTIONS = {
+    QUESTIONS: ClassVar[dict[str, str]] = {
         "funnel": f"""
             SELECT step, units FROM analytics.funnel('{FUNNEL}', p_window => '7 days')
             ORDER BY step""",
@@ -77,7 +78,7 @@ class ClickHouse:
     COLUMNS = (
         "event_type {}, user_key UInt64, account_key UInt32, occurred_at DateTime64(3, ''UTC'')"
     )
-    QUESTIONS = {
+    QUESTIONS: ClassVar[dict[str, str]] = {
         "funnel": """
             SELECT arrayJoin(range(1, level + 1)) AS step, count() FROM (
                 SELECT windowFunnel(604800000, 'strict_increase')(
@@ -145,7 +146,7 @@ class ClickHouse:
 class DuckDB:
     """A DuckDB file with a copy of all events."""
 
-    QUESTIONS = {
+    QUESTIONS: ClassVar[dict[str, str]] = {
         # Of the entries before a step, the latest is the one most likely to be within the window.
         "funnel": """
             WITH entered AS (
@@ -231,8 +232,8 @@ def engines(connection: psycopg.Connection) -> Iterator[dict[str, Engine]]:
         opened.callback(duck.close)
         events.unlink()
         yield {
-            "Spectrum": Spectrum(connection),
-            "Spectrum, from facts": FromFacts(connection),
-            "ClickHouse (chdb)": clickhouse,
+            SPECTRUM: Spectrum(connection),
+            FROM_FACTS: FromFacts(connection),
+            CLICKHOUSE: clickhouse,
             "DuckDB": duck,
         }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from dataclasses import asdict
 
 import click
 import psycopg
-from results import Results, Row
+from results import Results, Row, ratio
 from rich.console import Console
 from rich.progress import Progress
 from server import Cost, cost, database, machine, process
@@ -27,24 +28,20 @@ def batch(connection: psycopg.Connection, history: History, number: int) -> Cost
     return spent
 
 
-def rows(histories: list[History], rounds: list[list[Cost]]) -> list[Row]:
+def rows(histories: list[History], rounds: list[tuple[Cost, Cost]]) -> list[Row]:
     group = f"process_batch of {ROUND_EVENTS:,} new events, one worker"
     made = []
-    for history, costs in zip(histories, zip(*rounds, strict=True), strict=True):
-        for what, figure, unit in (
-            ("time", lambda one: 1e6 * one.seconds, "us/event"),
-            ("processor time", lambda one: 1e6 * one.cpu_seconds, "us/event"),
-            ("WAL", lambda one: one.wal_bytes, "B/event"),
-        ):
-            middle = statistics.median(map(figure, costs)) / ROUND_EVENTS
-            made.append(Row(group, f"{what} with {history.name} of history", middle, unit))
-    for what, figure, most in (
-        ("time", lambda one: one.seconds, 1.2),
-        ("processor time", lambda one: one.cpu_seconds, None),
-        ("WAL", lambda one: one.wal_bytes, None),
+    for what, figure, unit, most in (
+        ("time", lambda one: 1e6 * one.seconds / ROUND_EVENTS, "us/event", 1.2),
+        ("processor time", lambda one: 1e6 * one.cpu_seconds / ROUND_EVENTS, "us/event", None),
+        ("WAL", lambda one: one.wal_bytes / ROUND_EVENTS, "B/event", None),
     ):
-        ratio = statistics.median(figure(long) / figure(short) for short, long in rounds)
-        made.append(Row(group, f"{what}, long history to short", ratio, "times", most=most))
+        short, long = ([figure(one) for one in costs] for costs in zip(*rounds, strict=True))
+        made.append(
+            Row(group, f"{what} with {histories[1].name} of history, to {histories[0].name}",
+                statistics.median(map(operator.truediv, long, short)), "times", most=most,
+                made_of=ratio(statistics.median(long), statistics.median(short), unit))
+        )  # fmt: skip
     return made
 
 
@@ -74,11 +71,11 @@ def main(history: int, events: int) -> None:
         task = progress.add_task("new events", total=ROUNDS)
         rounds = []
         for number in range(ROUNDS):
-            rounds.append([batch(short, both[0], number), batch(long, both[1], number)])
+            rounds.append((batch(short, both[0], number), batch(long, both[1], number)))
             progress.advance(task)
     measures = [[asdict(one) for one in pair] for pair in rounds]
     results.add("history", (measures, rows(both, rounds)))
-    results.print(Console())
+    results.print()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,17 +10,17 @@ from dataclasses import asdict, dataclass
 
 import naive
 import psycopg
-from results import Row
+from results import Row, ratio, short
 from rich.progress import Progress
 from server import Cost, again, cost, database, process, refresh, seconds
 from stream import DEFINITIONS, History, copy_in, payloads, prepare
 
-LOOP_ROUNDS, LOOP_EVENTS = 5, 20_000
+LOOP_ROUNDS, BATCH_EVENTS, LOOP_EVENTS = 5, 50_000, 4_000
 LOOP_NAME = "loop, commit every {}"
 BATCH_TARGETS = {1: 1.7, 2: 1.2}
 BATCH_NOTE = (
-    "a COPY writes two indexes and one heap; a batch reads JSON, writes three heaps and their "
-    "three indexes, and marks what it read"
+    "a COPY writes one heap and two indexes; a batch reads the JSON, marks the row, and writes "
+    "fact, ledger and note with three indexes"
 )
 
 
@@ -81,43 +82,45 @@ def rows(is_wide: bool, rounds: list[Round]) -> list[Row]:
         workers: [each for each in rounds if each.workers == workers] for workers in BATCH_TARGETS
     }
     group = f"ingest, payloads of {'1 kB' if is_wide else '365 bytes'}"
-    made = [
-        Row(group, "COPY into raw_events", median(rounds, lambda r: 1e6 * r.copy.seconds / r.events),
-            "us/event"),
-    ]  # fmt: skip
+    made = []
     for workers, most in BATCH_TARGETS.items():
+        mine = of[workers]
+        batch = median(mine, lambda r: 1e6 * r.batch.seconds / r.events)
+        copied = median(mine, lambda r: 1e6 * r.copy.seconds / r.events)
         who = "one worker" if workers == 1 else "two workers at once"
-        made += [
-            Row(group, f"process_batch, {who}",
-                median(of[workers], lambda r: 1e6 * r.batch.seconds / r.events), "us/event"),
+        made.append(
             Row(group, f"process_batch, {who}, to COPY",
-                median(of[workers], lambda r: r.batch.seconds / r.copy.seconds), "times",
-                most=most, note=BATCH_NOTE),
-        ]  # fmt: skip
-    # Processor time is steady where the machine is not.
+                median(mine, lambda r: r.batch.seconds / r.copy.seconds), "times", most=most,
+                made_of=ratio(batch, copied, "us/event"), note=BATCH_NOTE)
+        )  # fmt: skip
+    # Processor time is steady where the machine is not, and is told in hundredths of a second.
+    mine = of[1]
+    events = sum(r.events for r in mine) / 1e6
+    batch = sum(r.batch.cpu_seconds for r in mine) / events
+    copied = sum(r.copy.cpu_seconds for r in mine) / events
     made.append(
-        Row(group, "the same in processor time of the server, one worker",
-            median(of[1], lambda r: r.batch.cpu_seconds / r.copy.cpu_seconds), "times")
+        Row(group, "one worker to COPY in processor time of the server",
+            batch / copied, "times", made_of=ratio(batch, copied, "us/event"))
     )  # fmt: skip
-    refreshed = [each for each in rounds if each.refresh]
-    batch_wal = median(of[1], lambda r: r.batch.wal_bytes / r.events)
-    # A refresh of what came in two rounds.
-    refresh_wal = median(refreshed, lambda r: r.refresh.wal_bytes / r.events / 2)
+    refreshes = [(r.refresh, 2 * r.events) for r in rounds if r.refresh]
+    refresh_time = statistics.median(1e6 * one.seconds / events for one, events in refreshes)
+    refresh_wal = statistics.median(one.wal_bytes / events for one, events in refreshes)
+    batch_wal = median(mine, lambda r: r.batch.wal_bytes / r.events)
     return [
         *made,
-        Row(group, f"refresh of {2 * rounds[0].events:,} new events",
-            median(refreshed, lambda r: 1e6 * r.refresh.seconds / r.events / 2), "us/event"),
+        Row(group, f"refresh of {refreshes[0][1]:,} new events", refresh_time, "us/event"),
         Row(group, "WAL of COPY", median(rounds, lambda r: r.copy.wal_bytes / r.events),
             "B/event"),
         Row(group, "WAL of batch", batch_wal, "B/event", most=None if is_wide else 800),
         Row(group, "WAL of batch and refresh together", batch_wal + refresh_wal, "B/event",
-            most=None if is_wide else 1050),
+            most=None if is_wide else 1050,
+            made_of=f"{short(batch_wal)} + {short(refresh_wal)} B/event"),
     ]  # fmt: skip
 
 
 def against_loop(progress: Progress) -> tuple[dict[str, list[float]], list[Row]]:
     """Batches of one worker beside the per-event loop over the same events, by turns."""
-    history = History.of(LOOP_ROUNDS * LOOP_EVENTS)
+    history = History.of(LOOP_ROUNDS * BATCH_EVENTS)
     task = progress.add_task("a loop in Python", total=LOOP_ROUNDS)
     with (
         database("spectrum_bench") as connection,
@@ -128,23 +131,21 @@ def against_loop(progress: Progress) -> tuple[dict[str, list[float]], list[Row]]
         loops = {every: naive.Loop(to, every) for every, to in ((1, one), (100, hundred))}
         rates: dict[str, list[float]] = {"batch": []} | {LOOP_NAME.format(n): [] for n in loops}
         for number in range(LOOP_ROUNDS):
-            lines = payloads(connection, number * LOOP_EVENTS, LOOP_EVENTS)
+            lines = payloads(connection, number * BATCH_EVENTS, BATCH_EVENTS)
             copy_in(connection, lines)
-            rates["batch"].append(LOOP_EVENTS / seconds(lambda: process(connection)))
+            rates["batch"].append(BATCH_EVENTS / seconds(lambda: process(connection)))
             for every, loop in loops.items():
                 loop.stage(lines)
-                rates[LOOP_NAME.format(every)].append(loop.process(LOOP_EVENTS // 5))
+                rates[LOOP_NAME.format(every)].append(loop.process(LOOP_EVENTS))
             progress.advance(task)
-    group = "against a loop in Python"
-    batch, each, hundred_each = (statistics.median(rate) for rate in rates.values())
-    ratios = [
-        statistics.median(ours / theirs for ours, theirs in zip(rates["batch"], of, strict=True))
-        for of in list(rates.values())[1:]
-    ]
-    return rates, [
-        Row(group, "process_batch, one worker", batch, "events/s"),
-        Row(group, LOOP_NAME.format(1), each, "events/s"),
-        Row(group, LOOP_NAME.format(100), hundred_each, "events/s"),
-        Row(group, "process_batch to the loop that commits each", ratios[0], "times", least=40),
-        Row(group, "process_batch to the loop that commits hundreds", ratios[1], "times"),
-    ]
+    batch = statistics.median(rates["batch"])
+    made = []
+    for every, least in ((1, 40), (100, None)):
+        theirs = rates[LOOP_NAME.format(every)]
+        made.append(
+            Row("against a loop in Python",
+                f"process_batch, one worker, to {LOOP_NAME.format(every)}",
+                statistics.median(map(operator.truediv, rates["batch"], theirs)), "times",
+                least=least, made_of=ratio(batch, statistics.median(theirs), "events/s"))
+        )  # fmt: skip
+    return rates, made

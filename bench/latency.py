@@ -12,7 +12,7 @@ import statistics
 import time
 
 import psycopg
-from results import Row
+from results import Row, short
 from rich.progress import Progress
 from server import database
 from stream import History, prepare
@@ -43,9 +43,7 @@ def measure(progress: Progress) -> tuple[dict[str, dict[str, float]], list[Row]]
     task = progress.add_task("INSERT from an application", total=TIMES)
     with database("spectrum_bench") as connection:
         prepare(connection, History.of(TIMES))
-        payloads = connection.execute(
-            "SELECT bench.payloads(0, %s)::text", (TIMES - 1,)
-        ).fetchall()
+        payloads = connection.execute("SELECT bench.payloads(0, %s)::text", (TIMES - 1,)).fetchall()
         connection.execute("CREATE TABLE own (id integer PRIMARY KEY, seen integer NOT NULL)")
         connection.execute("INSERT INTO own SELECT generate_series(1, 1000), 0")
         connection.execute("VACUUM (ANALYZE)")
@@ -75,7 +73,10 @@ def rows(at: dict[str, dict[str, float]]) -> list[Row]:
         ("own and event", "own", "one that writes a row of its own", ""),
     ):  # fmt: skip
         for quantile in ("p50", "p99"):
-            added = 1000 * (at[kind][quantile] - at[without][quantile])
+            with_it, usual = 1000 * at[kind][quantile], 1000 * at[without][quantile]
             most = 0.3 if quantile == "p99" else None
-            made.append(Row(group, f"{quantile}, to {name}", added, "ms", most=most, note=note))
+            made.append(
+                Row(group, f"{quantile}, to {name}", with_it - usual, "ms", most=most,
+                    made_of=f"{short(with_it)} - {short(usual)} ms", note=note)
+            )  # fmt: skip
     return made

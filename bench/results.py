@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ class Row:
     unit: str = ""
     most: float | None = None
     least: float | None = None
+    made_of: str = ""
     note: str = ""
 
     @property
@@ -45,13 +47,19 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """The value as tables show it: three digits that count."""
-        if self.value is None:
-            return "-"
-        digits = 0 if abs(self.value) >= 100 else 1 if abs(self.value) >= 10 else 2
-        if 0 < abs(self.value) < 0.1:
-            digits = 4
-        return f"{self.value:,.{digits}f} {self.unit}".rstrip()
+        return "-" if self.value is None else f"{short(self.value)} {self.unit}".rstrip()
+
+
+def short(value: float) -> str:
+    """Three digits that count, or all before the point."""
+    size = abs(value)
+    digits = 0 if size >= 100 or size == 0 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def ratio(ours: float, theirs: float, unit: str) -> str:
+    """What a ratio is made of."""
+    return f"{short(ours)} / {short(theirs)} {unit}"
 
 
 @dataclass
@@ -60,6 +68,7 @@ class Part:
 
     rows: list[Row]
     measures: object
+    load: float | None  # the machine's load average when it was over
 
 
 @dataclass
@@ -80,14 +89,14 @@ class Results:
     def read(cls, name: str) -> Results:
         content = json.loads((DIRECTORY / f"{name}.json").read_text())
         content["parts"] = {
-            name: Part([Row(**row) for row in part["rows"]], part["measures"])
+            name: Part([Row(**row) for row in part["rows"]], part["measures"], part["load"])
             for name, part in content["parts"].items()
         }
         return cls(**content)
 
     def add(self, name: str, measured: tuple[object, list[Row]]) -> None:
         """Takes what a part measured, and writes all that there is so far."""
-        self.parts[name] = Part(measured[1], measured[0])
+        self.parts[name] = Part(measured[1], measured[0], os.getloadavg()[0])
         self.write()
 
     def write(self) -> None:
@@ -97,12 +106,16 @@ class Results:
     def path(self, suffix: str) -> Path:
         return DIRECTORY / f"{self.name}{suffix}"
 
-    def print(self, console: Console) -> None:
+    def print(self) -> None:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 120
         table = Table(title=f"{self.command}, {self.at}")
         table.add_column("what")
         for heading in ("reached", "to reach"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
+        table.add_column("of")
         notes: dict[str, int] = {}
         for group, rows in self.groups():
             table.add_section()
@@ -112,9 +125,8 @@ class Results:
                 mark = ""
                 if row.note and not row.is_met:
                     mark = f" ({notes.setdefault(row.note, len(notes) + 1)})"
-                table.add_row(
-                    row.what + mark, row.shown, row.target, f"[{colour}]{row.verdict}[/{colour}]"
-                )
+                verdict = f"[{colour}]{row.verdict}[/{colour}]"
+                table.add_row(row.what + mark, row.shown, row.target, verdict, row.made_of)
         console.print(table)
         for note, number in notes.items():
             console.print(f"({number}) {note}")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
@@ -113,7 +114,7 @@ def _of_file(path: str, key: str) -> str:
 
 
 def machine() -> dict[str, object]:
-    """What this runs on: hardware, versions, settings, and the load before it began."""
+    """What this runs on: hardware, versions, settings."""
     with psycopg.connect(dbname="postgres", autocommit=True) as connection:
         settings = {
             name: value(connection, sql.SQL("SHOW {}").format(sql.Identifier(name)).as_string())
@@ -129,9 +130,9 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory": _of_file("/proc/meminfo", "MemTotal"),
         "system": platform.platform(),
-        "load average at the start": os.getloadavg()[0],
         "PostgreSQL": str(server).split()[0],
         "settings": settings,
         "Spectrum": commit.stdout.strip() or "unknown",
         "Python": platform.python_version(),
+        "packages": {name: version(name) for name in ("psycopg", "chdb", "duckdb")},
     }

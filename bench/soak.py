@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import psycopg
-from stream import DEFINITIONS
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from server import database
+from stream import DEFINITIONS
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 EVENTS_A_ROUND = 5_000

@@ -18,7 +18,7 @@ from stream import CHUNK, DEFINITIONS, History, payloads, prepare
 DATABASE = "spectrum_bench"
 FIRST_TICK, TICK = 30, 60
 FEED_EVERY, LOOK_EVERY = 0.1, 0.5
-NOTE = "feeder, workers and refresh share the machine's cores"
+NOTE = "feeder, workers and refresh share the cores of the machine"
 
 
 class Counts:
@@ -174,8 +174,8 @@ def rows(made: dict) -> list[Row]:
     growth = (last["backlog"] - middle["backlog"]) / (last["at"] - middle["at"])
     return [
         Row(group, "events sent", last["sent"] / last["at"], "events/s"),
-        Row(group, "events processed, two workers beside it", (last["sent"] - last["backlog"]) / last["at"],
-            "events/s", least=25_000, note=NOTE),
+        Row(group, "events processed, two workers beside it",
+            (last["sent"] - last["backlog"]) / last["at"], "events/s", least=25_000, note=NOTE),
         Row(group, "backlog in the second half, growing by", growth, "events/s",
             most=made["rate"] / 100, note=NOTE),
         Row(group, "longest refresh", max((spent for _, spent in made["refreshes"]), default=None),
