@@ -55,7 +55,7 @@ def run(results: Results, wanted: set[str], events: int, rate: int, sustain: int
               type=click.IntRange(min=10_000), help="Events of the history.")  # fmt: skip
 @click.option("--sustain", envvar="BENCH_SUSTAIN", show_envvar=True, default=60,
               type=click.IntRange(min=10), help="Seconds of the end-to-end run.")  # fmt: skip
-@click.option("--rate", envvar="BENCH_RATE", show_envvar=True, default=25_000,
+@click.option("--rate", envvar="BENCH_RATE", show_envvar=True, default=26_000,
               type=click.IntRange(min=10), help="Events sent a second in it.")  # fmt: skip
 @click.option("--only", envvar="BENCH_ONLY", show_envvar=True, default="",
               help=f"Some parts instead of all, with commas: {', '.join(PARTS)}.")  # fmt: skip
@@ -70,7 +70,7 @@ def main(events: int, sustain: int, rate: int, only: str) -> None:
     if wanted - set(PARTS):
         raise click.BadParameter(f"no such part: {', '.join(sorted(wanted - set(PARTS)))}")
     settings = {"BENCH_EVENTS": (events, 1_000_000), "BENCH_SUSTAIN": (sustain, 60),
-                "BENCH_RATE": (rate, 25_000), "BENCH_ONLY": (only, "")}  # fmt: skip
+                "BENCH_RATE": (rate, 26_000), "BENCH_ONLY": (only, "")}  # fmt: skip
     command = " ".join(
         ["make bench"] + [f"{name}={it}" for name, (it, usual) in settings.items() if it != usual]
     )

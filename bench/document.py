@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from results import Results, Row
+from results import Notes, Results, Row
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 PLACE = re.compile(
@@ -42,23 +42,24 @@ def about(results: Results) -> Iterator[str]:
     yield ".\n"
 
 
-def table(rows: list[Row]) -> Iterator[str]:
+def table(rows: list[Row], notes: Notes) -> Iterator[str]:
     yield "| what | reached | of | to reach | |\n|---|---|---|---|---|\n"
     for row in rows:
-        cells = [row.what, row.shown, row.made_of, row.target, row.verdict]
-        if row.note and row.is_met is not True and row.target:
-            cells[-1] += f": {row.note}"
-        yield "| " + " | ".join(cells).replace("  |", " |") + " |\n"
+        verdict = row.verdict + notes.mark(row)
+        cells = [row.what, row.shown, row.made_of, row.target, verdict]
+        yield "".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n"
 
 
 def shown(results: Results, part: str) -> str:
     """What stands between the marks."""
     if part == "machine":
         return "".join(about(results))
-    return "\n".join(
-        f"**{title[:1].upper() + title[1:]}**\n\n" + "".join(table(rows))
+    notes = Notes()
+    tables = [
+        f"**{title[:1].upper() + title[1:]}**\n\n" + "".join(table(rows, notes)) + "\n"
         for title, rows in results.groups(part)
-    )
+    ]
+    return "".join([*tables, *(f"({number}) {note}.\n" for note, number in notes.numbers.items())])
 
 
 def filled(text: str) -> str:

@@ -53,8 +53,8 @@ def rows(histories: list[History], rounds: list[tuple[Cost, Cost]]) -> list[Row]
 def main(history: int, events: int) -> None:
     """Measures what processing costs with a long history, and with a short one, by turns.
 
-    Loads both (about a minute and a half for each 10 million events on an idle machine, and 0.4 kB
-    of disk an event), then processes the same number of new events in each, time and again.
+    Loads both (which takes a while, and about 0.5 kB of disk an event), then processes the same
+    number of new events in each, time and again.
     """
     command = f"make bench-history BENCH_HISTORY={history} BENCH_EVENTS={events}"
     results = Results.begin(f"history-{history}", command, machine())

@@ -22,6 +22,8 @@ BATCH_NOTE = (
     "a COPY writes one heap and two indexes; a batch reads the JSON, marks the row, and writes "
     "fact, ledger and note with three indexes"
 )
+WAL_NOTE = "most of it is the fact and its two indexes, then the ledger and its index"
+REFRESH_NOTE = "a refresh writes what it knows of single users: their days, sessions, steps"
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,10 @@ def rows(is_wide: bool, rounds: list[Round]) -> list[Row]:
         Row(group, f"refresh of {refreshes[0][1]:,} new events", refresh_time, "us/event"),
         Row(group, "WAL of COPY", median(rounds, lambda r: r.copy.wal_bytes / r.events),
             "B/event"),
-        Row(group, "WAL of batch", batch_wal, "B/event", most=None if is_wide else 800),
+        Row(group, "WAL of batch", batch_wal, "B/event", most=None if is_wide else 800,
+            note=WAL_NOTE),
         Row(group, "WAL of batch and refresh together", batch_wal + refresh_wal, "B/event",
-            most=None if is_wide else 1050,
+            most=None if is_wide else 1050, note=REFRESH_NOTE,
             made_of=f"{short(batch_wal)} + {short(refresh_wal)} B/event"),
     ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import zip_longest
 
 import psycopg
 from engines import CLICKHOUSE, FROM_FACTS, SPECTRUM, THREADS, Answer, Engine, Spectrum, engines
@@ -25,11 +26,8 @@ def difference(question: str, answers: dict[str, Answer]) -> str | None:
             # The column stores go on until the last user is out of the last window.
             theirs = theirs[: len(ours)]
         if theirs != ours:
-            rows = [pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]]
-            return (
-                f"{question}: {first} has {len(ours)} rows, {name} {len(theirs)}; "
-                f"different: {rows[:3]}"
-            )
+            pairs = [pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1]]
+            return f"{question}: {first} and {name} differ in {len(pairs)} rows, as {pairs[:3]}"
     return None
 
 

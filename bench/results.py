@@ -62,6 +62,18 @@ def ratio(ours: float, theirs: float, unit: str) -> str:
     return f"{short(ours)} / {short(theirs)} {unit}"
 
 
+class Notes:
+    """Numbers of the notes of a table's rows, for those that are not met."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def mark(self, row: Row) -> str:
+        if not row.note or not row.target or row.is_met:
+            return ""
+        return f" ({self.numbers.setdefault(row.note, len(self.numbers) + 1)})"
+
+
 @dataclass
 class Part:
     """What one part of a run measured, and the rows that say it."""
@@ -116,19 +128,16 @@ class Results:
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
         table.add_column("of")
-        notes: dict[str, int] = {}
+        notes = Notes()
         for group, rows in self.groups():
             table.add_section()
             table.add_row(f"[bold]{group}[/bold]")
             for row in rows:
                 colour = {True: "green", False: "red", None: "default"}[row.is_met]
-                mark = ""
-                if row.note and not row.is_met:
-                    mark = f" ({notes.setdefault(row.note, len(notes) + 1)})"
-                verdict = f"[{colour}]{row.verdict}[/{colour}]"
-                table.add_row(row.what + mark, row.shown, row.target, verdict, row.made_of)
+                verdict = f"[{colour}]{row.verdict}[/{colour}]{notes.mark(row)}"
+                table.add_row(row.what, row.shown, row.target, verdict, row.made_of)
         console.print(table)
-        for note, number in notes.items():
+        for note, number in notes.numbers.items():
             console.print(f"({number}) {note}")
         console.print(f"written to {self.path('.json')}")
 

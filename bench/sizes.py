@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import psycopg
 from results import Row
 from server import value
@@ -45,45 +47,29 @@ def measure(connection: psycopg.Connection) -> tuple[list[dict], list[Row]]:
         for row in connection.execute(SIZES)
     ]
 
-    def of(table: str, is_index: bool) -> float:
-        return (
-            sum(p["bytes"] for p in places if p["table"] == table and p["is_index"] == is_index)
-            / events
-        )
+    def each(is_it: Callable[[dict], bool]) -> float:
+        return sum(place["bytes"] for place in places if is_it(place)) / events
+
+    def part(table: str, is_index: bool) -> float:
+        return each(lambda place: (place["table"], place["is_index"]) == (table, is_index))
 
     group = "size on disk per event"
-    facts = of("fact_events", False)
-    made = [Row(group, "facts, heap", facts, "B")]
-    made += [
-        Row(group, f"facts, index {place['name']}", place["bytes"] / events, "B")
-        for place in places
-        if place["table"] == "fact_events" and place["is_index"]
-    ]
-    made += [
-        Row(group, "facts with indexes", facts + of("fact_events", True), "B", most=200,
-            note=HOT_NOTE),
-        Row(group, "ledger with index", of("event_ledger", False) + of("event_ledger", True), "B"),
-        Row(group, "raw events, heap", of("raw_events", False), "B"),
-        Row(group, "raw events, indexes", of("raw_events", True), "B"),
+    indexes = [p for p in places if p["table"] == "fact_events" and p["is_index"]]
+    made = [
+        Row(group, "facts, heap", part("fact_events", False), "B"),
+        *(Row(group, f"facts, index {one['name']}", one["bytes"] / events, "B") for one in indexes),
+        Row(group, "facts with indexes", each(lambda place: place["table"] == "fact_events"), "B",
+            most=200, note=HOT_NOTE),
+        Row(group, "ledger with index", each(lambda place: place["table"] == "event_ledger"), "B"),
+        Row(group, "raw events, heap", part("raw_events", False), "B"),
+        Row(group, "raw events, indexes", part("raw_events", True), "B"),
+        Row(group, "dimensions with indexes",
+            each(lambda place: place["table"].startswith("dim_")), "B"),
+        Row(group, "standing tables with indexes",
+            each(lambda place: place["schema"] == "analytics"), "B"),
+        Row(group, "what a refresh knows of single users, and else, with indexes",
+            each(lambda place: place["schema"] == "spectrum"), "B"),
     ]  # fmt: skip
-    for name, schemas, tables in (
-        ("dimensions with indexes", {"warehouse"}, "dim_"),
-        ("standing tables with indexes", {"analytics"}, ""),
-        ("what a refresh knows of single users, with indexes", {"spectrum"}, ""),
-    ):
-        made.append(
-            Row(
-                group,
-                name,
-                sum(
-                    place["bytes"]
-                    for place in places
-                    if place["schema"] in schemas and place["table"].startswith(tables)
-                )
-                / events,
-                "B",
-            )
-        )
     made.append(
         Row(group, "closed months, packed", None, "B", most=60,
             note="not in this version: a closed month is kept as it was while it was open")

@@ -6,7 +6,7 @@ import itertools
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -29,8 +29,8 @@ class Counts:
         self.claimed = [0, 0]
         self.refreshes: list[tuple[float, float]] = []
 
-    def at(self, seconds: float) -> dict[str, float]:
-        return {"at": seconds, "sent": self.sent, "backlog": self.sent - sum(self.claimed)}
+    def at(self, moment: float) -> dict[str, float]:
+        return {"at": moment, "sent": self.sent, "backlog": self.sent - sum(self.claimed)}
 
 
 class Job(threading.Thread):
@@ -62,11 +62,10 @@ class Job(threading.Thread):
 
 
 class Feeder:
-    """Sends the lines of a file at a steady rate, each tenth of a second a COPY."""
+    """Sends lines at a steady rate, each tenth of a second a COPY."""
 
-    def __init__(self, path: Path, rate: int, counts: Counts) -> None:
-        self._lines = path.open("rb")
-        self._rate, self._counts = rate, counts
+    def __init__(self, lines: Iterator[bytes], rate: int, counts: Counts) -> None:
+        self._lines, self._rate, self._counts = lines, rate, counts
         self._started: float | None = None
 
     def __call__(self, connection: psycopg.Connection) -> float:
@@ -132,20 +131,21 @@ def measure(rate: int, duration: int, progress: Progress) -> tuple[dict, list[Ro
         prepare(connection, history)
         connection.execute(DEFINITIONS)
         refresh(connection)
-        lines = Path(directory) / "events"
-        write_lines(connection, lines, rate * duration, progress)
+        path = Path(directory) / "events"
+        write_lines(connection, path, rate * duration, progress)
         wal = wal_position(connection)
         counts, started = Counts(), time.perf_counter()
-        jobs = [
-            Job(Feeder(lines, rate, counts)),
-            *(Job(worker(counts, number)) for number in range(2)),
-            Job(ticker(counts, started), wait=min(FIRST_TICK, duration / 2)),
-        ]
-        for job in jobs:
-            job.start()
-        seen = watch(counts, started, duration, progress)
-        for job in jobs:
-            job.end()
+        with path.open("rb") as lines:
+            jobs = [
+                Job(Feeder(lines, rate, counts)),
+                *(Job(worker(counts, number)) for number in range(2)),
+                Job(ticker(counts, started), wait=min(FIRST_TICK, duration / 2)),
+            ]
+            for job in jobs:
+                job.start()
+            seen = watch(counts, started, duration, progress)
+            for job in jobs:
+                job.end()
         made = {
             "rate": rate,
             "seconds": duration,
