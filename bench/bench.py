@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 import ingest
 import latency
+import packed
 import plot
 import questions
 import sizes
@@ -16,8 +17,8 @@ from rich.progress import Progress
 from server import database, machine, refresh
 from stream import History
 
-# Those of the first line look at what `ingest` has made.
-PARTS = ("ingest", "sizes", "standing", "questions",
+# Those of the first line look at what `ingest` has made; `packed` leaves nothing for others.
+PARTS = ("ingest", "sizes", "standing", "questions", "packed",
          "wide", "loop", "latency", "sustained")  # fmt: skip
 ROUNDS = 5
 
@@ -25,7 +26,7 @@ ROUNDS = 5
 def run(results: Results, wanted: set[str], events: int, rate: int, sustain: int) -> None:
     """Measures the parts that are wanted, one after the other."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        if wanted & set(PARTS[:4]):
+        if wanted & set(PARTS[:5]):
             history = History.of(events)
             with database("spectrum_bench") as connection:
                 rounds = ingest.measure(connection, history, ROUNDS, progress)
@@ -37,6 +38,8 @@ def run(results: Results, wanted: set[str], events: int, rate: int, sustain: int
                     results.add("standing", standing.measure(connection, history, ROUNDS, progress))
                 if "questions" in wanted:
                     results.add("questions", questions.measure(connection, progress))
+                if "packed" in wanted:
+                    results.add("packed", packed.measure(connection, progress))
         if "wide" in wanted:
             history = History.of(max(events // 5, 20_000), is_wide=True)
             with database("spectrum_bench") as connection:

@@ -54,6 +54,8 @@ def shown(results: Results, part: str) -> str:
     """What stands between the marks."""
     if part == "machine":
         return "".join(about(results))
+    if part not in results.parts:
+        return "Not measured in this run.\n"
     notes = Notes()
     tables = [
         f"**{title[:1].upper() + title[1:]}**\n\n" + "".join(table(rows, notes)) + "\n"

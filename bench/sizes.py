@@ -70,8 +70,4 @@ def measure(connection: psycopg.Connection) -> tuple[list[dict], list[Row]]:
         Row(group, "what a refresh knows of single users, and else, with indexes",
             each(lambda place: place["schema"] == "spectrum"), "B"),
     ]  # fmt: skip
-    made.append(
-        Row(group, "closed months, packed", None, "B", most=60,
-            note="not in this version: a closed month is kept as it was while it was open")
-    )  # fmt: skip
     return places, made
