@@ -68,15 +68,16 @@ def rows(at: dict[str, dict[str, float]]) -> list[Row]:
     group = "INSERT of one event, added to the application's transaction"
     made = []
     for kind, without, name, note in (
-        ("event", "empty", "an empty one",
-         "its commit waits for the disk, that of an empty one does not; see below"),
+        ("event", "empty", "an empty transaction",
+         "its commit waits for the disk, that of an empty one does not: the next rows compare like with "
+         "like"),
         ("own and event", "own", "one that writes a row of its own", ""),
     ):  # fmt: skip
         for quantile in ("p50", "p99"):
             with_it, usual = 1000 * at[kind][quantile], 1000 * at[without][quantile]
             most = 0.3 if quantile == "p99" else None
             made.append(
-                Row(group, f"{quantile}, to {name}", with_it - usual, "ms", most=most,
+                Row(group, f"INSERT, {quantile} added to {name}", with_it - usual, "ms", most=most,
                     made_of=f"{short(with_it)} - {short(usual)} ms", note=note)
             )  # fmt: skip
     return made

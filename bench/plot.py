@@ -28,10 +28,12 @@ def draw_targets(axes: Axes, results: Results) -> None:
         for what, share in shares(rows)
     ]
     names, values = zip(*reversed(named), strict=True)
-    axes.barh(names, values, color=[MET if value <= 1 else NOT_MET for value in values])
+    colours = [MET if value <= 1 else NOT_MET for value in values]
+    axes.barh(names, [value - 1 for value in values], left=1, color=colours)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_title("cost, as a part of the most it may be (left of 1: met)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title("what it costs to what it may cost (left of 1: met)")
 
 
 def draw_backlog(axes: Axes, results: Results) -> None:
@@ -39,8 +41,9 @@ def draw_backlog(axes: Axes, results: Results) -> None:
     at = [one["at"] for one in made["seen"]]
     for name in ("sent", "backlog"):
         axes.plot(at, [one[name] for one in made["seen"]], label=name)
-    for began, spent in made["refreshes"]:
-        axes.axvspan(began, began + spent, color="0.9", label="refresh")
+    for number, (began, spent) in enumerate(made["refreshes"]):
+        axes.axvspan(began, began + spent, color="0.9", label=None if number else "refresh")
+    axes.set_xlim(0, made["seconds"])
     axes.set_xlabel("seconds")
     axes.set_ylabel("events")
     axes.set_title(f"end to end, {made['rate']:,} events/s sent")
@@ -58,19 +61,21 @@ def draw_questions(axes: Axes, results: Results) -> None:
             width,
             label=engine,
         )
-    axes.set_xticks([number + 0.4 - width / 2 for number in range(len(costs))], list(costs))
+    axes.set_xticks([number + 0.4 - width / 2 for number in range(len(costs))], list(costs),
+                    rotation=20)  # fmt: skip
     axes.set_yscale("log")
     axes.set_ylabel("ms")
     axes.set_title("questions over all events")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def draw(results: Results) -> None:
     """Writes the plot beside the results."""
-    figure = Figure(figsize=(11, 12), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1.6, 1))
-    draw_targets(figure.add_subplot(grid[0, :]), results)
-    draw_backlog(figure.add_subplot(grid[1, 0]), results)
-    draw_questions(figure.add_subplot(grid[1, 1]), results)
+    figure = Figure(figsize=(11, 10), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.4, 1))
+    draw_targets(above.subplots(), results)
+    backlog, questions = below.subplots(1, 2)
+    draw_backlog(backlog, results)
+    draw_questions(questions, results)
     figure.suptitle(f"{results.command}: {results.machine['cores']} cores, {results.at}")
     figure.savefig(results.path(".svg"), metadata={"Date": None})

@@ -71,13 +71,15 @@ class Feeder:
     def __call__(self, connection: psycopg.Connection) -> float:
         self._started = self._started or time.perf_counter()
         due = int((time.perf_counter() - self._started + FEED_EVERY) * self._rate)
-        block = list(itertools.islice(self._lines, due - self._counts.sent))
+        # What it is behind with, it does not send at once: there are more clients than one.
+        size = min(due - self._counts.sent, int(FEED_EVERY * self._rate))
+        block = list(itertools.islice(self._lines, max(size, 0)))
         if block:
             with connection.cursor().copy("COPY raw_events (payload) FROM STDIN") as copy:
                 copy.write(b"".join(block))
             self._counts.sent += len(block)
         next_at = self._started + self._counts.sent / self._rate
-        return max(0, next_at - time.perf_counter())
+        return max(0, next_at - time.perf_counter()) if block else FEED_EVERY
 
 
 def worker(counts: Counts, number: int) -> Callable[[psycopg.Connection], float]:
