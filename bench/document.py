@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from results import Notes, Results, Row
+from results import DIRECTORY, Notes, Results, Row
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 PLACE = re.compile(
@@ -50,26 +50,25 @@ def table(rows: list[Row], notes: Notes) -> Iterator[str]:
         yield "".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n"
 
 
-def shown(results: Results, part: str) -> str:
+def shown(name: str, part: str) -> str:
     """What stands between the marks."""
+    if not (DIRECTORY / f"{name}.json").exists():
+        return "Not measured yet.\n"
+    results = Results.read(name)
     if part == "machine":
         return "".join(about(results))
-    if part not in results.parts:
-        return "Not measured in this run.\n"
     notes = Notes()
     tables = [
         f"**{title[:1].upper() + title[1:]}**\n\n" + "".join(table(rows, notes)) + "\n"
         for title, rows in results.groups(part)
     ]
-    return "".join([*tables, *(f"({number}) {note}.\n" for note, number in notes.numbers.items())])
+    return "".join([*tables, *(f"{number}. {note}\n" for note, number in notes.numbers.items())])
 
 
 def filled(text: str) -> str:
     """The document with all tables as the results have them."""
     return PLACE.sub(
-        lambda place: (
-            place["begin"] + shown(Results.read(place["name"]), place["part"]) + place["end"]
-        ),
+        lambda place: place["begin"] + shown(place["name"], place["part"]) + place["end"],
         text,
     )
 

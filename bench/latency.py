@@ -69,9 +69,9 @@ def rows(at: dict[str, dict[str, float]]) -> list[Row]:
     made = []
     for kind, without, name, note in (
         ("event", "empty", "an empty transaction",
-         "its commit waits for the disk, that of an empty one does not: the next rows compare like with "
-         "like"),
-        ("own and event", "own", "one that writes a row of its own", ""),
+         "its commit waits for the disk, that of an empty one does not"),
+        ("own and event", "own", "one that writes a row of its own",
+         "both wait for disk and processor: a tail is as long as what else the machine does"),
     ):  # fmt: skip
         for quantile in ("p50", "p99"):
             with_it, usual = 1000 * at[kind][quantile], 1000 * at[without][quantile]

@@ -129,7 +129,7 @@ def machine() -> dict[str, object]:
         "processor": _of_file("/proc/cpuinfo", "model name"),
         "cores": os.cpu_count(),
         "memory": _of_file("/proc/meminfo", "MemTotal"),
-        "system": platform.platform(),
+        "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "PostgreSQL": str(server).split()[0],
         "settings": settings,
         "Spectrum": commit.stdout.strip() or "unknown",
