@@ -67,7 +67,7 @@ def measure(connection: psycopg.Connection) -> tuple[list[dict], list[Row]]:
             each(lambda place: place["table"].startswith("dim_")), "B"),
         Row(group, "standing tables with indexes",
             each(lambda place: place["schema"] == "analytics"), "B"),
-        Row(group, "tables of spectrum (what a refresh knows of single users, notes, logs), with indexes",
+        Row(group, "tables of spectrum (state of users, notes, logs) with indexes",
             each(lambda place: place["schema"] == "spectrum"), "B"),
     ]  # fmt: skip
     return places, made
