@@ -15,6 +15,7 @@ from server import Cost, cost, database, machine, process
 from stream import History, check_loading, copy_in, load, payloads, prepare
 
 ROUNDS, ROUND_EVENTS = 7, 50_000
+LONG = 10_000_000
 
 
 def batch(connection: psycopg.Connection, history: History, number: int) -> Cost:
@@ -31,8 +32,10 @@ def batch(connection: psycopg.Connection, history: History, number: int) -> Cost
 def rows(histories: list[History], rounds: list[tuple[Cost, Cost]]) -> list[Row]:
     group = f"process_batch of {ROUND_EVENTS:,} new events, one worker"
     made = []
+    # A shorter history says nothing about what is to be reached.
+    most_time = 1.2 if histories[1].events >= LONG else None
     for what, figure, unit, most in (
-        ("time", lambda one: 1e6 * one.seconds / ROUND_EVENTS, "us/event", 1.2),
+        ("time", lambda one: 1e6 * one.seconds / ROUND_EVENTS, "us/event", most_time),
         ("processor time", lambda one: 1e6 * one.cpu_seconds / ROUND_EVENTS, "us/event", None),
         ("WAL", lambda one: one.wal_bytes / ROUND_EVENTS, "B/event", None),
     ):
@@ -46,7 +49,7 @@ def rows(histories: list[History], rounds: list[tuple[Cost, Cost]]) -> list[Row]
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--history", envvar="BENCH_HISTORY", show_envvar=True, default=10_000_000,
+@click.option("--history", envvar="BENCH_HISTORY", show_envvar=True, default=LONG,
               type=click.IntRange(min=10_000), help="Events of the long history.")  # fmt: skip
 @click.option("--events", envvar="BENCH_EVENTS", show_envvar=True, default=1_000_000,
               type=click.IntRange(min=1_000), help="Events of the short one.")  # fmt: skip
