@@ -158,8 +158,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN ARRAY(
-        SELECT spectrum.period_date(s.start)
+        -- As spectrum.period_date: in one look at the settings.
+        SELECT (s.start AT TIME ZONE settings.timezone)::date
         FROM unnest(p_starts) WITH ORDINALITY AS s (start, number)
+        CROSS JOIN analytics.settings
         ORDER BY s.number
     );
 END

@@ -134,7 +134,8 @@ CREATE FUNCTION analytics._experiment_happenings(
     p_accounts bigint[],
     p_exposed_ats timestamptz[],
     p_sinces timestamptz[],
-    p_untils timestamptz[]
+    p_untils timestamptz[],
+    p_are_few boolean
 )
 RETURNS TABLE (
     user_key bigint,
@@ -159,15 +160,31 @@ DECLARE
     );
 BEGIN
     RETURN QUERY
-    WITH happenings AS (
+    WITH units AS (
+        SELECT * FROM unnest(p_users, p_accounts, p_exposed_ats, p_sinces, p_untils)
+            AS u (user_key, account_key, exposed_at, since, until)
+    ),
+    happenings AS (
         SELECT u.user_key, u.account_key, u.exposed_at, e.event_type_key, e.occurred_at,
             e.event_id, e.properties
-        FROM unnest(p_users, p_accounts, p_exposed_ats, p_sinces, p_untils)
-            AS u (user_key, account_key, exposed_at, since, until)
+        FROM units AS u
         JOIN analytics.events AS e ON e.user_key = u.user_key
             AND e.occurred_at >= u.since AND e.occurred_at < u.until
-        WHERE e.event_type_key = ANY (v_types)
+        WHERE NOT p_are_few AND e.event_type_key = ANY (v_types)
             AND (u.account_key = 0 OR e.account_key = u.account_key)
+        UNION ALL
+        SELECT u.user_key, u.account_key, u.exposed_at, e.*
+        FROM units AS u
+        -- A look-up each, in any plan.
+        CROSS JOIN LATERAL (
+            SELECT known.event_type_key, known.occurred_at, known.event_id, known.properties
+            FROM analytics.events AS known
+            WHERE known.user_key = u.user_key AND known.event_type_key = ANY (v_types)
+                AND known.occurred_at >= u.since AND known.occurred_at < u.until
+                AND (u.account_key = 0 OR known.account_key = u.account_key)
+            OFFSET 0
+        ) AS e
+        WHERE p_are_few
         -- a fence: properties are looked into after the units are known
         OFFSET 0
     ),
@@ -198,10 +215,12 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_happenings(
-    analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[]
+    analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[],
+    boolean
 ) IS
     'The events that metrics count of units, given by user, account (0: all) and first exposure, '
-    'inside [since, until) of each: the one place that says which do, and with what amount.';
+    'inside [since, until) of each: the one place that says which do, and with what amount. Few '
+    'units are looked up one by one, many are joined.';
 
 CREATE FUNCTION analytics._experiment_contributions(
     p_plan analytics._experiment_plan,
@@ -247,7 +266,7 @@ BEGIN
         ) AS counted
         CROSS JOIN LATERAL analytics._experiment_happenings(
             p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.sinces,
-            counted.untils
+            counted.untils, p_users IS NOT NULL
         ) AS h
         GROUP BY h.user_key, h.account_key, h.metric, h.most
     )

@@ -235,7 +235,8 @@ BEGIN
         WHERE reads.exposed_at IS NOT NULL
     ) AS known
     CROSS JOIN LATERAL analytics._experiment_happenings(
-        p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils
+        p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils,
+        true
     ) AS did
     JOIN pg_temp.spectrum_experiment_units AS unit ON unit.user_key = did.user_key
         AND abs(unit.scope) = did.account_key

@@ -54,7 +54,7 @@ BEGIN
     ) AS counted
     CROSS JOIN LATERAL analytics._experiment_happenings(
         p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.exposed_ats,
-        counted.untils
+        counted.untils, p_users IS NOT NULL
     ) AS did
     JOIN units AS u ON u.user_key = did.user_key
     CROSS JOIN (VALUES ('conversions'), ('value')) AS m (measure)
