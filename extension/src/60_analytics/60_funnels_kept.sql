@@ -1,8 +1,9 @@
 -- Room 60, standing funnels, how they are kept: of each unit that the news concern, the counted
 -- entry is found again and takes the place of the one before. Inserts can only lengthen the best
 -- entry of a funnel that nothing voids, so there only the entries within a window's length of the
--- news are walked again: users with long histories stay cheap. Where events were taken back, or
--- any event can end a chain (strict order, exclusions, sessions), the whole history is.
+-- news are walked again, and none after one that is complete: users with long histories stay
+-- cheap. Where events were taken back, or any event can end a chain (strict order, exclusions,
+-- sessions), the whole history is.
 
 CREATE FUNCTION analytics._empty_funnel_units()
 RETURNS void
@@ -49,6 +50,7 @@ COMMENT ON FUNCTION analytics._first_open_session(bigint, bigint) IS
 CREATE FUNCTION analytics._touch_funnel_units(
     p_report integer,
     p_built_to bigint,
+    p_steps integer,
     p_keys integer[],
     p_unit text,
     p_window interval,
@@ -78,11 +80,8 @@ BEGIN
             WHEN p_is_first THEN greatest(least(old.entered_at, touched.first_at), v_facts_from)
             ELSE greatest(touched.first_at - p_window, v_facts_from)
         END,
-        CASE
-            WHEN range.is_all THEN 'infinity'
-            ELSE greatest(CASE WHEN p_is_first THEN old.entered_at END, touched.last_at) + p_window
-        END,
-        CASE WHEN range.is_all THEN 'infinity' ELSE touched.last_at + interval '1 us' END
+        CASE WHEN range.is_all THEN 'infinity' ELSE until.last_at + p_window END,
+        CASE WHEN range.is_all THEN 'infinity' ELSE until.last_at + interval '1 us' END
     FROM (
         SELECT unit.unit, unit.scope,
             bool_or(news.sign <= 0) AS is_less,
@@ -103,16 +102,23 @@ BEGIN
         SELECT p_is_whole OR p_is_build OR touched.is_less AS is_all
     ) AS range
     LEFT JOIN LATERAL (
-        SELECT entry.step_times[1] AS entered_at FROM spectrum.rollup_funnel_entries AS entry
+        SELECT entry.step_times[1] AS entered_at,
+            -- No entry that begins later can count instead.
+            CASE WHEN p_is_first OR cardinality(entry.step_times) = p_steps
+                THEN entry.step_times[1]
+            END AS settled_at
+        FROM spectrum.rollup_funnel_entries AS entry
         WHERE entry.report_id = p_report AND entry.unit = touched.unit
             AND entry.scope = touched.scope
         ORDER BY entry.session_start
         LIMIT 1
-    ) AS old ON NOT range.is_all;
+    ) AS old ON NOT range.is_all
+    CROSS JOIN LATERAL (SELECT least(touched.last_at, old.settled_at) AS last_at) AS until
+    WHERE old.settled_at IS NULL OR touched.first_at <= old.settled_at + p_window;
 END
 $$;
 COMMENT ON FUNCTION analytics._touch_funnel_units(
-    integer, bigint, integer[], text, interval, boolean, boolean, boolean, boolean
+    integer, bigint, integer, integer[], text, interval, boolean, boolean, boolean, boolean
 ) IS
     'Lays out the units of a funnel that the news concern, and what of their history has to be '
     'walked again: events of [read_from, read_until], entries before enter_until.';

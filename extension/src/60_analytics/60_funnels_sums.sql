@@ -118,6 +118,7 @@ CREATE FUNCTION analytics._move_funnel_median(
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
@@ -196,6 +197,8 @@ AS $$
 DECLARE
     v_starts timestamptz[];
     v_days date[];
+    v_accounts text[];
+    v_emptied date[];
 BEGIN
     SELECT spectrum.period_starts(
         'day', min(entry.entered_at), max(entry.entered_at) + interval '1 us'
@@ -206,34 +209,37 @@ BEGIN
     ) AS entry (entered_at);
     v_days := analytics._period_dates(v_starts);
 
-    INSERT INTO analytics.mv_funnel_days AS sums (report_id, account_id, day, step, users)
-    SELECT p_report, scopes.account_id, v_days[moved.number], s.step,
-        coalesce(sum(moved.users) FILTER (WHERE moved.reached >= s.step), 0)
-    FROM (
-        SELECT version.scope, width_bucket(version.times[1], v_starts) AS number,
-            cardinality(version.times) AS reached, sum(version.sign) AS users
+    WITH changed AS (
+        INSERT INTO analytics.mv_funnel_days AS sums (report_id, account_id, day, step, users)
+        SELECT p_report, scopes.account_id, v_days[moved.number], s.step,
+            coalesce(sum(moved.users) FILTER (WHERE moved.reached >= s.step), 0)
         FROM (
-            SELECT -1 AS sign, scope, old_times AS times FROM pg_temp.spectrum_entry_changes
-            UNION ALL
-            SELECT 1, scope, new_times FROM pg_temp.spectrum_entry_changes
-        ) AS version
-        WHERE version.times IS NOT NULL
-        GROUP BY 1, 2, 3
-        HAVING sum(version.sign) <> 0
-    ) AS moved
-    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
-    CROSS JOIN generate_series(1, p_steps) AS s (step)
-    GROUP BY scopes.account_id, moved.number, s.step
-    ON CONFLICT (report_id, account_id, day, step) DO UPDATE SET
-        users = sums.users + excluded.users;
-
-    IF EXISTS (SELECT FROM pg_temp.spectrum_entry_changes WHERE old_times IS NOT NULL) THEN
-        DELETE FROM analytics.mv_funnel_days AS sums
-        USING analytics.mv_funnel_days AS entered
-        WHERE entered.report_id = p_report AND entered.step = 1 AND entered.users = 0
-            AND sums.report_id = p_report AND sums.account_id = entered.account_id
-            AND sums.day = entered.day;
-    END IF;
+            SELECT version.scope, width_bucket(version.times[1], v_starts) AS number,
+                cardinality(version.times) AS reached, sum(version.sign) AS users
+            FROM (
+                SELECT -1 AS sign, scope, old_times AS times FROM pg_temp.spectrum_entry_changes
+                UNION ALL
+                SELECT 1, scope, new_times FROM pg_temp.spectrum_entry_changes
+            ) AS version
+            WHERE version.times IS NOT NULL
+            GROUP BY 1, 2, 3
+            HAVING sum(version.sign) <> 0
+        ) AS moved
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        CROSS JOIN generate_series(1, p_steps) AS s (step)
+        GROUP BY scopes.account_id, moved.number, s.step
+        ON CONFLICT (report_id, account_id, day, step) DO UPDATE SET
+            users = sums.users + excluded.users
+        WHERE excluded.users <> 0
+        RETURNING sums.account_id, sums.day, sums.step, sums.users
+    )
+    SELECT array_agg(changed.account_id), array_agg(changed.day) INTO v_accounts, v_emptied
+    FROM changed
+    WHERE changed.step = 1 AND changed.users = 0;
+    DELETE FROM analytics.mv_funnel_days AS sums
+    USING unnest(v_accounts, v_emptied) AS emptied (account_id, day)
+    WHERE sums.report_id = p_report AND sums.account_id = emptied.account_id
+        AND sums.day = emptied.day;
 END
 $$;
 COMMENT ON FUNCTION analytics._move_funnel_days(integer, integer) IS
@@ -291,7 +297,7 @@ BEGIN
     END IF;
 
     PERFORM analytics._touch_funnel_units(
-        p_report, v_built_to, r_masks.keys, r_funnel.unit, r_funnel.time_window,
+        p_report, v_built_to, v_steps, r_masks.keys, r_funnel.unit, r_funnel.time_window,
         r_funnel.step_order = 'strict' OR r_funnel.unit = 'session', r_funnel.entry = 'first',
         r_funnel.step_order = 'strict' OR r_funnel.unit = 'session' OR v_has_exclusions, v_is_build
     );

@@ -228,6 +228,8 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET work_mem = '64MB'
+-- What the news touch is looked up, not found in a scan that grows with the history.
+SET random_page_cost = 1.1
 AS $$
 DECLARE
     v_started_at timestamptz := clock_timestamp();
