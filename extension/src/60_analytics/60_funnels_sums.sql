@@ -60,16 +60,19 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
-    INSERT INTO spectrum.rollup_funnel_seconds AS known (
-        report_id, account_id, breakdown, step, microseconds, units
-    )
-    SELECT p_report, account_id, breakdown, step, microseconds, units
-    FROM pg_temp.spectrum_funnel_steps
-    WHERE step > 1
-    ON CONFLICT (report_id, account_id, breakdown, step, microseconds) DO UPDATE SET
-        units = known.units + excluded.units;
+    MERGE INTO spectrum.rollup_funnel_seconds AS known
+    USING (SELECT * FROM pg_temp.spectrum_funnel_steps WHERE step > 1) AS moved
+    ON known.report_id = p_report AND known.account_id = moved.account_id
+        AND known.breakdown = moved.breakdown AND known.step = moved.step
+        AND known.microseconds = moved.microseconds
+    WHEN MATCHED THEN UPDATE SET units = known.units + moved.units
+    WHEN NOT MATCHED THEN INSERT (report_id, account_id, breakdown, step, microseconds, units)
+    VALUES (p_report, moved.account_id, moved.breakdown, moved.step, moved.microseconds,
+        moved.units);
     DELETE FROM spectrum.rollup_funnel_seconds AS known
     USING pg_temp.spectrum_funnel_steps AS moved
     WHERE moved.units < 0 AND known.report_id = p_report AND known.account_id = moved.account_id

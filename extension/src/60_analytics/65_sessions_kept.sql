@@ -162,36 +162,43 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
-    DELETE FROM spectrum.rollup_sessions AS known
-    USING pg_temp.spectrum_session_changes AS gone
-    WHERE gone.sign < 0 AND known.report_id = p_report AND known.user_key = gone.user_key
-        AND known.scope = gone.scope AND known.session_start = gone.session_start
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.spectrum_session_changes AS come
-            WHERE come.sign > 0 AND come.user_key = gone.user_key AND come.scope = gone.scope
-                AND come.session_start = gone.session_start
-        );
-    INSERT INTO spectrum.rollup_sessions AS known (
+    MERGE INTO spectrum.rollup_sessions AS known
+    USING (
+        SELECT DISTINCT ON (changed.user_key, changed.scope, changed.session_start) changed.*
+        FROM pg_temp.spectrum_session_changes AS changed
+        ORDER BY changed.user_key, changed.scope, changed.session_start, changed.sign DESC
+    ) AS come
+    ON known.report_id = p_report AND known.user_key = come.user_key
+        AND known.scope = come.scope AND known.session_start = come.session_start
+    WHEN MATCHED AND come.sign < 0 THEN DELETE
+    WHEN MATCHED THEN UPDATE SET
+        session_end = come.session_end,
+        events = come.events,
+        page_views = come.page_views,
+        is_bounce = come.is_bounce,
+        country = come.country,
+        region = come.region,
+        city = come.city,
+        entry_page = come.entry_page,
+        exit_page = come.exit_page,
+        utm_source = come.utm_source,
+        utm_medium = come.utm_medium,
+        utm_campaign = come.utm_campaign,
+        referrer = come.referrer,
+        channel = come.channel
+    WHEN NOT MATCHED AND come.sign > 0 THEN INSERT (
         report_id, user_key, scope, session_start, session_end, events, page_views, is_bounce,
         country, region, city, entry_page, exit_page, utm_source, utm_medium, utm_campaign,
         referrer, channel, first_touch, last_touch
-    )
-    SELECT come.report_id, come.user_key, come.scope, come.session_start, come.session_end,
+    ) VALUES (
+        come.report_id, come.user_key, come.scope, come.session_start, come.session_end,
         come.events, come.page_views, come.is_bounce, come.country, come.region, come.city,
         come.entry_page, come.exit_page, come.utm_source, come.utm_medium, come.utm_campaign,
         come.referrer, come.channel, come.first_touch, come.last_touch
-    FROM pg_temp.spectrum_session_changes AS come
-    WHERE come.sign > 0
-    ON CONFLICT (report_id, user_key, scope, session_start) DO UPDATE SET (
-        session_end, events, page_views, is_bounce, country, region, city, entry_page, exit_page,
-        utm_source, utm_medium, utm_campaign, referrer, channel
-    ) = ROW (
-        excluded.session_end, excluded.events, excluded.page_views, excluded.is_bounce,
-        excluded.country, excluded.region, excluded.city, excluded.entry_page, excluded.exit_page,
-        excluded.utm_source, excluded.utm_medium, excluded.utm_campaign, excluded.referrer,
-        excluded.channel
     );
 END
 $$;
@@ -393,6 +400,43 @@ $$;
 COMMENT ON FUNCTION analytics._lay_out_session_cells(integer) IS
     'Lays out, in pg_temp.spectrum_session_cells, by how much the changes found move the sums.';
 
+CREATE FUNCTION analytics._move_session_sums(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    MERGE INTO analytics.mv_sessions_daily AS sums
+    USING pg_temp.spectrum_session_cells AS cell
+    ON sums.report_id = p_report AND sums.account_id = cell.account_id AND sums.day = cell.day
+        AND sums.breakdown = cell.breakdown AND sums.value_key = cell.value_key
+    WHEN MATCHED THEN UPDATE SET
+        sessions = sums.sessions + cell.sessions,
+        users = sums.users + cell.users,
+        bounces = sums.bounces + cell.bounces,
+        microseconds = sums.microseconds + cell.microseconds,
+        events = sums.events + cell.events,
+        page_views = sums.page_views + cell.page_views
+    WHEN NOT MATCHED THEN INSERT (
+        report_id, account_id, day, breakdown, value_key, value, sessions, users, bounces,
+        microseconds, events, page_views
+    ) VALUES (
+        p_report, cell.account_id, cell.day, cell.breakdown, cell.value_key, cell.value,
+        cell.sessions, cell.users, cell.bounces, cell.microseconds, cell.events, cell.page_views
+    );
+    DELETE FROM analytics.mv_sessions_daily AS sums
+    USING pg_temp.spectrum_session_cells AS cell
+    WHERE cell.sessions < 0 AND sums.report_id = p_report AND sums.account_id = cell.account_id
+        AND sums.day = cell.day AND sums.breakdown = cell.breakdown
+        AND sums.value_key = cell.value_key AND sums.sessions = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_session_sums(integer) IS
+    'Moves mv_sessions_daily by the cells laid out.';
+
 CREATE FUNCTION analytics._maintain_sessions(p_report integer, p_built_to bigint)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -413,26 +457,7 @@ BEGIN
     PERFORM analytics._find_touches(p_report);
     PERFORM analytics._move_touches(p_report);
     PERFORM analytics._lay_out_session_cells(p_report);
-
-    INSERT INTO analytics.mv_sessions_daily AS sums (
-        report_id, account_id, day, breakdown, value_key, value, sessions, users, bounces,
-        microseconds, events, page_views
-    )
-    SELECT p_report, cell.account_id, cell.day, cell.breakdown, cell.value_key, cell.value,
-        cell.sessions, cell.users, cell.bounces, cell.microseconds, cell.events, cell.page_views
-    FROM pg_temp.spectrum_session_cells AS cell
-    ON CONFLICT (report_id, account_id, day, breakdown, value_key) DO UPDATE SET
-        sessions = sums.sessions + excluded.sessions,
-        users = sums.users + excluded.users,
-        bounces = sums.bounces + excluded.bounces,
-        microseconds = sums.microseconds + excluded.microseconds,
-        events = sums.events + excluded.events,
-        page_views = sums.page_views + excluded.page_views;
-    DELETE FROM analytics.mv_sessions_daily AS sums
-    USING pg_temp.spectrum_session_cells AS cell
-    WHERE cell.sessions < 0 AND sums.report_id = p_report AND sums.account_id = cell.account_id
-        AND sums.day = cell.day AND sums.breakdown = cell.breakdown
-        AND sums.value_key = cell.value_key AND sums.sessions = 0;
+    PERFORM analytics._move_session_sums(p_report);
 END
 $$;
 COMMENT ON FUNCTION analytics._maintain_sessions(integer, bigint) IS

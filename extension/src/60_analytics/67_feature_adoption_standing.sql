@@ -188,8 +188,14 @@ BEGIN
         INSERT INTO spectrum.rollup_feature_weeks (report_id, user_key, scope, feature, period)
         SELECT p_report, uses.user_key, uses.scope, uses.feature, v_weeks[uses.number]
         FROM pg_temp.spectrum_feature_uses AS uses
-        WHERE uses.sign > 0
-        ON CONFLICT DO NOTHING
+        LEFT JOIN LATERAL (
+            SELECT true AS is_known FROM spectrum.rollup_feature_weeks AS known
+            WHERE known.report_id = p_report AND known.user_key = uses.user_key
+                AND known.scope = uses.scope AND known.feature = uses.feature
+                AND known.period = v_weeks[uses.number]
+            OFFSET 0
+        ) AS before ON true
+        WHERE uses.sign > 0 AND before.is_known IS NULL
         RETURNING user_key, scope, feature, period
     )
     INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)

@@ -214,25 +214,31 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
 AS $$
 BEGIN
-    INSERT INTO spectrum.rollup_latencies AS known (
-        report_id, account_id, day, endpoint, latency, requests
-    )
-    SELECT p_report, scopes.account_id, moved.day, moved.endpoint, moved.latency,
-        sum(moved.requests)
-    FROM (
-        SELECT scope, day, endpoint, latency, sum(sign) AS requests
-        FROM pg_temp.spectrum_requests
-        WHERE is_request AND latency IS NOT NULL
-        GROUP BY scope, day, endpoint, latency
+    MERGE INTO spectrum.rollup_latencies AS known
+    USING (
+        SELECT scopes.account_id, cell.day, cell.endpoint, cell.latency,
+            sum(cell.requests) AS requests
+        FROM (
+            SELECT scope, day, endpoint, latency, sum(sign) AS requests
+            FROM pg_temp.spectrum_requests
+            WHERE is_request AND latency IS NOT NULL
+            GROUP BY scope, day, endpoint, latency
+        ) AS cell
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY scopes.account_id, cell.day, cell.endpoint, cell.latency
+        HAVING sum(cell.requests) <> 0
+        ORDER BY scopes.account_id, cell.day, cell.endpoint, cell.latency
     ) AS moved
-    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
-    GROUP BY scopes.account_id, moved.day, moved.endpoint, moved.latency
-    HAVING sum(moved.requests) <> 0
-    ORDER BY scopes.account_id, moved.day, moved.endpoint, moved.latency
-    ON CONFLICT (report_id, account_id, day, endpoint, latency) DO UPDATE SET
-        requests = known.requests + excluded.requests;
+    ON known.report_id = p_report AND known.account_id = moved.account_id
+        AND known.day = moved.day AND known.endpoint = moved.endpoint
+        AND known.latency = moved.latency
+    WHEN MATCHED THEN UPDATE SET requests = known.requests + moved.requests
+    WHEN NOT MATCHED THEN INSERT (report_id, account_id, day, endpoint, latency, requests)
+    VALUES (p_report, moved.account_id, moved.day, moved.endpoint, moved.latency, moved.requests);
 
     DELETE FROM spectrum.rollup_latencies AS known
     USING (
