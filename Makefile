@@ -61,6 +61,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/67_cohorts.sql \
 	60_analytics/67_feature_adoption_standing.sql \
 	60_analytics/68_operations.sql \
+	60_analytics/68_operations_kept.sql \
 	60_analytics/68_operations_standing.sql \
 	60_analytics/69_event_catalog.sql \
 	60_analytics/69_reports.sql \

@@ -55,13 +55,14 @@ COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
     'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
     'of the epochs of intervals.';
 
-CREATE FUNCTION analytics._move_funnel_sums(p_report integer, p_steps integer)
+CREATE FUNCTION analytics._move_funnel_seconds(p_report integer)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET enable_material = off
 AS $$
 BEGIN
     MERGE INTO spectrum.rollup_funnel_seconds AS known
@@ -78,6 +79,19 @@ BEGIN
     WHERE moved.units < 0 AND known.report_id = p_report AND known.account_id = moved.account_id
         AND known.breakdown = moved.breakdown AND known.step = moved.step
         AND known.microseconds = moved.microseconds AND known.units = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_funnel_seconds(integer) IS
+    'Moves rollup_funnel_seconds by the steps laid out.';
+
+CREATE FUNCTION analytics._move_funnel_sums(p_report integer, p_steps integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    PERFORM analytics._move_funnel_seconds(p_report);
 
     -- All steps of an account that has any, with zeros where nobody came.
     INSERT INTO analytics.mv_conversion_funnels (report_id, account_id, breakdown, step)

@@ -164,6 +164,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET enable_material = off
 AS $$
 BEGIN
     MERGE INTO spectrum.rollup_sessions AS known
@@ -219,12 +220,28 @@ BEGIN
     INSERT INTO pg_temp.spectrum_session_touches (
         user_key, scope, session_start, first_touch, last_touch
     )
-    WITH windows AS (
+    -- Where no session that came or went has a touch, nor the one before it had, all stay direct.
+    WITH units AS (
+        SELECT DISTINCT changed.user_key, changed.scope
+        FROM pg_temp.spectrum_session_changes AS changed
+        LEFT JOIN LATERAL (
+            SELECT known.last_touch FROM spectrum.rollup_sessions AS known
+            WHERE known.report_id = p_report AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.session_start < changed.session_start
+            ORDER BY known.session_start DESC
+            LIMIT 1
+        ) AS before ON changed.sign > 0
+        WHERE before.last_touch <> 'direct'
+            OR (changed.channel, changed.first_touch, changed.last_touch)
+                <> ('direct', 'direct', 'direct')
+    ),
+    windows AS (
         SELECT known.*, coalesce(since - interval '1440 hours' > max(until) OVER (
             PARTITION BY user_key, scope ORDER BY since
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ), true) AS is_apart
         FROM pg_temp.spectrum_session_windows AS known
+        JOIN units USING (user_key, scope)
     ),
     spans AS (
         SELECT user_key, scope, min(since) AS since, max(until) + interval '720 hours' AS until
@@ -407,6 +424,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET enable_hashjoin = off
 SET enable_mergejoin = off
+SET enable_material = off
 AS $$
 BEGIN
     MERGE INTO analytics.mv_sessions_daily AS sums

@@ -94,32 +94,41 @@ BEGIN
     FROM (
         SELECT defined.report_id, cells.account_id, defined.name AS feature, cells.cohort_week,
             cells.period, cells.active_users
-        FROM spectrum.reports AS cohorts
-        JOIN spectrum.rollup_cohort_weeks AS cells USING (report_id)
+        FROM spectrum.rollup_cohort_weeks AS cells
         JOIN spectrum.reports AS defined
             ON defined.kind = 'feature' AND defined.state = 'served' AND defined.name <> ''
-        WHERE cohorts.kind = 'cohort' AND cohorts.state = 'served'
+        WHERE cells.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'cohort' AND report.state = 'served'
+        )
         UNION ALL
-        SELECT named.report_id, cells.account_id, known.feature, cells.cohort_week, cells.period,
+        SELECT known.report_id, cells.account_id, known.feature, cells.cohort_week, cells.period,
             cells.active_users
-        FROM spectrum.reports AS cohorts
-        JOIN spectrum.rollup_cohort_weeks AS cells USING (report_id)
-        JOIN spectrum.reports AS named
-            ON named.kind = 'feature' AND named.state = 'served' AND named.name = ''
-        JOIN spectrum.rollup_features AS known
-            ON known.report_id = named.report_id AND known.account_id = cells.account_id
-        WHERE cohorts.kind = 'cohort' AND cohorts.state = 'served'
-            -- A definition takes the place of the value of its name.
-            AND NOT EXISTS (
-                SELECT FROM spectrum.reports AS defined
-                WHERE defined.kind = 'feature' AND defined.state = 'served'
-                    AND defined.name = known.feature
+        FROM spectrum.rollup_cohort_weeks AS cells
+        JOIN spectrum.rollup_features AS known USING (account_id)
+        WHERE cells.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'cohort' AND report.state = 'served'
             )
+            AND known.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'feature' AND report.state = 'served' AND report.name = ''
+            )
+            -- A definition takes the place of the value of its name.
+            AND known.feature <> ALL (ARRAY(
+                SELECT report.name FROM spectrum.reports AS report
+                WHERE report.kind = 'feature' AND report.state = 'served'
+            ))
     ) AS shown
     LEFT JOIN analytics.mv_feature_adoption AS sums
         ON sums.report_id = shown.report_id AND sums.account_id = shown.account_id
             AND sums.feature = shown.feature AND sums.cohort_week = shown.cohort_week
             AND sums.period = shown.period
+            -- With that, one look at an account's rows finds all.
+            AND sums.report_id = ANY (ARRAY(
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'feature' AND report.state = 'served'
+            ))
     WHERE ((SELECT caller.sees_all FROM warehouse.caller)
         OR shown.account_id = ANY (ARRAY(
             SELECT own.account_id FROM warehouse.own_accounts AS own)));

@@ -224,6 +224,9 @@ BEGIN
         ADD COLUMN IF NOT EXISTS frozen_low text COLLATE "C",
         ADD COLUMN IF NOT EXISTS frozen_high text COLLATE "C";
     ALTER TABLE analytics.mv_event_catalog ADD COLUMN IF NOT EXISTS frozen_last_at timestamptz;
+    ALTER TABLE analytics.mv_operations
+        ADD COLUMN IF NOT EXISTS lows numeric[] NOT NULL DEFAULT '{}',
+        ADD COLUMN IF NOT EXISTS belows bigint[] NOT NULL DEFAULT '{}';
     UPDATE spectrum.report_kinds
     SET tables = '{spectrum.rollup_funnel_entries, spectrum.rollup_frozen_entries, '
         'spectrum.rollup_funnel_seconds, analytics.mv_conversion_funnels, analytics.mv_funnel_days}'
