@@ -34,6 +34,7 @@ CREATE FUNCTION analytics._retention_by_user_days(
     p_activity integer,
     p_built_to bigint,
     p_period text,
+    p_reach integer,
     p_is_build boolean
 )
 RETURNS void
@@ -76,7 +77,15 @@ BEGIN
                 AND known.day < coalesce(v_starts[moved.number + 1], 'infinity')
             OFFSET 0
         ) AS now
+        LEFT JOIN LATERAL (
+            SELECT known.day FROM spectrum.rollup_user_days AS known
+            WHERE known.report_id = p_activity AND known.user_key = moved.user_key
+                AND known.scope = moved.scope
+            ORDER BY known.day
+            LIMIT 1
+        ) AS first ON p_reach IS NOT NULL
         WHERE (now.days = 0) <> (now.days = moved.days)
+            AND (moved.number > width_bucket(first.day, v_starts) + p_reach) IS NOT TRUE
     ),
     periods AS (
         SELECT users.user_key, users.scope, width_bucket(known.day, v_starts) AS number,
@@ -101,9 +110,12 @@ BEGIN
     WHERE version.days > 0;
 END
 $$;
-COMMENT ON FUNCTION analytics._retention_by_user_days(integer, bigint, text, boolean) IS
+COMMENT ON FUNCTION analytics._retention_by_user_days(
+    integer, bigint, text, integer, boolean
+) IS
     'Lays out the periods of users of whom one became active or inactive: for retentions of any '
-    'events, where each event is a start and a return.';
+    'events, where each event is a start and a return. p_reach: how many periods after a user''s '
+    'first one can count; NULL: all.';
 
 CREATE FUNCTION analytics._event_key(p_event text)
 RETURNS integer
@@ -195,7 +207,11 @@ COMMENT ON FUNCTION analytics._move_retention_days(integer, bigint, integer, int
     'Brings rollup_retention_days up to the news and leaves in pg_temp.spectrum_retention_days '
     'which days changed, from what to what.';
 
-CREATE FUNCTION analytics._retention_by_events(p_report integer, p_period text)
+CREATE FUNCTION analytics._retention_by_events(
+    p_report integer,
+    p_period text,
+    p_reach integer
+)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -208,7 +224,17 @@ BEGIN
         sign, user_key, scope, period, first_start, last_return
     )
     WITH users AS (
-        SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_retention_days
+        SELECT DISTINCT changed.user_key, changed.scope
+        FROM pg_temp.spectrum_retention_days AS changed
+        LEFT JOIN LATERAL (
+            SELECT known.day FROM spectrum.rollup_retention_days AS known
+            WHERE known.report_id = p_report AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.first_start IS NOT NULL
+            ORDER BY known.day
+            LIMIT 1
+        ) AS first ON p_reach IS NOT NULL
+        WHERE (width_bucket(changed.day, v_starts) > width_bucket(first.day, v_starts) + p_reach)
+            IS NOT TRUE
     ),
     days AS (
         SELECT users.user_key, users.scope, known.day, known.first_start, known.last_return,
@@ -235,13 +261,15 @@ BEGIN
         UNION ALL
         SELECT -1, user_key, scope, day, old_start, old_return
         FROM pg_temp.spectrum_retention_days
+        JOIN users USING (user_key, scope)
         WHERE old_start IS NOT NULL OR old_return IS NOT NULL
     ) AS version
     GROUP BY version.sign, version.user_key, version.scope, period;
 END
 $$;
-COMMENT ON FUNCTION analytics._retention_by_events(integer, text) IS
-    'Lays out the periods of users of whom a day changed: for retentions of certain events.';
+COMMENT ON FUNCTION analytics._retention_by_events(integer, text, integer) IS
+    'Lays out the periods of users of whom a day changed: for retentions of certain events. '
+    'p_reach: as above.';
 
 CREATE FUNCTION analytics._shown_periods(
     p_period text,
@@ -372,6 +400,7 @@ DECLARE
     r_retention record;
     v_start_key integer;
     v_return_key integer;
+    v_reach integer;
 BEGIN
     SELECT definition.*, report.state = 'building' AND p_built_to = 9223372036854775807 AS is_build
     INTO r_retention
@@ -381,6 +410,10 @@ BEGIN
     WHERE report.report_id = p_report;
     v_start_key := analytics._event_key(r_retention.start_event);
     v_return_key := analytics._event_key(r_retention.return_event);
+    -- Of a first cohort, what comes later than the periods shown moves none of them.
+    IF r_retention.cohort_kind = 'first' AND r_retention.mode = 'on' THEN
+        v_reach := r_retention.periods;
+    END IF;
     PERFORM spectrum._empty_temporary('spectrum_retention_periods',
         'sign integer, user_key bigint, scope bigint, period date, first_start timestamptz, '
         'last_return timestamptz');
@@ -389,13 +422,13 @@ BEGIN
         PERFORM analytics._retention_by_user_days(
             (SELECT max(report_id) FROM spectrum.reports
             WHERE kind = 'activity' AND state <> 'discarded'),
-            p_built_to, r_retention.period_kind, r_retention.is_build
+            p_built_to, r_retention.period_kind, v_reach, r_retention.is_build
         );
     ELSE
         PERFORM analytics._move_retention_days(
             p_report, p_built_to, v_start_key, v_return_key, r_retention.properties_filter
         );
-        PERFORM analytics._retention_by_events(p_report, r_retention.period_kind);
+        PERFORM analytics._retention_by_events(p_report, r_retention.period_kind, v_reach);
     END IF;
     PERFORM analytics._move_retention_cohorts(
         p_report, r_retention.period_kind, r_retention.periods,

@@ -1,7 +1,7 @@
--- Room 60, standing operations, how they are kept: counts of requests, sums of the news. Beside them
--- stands how often each latency occurs in a cell, which is one endpoint's day: of the cells in the
--- news, and no others, the percentiles are found again, each from where it was: it moves by no more
--- than came and went.
+-- Room 60, standing operations, how they are kept: counts of requests, sums of the news. Beside
+-- them stands how often each latency occurs in a cell, which is one endpoint's day: of the cells in
+-- the news, and no others, the percentiles are found again, each from where it was: it moves by no
+-- more than came and went.
 
 CREATE FUNCTION analytics._lay_out_requests(p_built_to bigint)
 RETURNS void
