@@ -241,6 +241,19 @@ def test_invalid_options(db: psycopg.Connection) -> None:
         ask(db, **{"from": "2024-05-02", "to": "2024-05-01"})
 
 
+@pytest.mark.parametrize("back", [None, "b"])
+def test_the_last_period_shown_and_the_one_after(db: psycopg.Connection, back: str | None) -> None:
+    """A refresh passes over who is past the periods of his cohort, and over nobody else."""
+    db.execute("SELECT spectrum.define_retention('r', %s, %s, 'day', 3)", (back and "a", back))
+    for at, counted in (("05-06", 0), ("05-09", 1), ("05-10", 1), ("05-03", back is None)):
+        load(db, [event("a" if at in ("05-06", "05-03") else "b", at)])
+        db.execute("CALL spectrum.refresh_analytics()")
+        assert db.execute(
+            "SELECT users FROM analytics.retention_cohorts "
+            "WHERE retention = 'r' AND account_id = '*' AND period = 3"
+        ).fetchall() == [(counted,)]
+
+
 def test_definitions(db: psycopg.Connection) -> None:
     known = "SELECT retention, start_event, period_kind FROM spectrum.retentions ORDER BY 1"
     assert db.execute(known).fetchall() == [("default", None, "week")]
