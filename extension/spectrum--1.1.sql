@@ -4757,8 +4757,10 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN ARRAY(
-        SELECT spectrum.period_date(s.start)
+        -- As spectrum.period_date: in one look at the settings.
+        SELECT (s.start AT TIME ZONE settings.timezone)::date
         FROM unnest(p_starts) WITH ORDINALITY AS s (start, number)
+        CROSS JOIN analytics.settings
         ORDER BY s.number
     );
 END
@@ -5723,8 +5725,9 @@ COMMENT ON FUNCTION analytics.funnel(
 -- Room 60, standing funnels, how they are kept: of each unit that the news concern, the counted
 -- entry is found again and takes the place of the one before. Inserts can only lengthen the best
 -- entry of a funnel that nothing voids, so there only the entries within a window's length of the
--- news are walked again: users with long histories stay cheap. Where events were taken back, or
--- any event can end a chain (strict order, exclusions, sessions), the whole history is.
+-- news are walked again, and none after one that is complete: users with long histories stay
+-- cheap. Where events were taken back, or any event can end a chain (strict order, exclusions,
+-- sessions), the whole history is.
 
 CREATE FUNCTION analytics._empty_funnel_units()
 RETURNS void
@@ -5771,6 +5774,7 @@ COMMENT ON FUNCTION analytics._first_open_session(bigint, bigint) IS
 CREATE FUNCTION analytics._touch_funnel_units(
     p_report integer,
     p_built_to bigint,
+    p_steps integer,
     p_keys integer[],
     p_unit text,
     p_window interval,
@@ -5800,11 +5804,8 @@ BEGIN
             WHEN p_is_first THEN greatest(least(old.entered_at, touched.first_at), v_facts_from)
             ELSE greatest(touched.first_at - p_window, v_facts_from)
         END,
-        CASE
-            WHEN range.is_all THEN 'infinity'
-            ELSE greatest(CASE WHEN p_is_first THEN old.entered_at END, touched.last_at) + p_window
-        END,
-        CASE WHEN range.is_all THEN 'infinity' ELSE touched.last_at + interval '1 us' END
+        CASE WHEN range.is_all THEN 'infinity' ELSE until.last_at + p_window END,
+        CASE WHEN range.is_all THEN 'infinity' ELSE until.last_at + interval '1 us' END
     FROM (
         SELECT unit.unit, unit.scope,
             bool_or(news.sign <= 0) AS is_less,
@@ -5825,16 +5826,23 @@ BEGIN
         SELECT p_is_whole OR p_is_build OR touched.is_less AS is_all
     ) AS range
     LEFT JOIN LATERAL (
-        SELECT entry.step_times[1] AS entered_at FROM spectrum.rollup_funnel_entries AS entry
+        SELECT entry.step_times[1] AS entered_at,
+            -- No entry that begins later can count instead.
+            CASE WHEN p_is_first OR cardinality(entry.step_times) = p_steps
+                THEN entry.step_times[1]
+            END AS settled_at
+        FROM spectrum.rollup_funnel_entries AS entry
         WHERE entry.report_id = p_report AND entry.unit = touched.unit
             AND entry.scope = touched.scope
         ORDER BY entry.session_start
         LIMIT 1
-    ) AS old ON NOT range.is_all;
+    ) AS old ON NOT range.is_all
+    CROSS JOIN LATERAL (SELECT least(touched.last_at, old.settled_at) AS last_at) AS until
+    WHERE old.settled_at IS NULL OR touched.first_at <= old.settled_at + p_window;
 END
 $$;
 COMMENT ON FUNCTION analytics._touch_funnel_units(
-    integer, bigint, integer[], text, interval, boolean, boolean, boolean, boolean
+    integer, bigint, integer, integer[], text, interval, boolean, boolean, boolean, boolean
 ) IS
     'Lays out the units of a funnel that the news concern, and what of their history has to be '
     'walked again: events of [read_from, read_until], entries before enter_until.';
@@ -6142,6 +6150,35 @@ COMMENT ON FUNCTION analytics._median_seconds(bigint, bigint) IS
     'Half way between two times in microseconds, in seconds; to the bit what percentile_cont gives '
     'of the epochs of intervals.';
 
+CREATE FUNCTION analytics._move_funnel_seconds(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
+AS $$
+BEGIN
+    MERGE INTO spectrum.rollup_funnel_seconds AS known
+    USING (SELECT * FROM pg_temp.spectrum_funnel_steps WHERE step > 1) AS moved
+    ON known.report_id = p_report AND known.account_id = moved.account_id
+        AND known.breakdown = moved.breakdown AND known.step = moved.step
+        AND known.microseconds = moved.microseconds
+    WHEN MATCHED THEN UPDATE SET units = known.units + moved.units
+    WHEN NOT MATCHED THEN INSERT (report_id, account_id, breakdown, step, microseconds, units)
+    VALUES (p_report, moved.account_id, moved.breakdown, moved.step, moved.microseconds,
+        moved.units);
+    DELETE FROM spectrum.rollup_funnel_seconds AS known
+    USING pg_temp.spectrum_funnel_steps AS moved
+    WHERE moved.units < 0 AND known.report_id = p_report AND known.account_id = moved.account_id
+        AND known.breakdown = moved.breakdown AND known.step = moved.step
+        AND known.microseconds = moved.microseconds AND known.units = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_funnel_seconds(integer) IS
+    'Moves rollup_funnel_seconds by the steps laid out.';
+
 CREATE FUNCTION analytics._move_funnel_sums(p_report integer, p_steps integer)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -6149,19 +6186,7 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
-    INSERT INTO spectrum.rollup_funnel_seconds AS known (
-        report_id, account_id, breakdown, step, microseconds, units
-    )
-    SELECT p_report, account_id, breakdown, step, microseconds, units
-    FROM pg_temp.spectrum_funnel_steps
-    WHERE step > 1
-    ON CONFLICT (report_id, account_id, breakdown, step, microseconds) DO UPDATE SET
-        units = known.units + excluded.units;
-    DELETE FROM spectrum.rollup_funnel_seconds AS known
-    USING pg_temp.spectrum_funnel_steps AS moved
-    WHERE moved.units < 0 AND known.report_id = p_report AND known.account_id = moved.account_id
-        AND known.breakdown = moved.breakdown AND known.step = moved.step
-        AND known.microseconds = moved.microseconds AND known.units = 0;
+    PERFORM analytics._move_funnel_seconds(p_report);
 
     -- All steps of an account that has any, with zeros where nobody came.
     INSERT INTO analytics.mv_conversion_funnels (report_id, account_id, breakdown, step)
@@ -6205,6 +6230,7 @@ CREATE FUNCTION analytics._move_funnel_median(
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_sort = off
@@ -6283,6 +6309,8 @@ AS $$
 DECLARE
     v_starts timestamptz[];
     v_days date[];
+    v_accounts text[];
+    v_emptied date[];
 BEGIN
     SELECT spectrum.period_starts(
         'day', min(entry.entered_at), max(entry.entered_at) + interval '1 us'
@@ -6293,34 +6321,37 @@ BEGIN
     ) AS entry (entered_at);
     v_days := analytics._period_dates(v_starts);
 
-    INSERT INTO analytics.mv_funnel_days AS sums (report_id, account_id, day, step, users)
-    SELECT p_report, scopes.account_id, v_days[moved.number], s.step,
-        coalesce(sum(moved.users) FILTER (WHERE moved.reached >= s.step), 0)
-    FROM (
-        SELECT version.scope, width_bucket(version.times[1], v_starts) AS number,
-            cardinality(version.times) AS reached, sum(version.sign) AS users
+    WITH changed AS (
+        INSERT INTO analytics.mv_funnel_days AS sums (report_id, account_id, day, step, users)
+        SELECT p_report, scopes.account_id, v_days[moved.number], s.step,
+            coalesce(sum(moved.users) FILTER (WHERE moved.reached >= s.step), 0)
         FROM (
-            SELECT -1 AS sign, scope, old_times AS times FROM pg_temp.spectrum_entry_changes
-            UNION ALL
-            SELECT 1, scope, new_times FROM pg_temp.spectrum_entry_changes
-        ) AS version
-        WHERE version.times IS NOT NULL
-        GROUP BY 1, 2, 3
-        HAVING sum(version.sign) <> 0
-    ) AS moved
-    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
-    CROSS JOIN generate_series(1, p_steps) AS s (step)
-    GROUP BY scopes.account_id, moved.number, s.step
-    ON CONFLICT (report_id, account_id, day, step) DO UPDATE SET
-        users = sums.users + excluded.users;
-
-    IF EXISTS (SELECT FROM pg_temp.spectrum_entry_changes WHERE old_times IS NOT NULL) THEN
-        DELETE FROM analytics.mv_funnel_days AS sums
-        USING analytics.mv_funnel_days AS entered
-        WHERE entered.report_id = p_report AND entered.step = 1 AND entered.users = 0
-            AND sums.report_id = p_report AND sums.account_id = entered.account_id
-            AND sums.day = entered.day;
-    END IF;
+            SELECT version.scope, width_bucket(version.times[1], v_starts) AS number,
+                cardinality(version.times) AS reached, sum(version.sign) AS users
+            FROM (
+                SELECT -1 AS sign, scope, old_times AS times FROM pg_temp.spectrum_entry_changes
+                UNION ALL
+                SELECT 1, scope, new_times FROM pg_temp.spectrum_entry_changes
+            ) AS version
+            WHERE version.times IS NOT NULL
+            GROUP BY 1, 2, 3
+            HAVING sum(version.sign) <> 0
+        ) AS moved
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        CROSS JOIN generate_series(1, p_steps) AS s (step)
+        GROUP BY scopes.account_id, moved.number, s.step
+        ON CONFLICT (report_id, account_id, day, step) DO UPDATE SET
+            users = sums.users + excluded.users
+        WHERE excluded.users <> 0
+        RETURNING sums.account_id, sums.day, sums.step, sums.users
+    )
+    SELECT array_agg(changed.account_id), array_agg(changed.day) INTO v_accounts, v_emptied
+    FROM changed
+    WHERE changed.step = 1 AND changed.users = 0;
+    DELETE FROM analytics.mv_funnel_days AS sums
+    USING unnest(v_accounts, v_emptied) AS emptied (account_id, day)
+    WHERE sums.report_id = p_report AND sums.account_id = emptied.account_id
+        AND sums.day = emptied.day;
 END
 $$;
 COMMENT ON FUNCTION analytics._move_funnel_days(integer, integer) IS
@@ -6378,7 +6409,7 @@ BEGIN
     END IF;
 
     PERFORM analytics._touch_funnel_units(
-        p_report, v_built_to, r_masks.keys, r_funnel.unit, r_funnel.time_window,
+        p_report, v_built_to, v_steps, r_masks.keys, r_funnel.unit, r_funnel.time_window,
         r_funnel.step_order = 'strict' OR r_funnel.unit = 'session', r_funnel.entry = 'first',
         r_funnel.step_order = 'strict' OR r_funnel.unit = 'session' OR v_has_exclusions, v_is_build
     );
@@ -7316,6 +7347,7 @@ CREATE FUNCTION analytics._retention_by_user_days(
     p_activity integer,
     p_built_to bigint,
     p_period text,
+    p_reach integer,
     p_is_build boolean
 )
 RETURNS void
@@ -7358,7 +7390,15 @@ BEGIN
                 AND known.day < coalesce(v_starts[moved.number + 1], 'infinity')
             OFFSET 0
         ) AS now
+        LEFT JOIN LATERAL (
+            SELECT known.day FROM spectrum.rollup_user_days AS known
+            WHERE known.report_id = p_activity AND known.user_key = moved.user_key
+                AND known.scope = moved.scope
+            ORDER BY known.day
+            LIMIT 1
+        ) AS first ON p_reach IS NOT NULL
         WHERE (now.days = 0) <> (now.days = moved.days)
+            AND (moved.number > width_bucket(first.day, v_starts) + p_reach) IS NOT TRUE
     ),
     periods AS (
         SELECT users.user_key, users.scope, width_bucket(known.day, v_starts) AS number,
@@ -7383,9 +7423,12 @@ BEGIN
     WHERE version.days > 0;
 END
 $$;
-COMMENT ON FUNCTION analytics._retention_by_user_days(integer, bigint, text, boolean) IS
+COMMENT ON FUNCTION analytics._retention_by_user_days(
+    integer, bigint, text, integer, boolean
+) IS
     'Lays out the periods of users of whom one became active or inactive: for retentions of any '
-    'events, where each event is a start and a return.';
+    'events, where each event is a start and a return. p_reach: how many periods after a user''s '
+    'first one can count; NULL: all.';
 
 CREATE FUNCTION analytics._event_key(p_event text)
 RETURNS integer
@@ -7477,7 +7520,11 @@ COMMENT ON FUNCTION analytics._move_retention_days(integer, bigint, integer, int
     'Brings rollup_retention_days up to the news and leaves in pg_temp.spectrum_retention_days '
     'which days changed, from what to what.';
 
-CREATE FUNCTION analytics._retention_by_events(p_report integer, p_period text)
+CREATE FUNCTION analytics._retention_by_events(
+    p_report integer,
+    p_period text,
+    p_reach integer
+)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -7490,7 +7537,17 @@ BEGIN
         sign, user_key, scope, period, first_start, last_return
     )
     WITH users AS (
-        SELECT DISTINCT user_key, scope FROM pg_temp.spectrum_retention_days
+        SELECT DISTINCT changed.user_key, changed.scope
+        FROM pg_temp.spectrum_retention_days AS changed
+        LEFT JOIN LATERAL (
+            SELECT known.day FROM spectrum.rollup_retention_days AS known
+            WHERE known.report_id = p_report AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.first_start IS NOT NULL
+            ORDER BY known.day
+            LIMIT 1
+        ) AS first ON p_reach IS NOT NULL
+        WHERE (width_bucket(changed.day, v_starts) > width_bucket(first.day, v_starts) + p_reach)
+            IS NOT TRUE
     ),
     days AS (
         SELECT users.user_key, users.scope, known.day, known.first_start, known.last_return,
@@ -7517,13 +7574,15 @@ BEGIN
         UNION ALL
         SELECT -1, user_key, scope, day, old_start, old_return
         FROM pg_temp.spectrum_retention_days
+        JOIN users USING (user_key, scope)
         WHERE old_start IS NOT NULL OR old_return IS NOT NULL
     ) AS version
     GROUP BY version.sign, version.user_key, version.scope, period;
 END
 $$;
-COMMENT ON FUNCTION analytics._retention_by_events(integer, text) IS
-    'Lays out the periods of users of whom a day changed: for retentions of certain events.';
+COMMENT ON FUNCTION analytics._retention_by_events(integer, text, integer) IS
+    'Lays out the periods of users of whom a day changed: for retentions of certain events. '
+    'p_reach: as above.';
 
 CREATE FUNCTION analytics._shown_periods(
     p_period text,
@@ -7654,6 +7713,7 @@ DECLARE
     r_retention record;
     v_start_key integer;
     v_return_key integer;
+    v_reach integer;
 BEGIN
     SELECT definition.*, report.state = 'building' AND p_built_to = 9223372036854775807 AS is_build
     INTO r_retention
@@ -7663,6 +7723,10 @@ BEGIN
     WHERE report.report_id = p_report;
     v_start_key := analytics._event_key(r_retention.start_event);
     v_return_key := analytics._event_key(r_retention.return_event);
+    -- Of a first cohort, what comes later than the periods shown moves none of them.
+    IF r_retention.cohort_kind = 'first' AND r_retention.mode = 'on' THEN
+        v_reach := r_retention.periods;
+    END IF;
     PERFORM spectrum._empty_temporary('spectrum_retention_periods',
         'sign integer, user_key bigint, scope bigint, period date, first_start timestamptz, '
         'last_return timestamptz');
@@ -7671,13 +7735,13 @@ BEGIN
         PERFORM analytics._retention_by_user_days(
             (SELECT max(report_id) FROM spectrum.reports
             WHERE kind = 'activity' AND state <> 'discarded'),
-            p_built_to, r_retention.period_kind, r_retention.is_build
+            p_built_to, r_retention.period_kind, v_reach, r_retention.is_build
         );
     ELSE
         PERFORM analytics._move_retention_days(
             p_report, p_built_to, v_start_key, v_return_key, r_retention.properties_filter
         );
-        PERFORM analytics._retention_by_events(p_report, r_retention.period_kind);
+        PERFORM analytics._retention_by_events(p_report, r_retention.period_kind, v_reach);
     END IF;
     PERFORM analytics._move_retention_cohorts(
         p_report, r_retention.period_kind, r_retention.periods,
@@ -11849,36 +11913,44 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
 AS $$
 BEGIN
-    DELETE FROM spectrum.rollup_sessions AS known
-    USING pg_temp.spectrum_session_changes AS gone
-    WHERE gone.sign < 0 AND known.report_id = p_report AND known.user_key = gone.user_key
-        AND known.scope = gone.scope AND known.session_start = gone.session_start
-        AND NOT EXISTS (
-            SELECT FROM pg_temp.spectrum_session_changes AS come
-            WHERE come.sign > 0 AND come.user_key = gone.user_key AND come.scope = gone.scope
-                AND come.session_start = gone.session_start
-        );
-    INSERT INTO spectrum.rollup_sessions AS known (
+    MERGE INTO spectrum.rollup_sessions AS known
+    USING (
+        SELECT DISTINCT ON (changed.user_key, changed.scope, changed.session_start) changed.*
+        FROM pg_temp.spectrum_session_changes AS changed
+        ORDER BY changed.user_key, changed.scope, changed.session_start, changed.sign DESC
+    ) AS come
+    ON known.report_id = p_report AND known.user_key = come.user_key
+        AND known.scope = come.scope AND known.session_start = come.session_start
+    WHEN MATCHED AND come.sign < 0 THEN DELETE
+    WHEN MATCHED THEN UPDATE SET
+        session_end = come.session_end,
+        events = come.events,
+        page_views = come.page_views,
+        is_bounce = come.is_bounce,
+        country = come.country,
+        region = come.region,
+        city = come.city,
+        entry_page = come.entry_page,
+        exit_page = come.exit_page,
+        utm_source = come.utm_source,
+        utm_medium = come.utm_medium,
+        utm_campaign = come.utm_campaign,
+        referrer = come.referrer,
+        channel = come.channel
+    WHEN NOT MATCHED AND come.sign > 0 THEN INSERT (
         report_id, user_key, scope, session_start, session_end, events, page_views, is_bounce,
         country, region, city, entry_page, exit_page, utm_source, utm_medium, utm_campaign,
         referrer, channel, first_touch, last_touch
-    )
-    SELECT come.report_id, come.user_key, come.scope, come.session_start, come.session_end,
+    ) VALUES (
+        come.report_id, come.user_key, come.scope, come.session_start, come.session_end,
         come.events, come.page_views, come.is_bounce, come.country, come.region, come.city,
         come.entry_page, come.exit_page, come.utm_source, come.utm_medium, come.utm_campaign,
         come.referrer, come.channel, come.first_touch, come.last_touch
-    FROM pg_temp.spectrum_session_changes AS come
-    WHERE come.sign > 0
-    ON CONFLICT (report_id, user_key, scope, session_start) DO UPDATE SET (
-        session_end, events, page_views, is_bounce, country, region, city, entry_page, exit_page,
-        utm_source, utm_medium, utm_campaign, referrer, channel
-    ) = ROW (
-        excluded.session_end, excluded.events, excluded.page_views, excluded.is_bounce,
-        excluded.country, excluded.region, excluded.city, excluded.entry_page, excluded.exit_page,
-        excluded.utm_source, excluded.utm_medium, excluded.utm_campaign, excluded.referrer,
-        excluded.channel
     );
 END
 $$;
@@ -11899,12 +11971,28 @@ BEGIN
     INSERT INTO pg_temp.spectrum_session_touches (
         user_key, scope, session_start, first_touch, last_touch
     )
-    WITH windows AS (
+    -- Where no session that came or went has a touch, nor the one before it had, all stay direct.
+    WITH units AS (
+        SELECT DISTINCT changed.user_key, changed.scope
+        FROM pg_temp.spectrum_session_changes AS changed
+        LEFT JOIN LATERAL (
+            SELECT known.last_touch FROM spectrum.rollup_sessions AS known
+            WHERE known.report_id = p_report AND known.user_key = changed.user_key
+                AND known.scope = changed.scope AND known.session_start < changed.session_start
+            ORDER BY known.session_start DESC
+            LIMIT 1
+        ) AS before ON changed.sign > 0
+        WHERE before.last_touch <> 'direct'
+            OR (changed.channel, changed.first_touch, changed.last_touch)
+                <> ('direct', 'direct', 'direct')
+    ),
+    windows AS (
         SELECT known.*, coalesce(since - interval '1440 hours' > max(until) OVER (
             PARTITION BY user_key, scope ORDER BY since
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ), true) AS is_apart
         FROM pg_temp.spectrum_session_windows AS known
+        JOIN units USING (user_key, scope)
     ),
     spans AS (
         SELECT user_key, scope, min(since) AS since, max(until) + interval '720 hours' AS until
@@ -12080,6 +12168,44 @@ $$;
 COMMENT ON FUNCTION analytics._lay_out_session_cells(integer) IS
     'Lays out, in pg_temp.spectrum_session_cells, by how much the changes found move the sums.';
 
+CREATE FUNCTION analytics._move_session_sums(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
+AS $$
+BEGIN
+    MERGE INTO analytics.mv_sessions_daily AS sums
+    USING pg_temp.spectrum_session_cells AS cell
+    ON sums.report_id = p_report AND sums.account_id = cell.account_id AND sums.day = cell.day
+        AND sums.breakdown = cell.breakdown AND sums.value_key = cell.value_key
+    WHEN MATCHED THEN UPDATE SET
+        sessions = sums.sessions + cell.sessions,
+        users = sums.users + cell.users,
+        bounces = sums.bounces + cell.bounces,
+        microseconds = sums.microseconds + cell.microseconds,
+        events = sums.events + cell.events,
+        page_views = sums.page_views + cell.page_views
+    WHEN NOT MATCHED THEN INSERT (
+        report_id, account_id, day, breakdown, value_key, value, sessions, users, bounces,
+        microseconds, events, page_views
+    ) VALUES (
+        p_report, cell.account_id, cell.day, cell.breakdown, cell.value_key, cell.value,
+        cell.sessions, cell.users, cell.bounces, cell.microseconds, cell.events, cell.page_views
+    );
+    DELETE FROM analytics.mv_sessions_daily AS sums
+    USING pg_temp.spectrum_session_cells AS cell
+    WHERE cell.sessions < 0 AND sums.report_id = p_report AND sums.account_id = cell.account_id
+        AND sums.day = cell.day AND sums.breakdown = cell.breakdown
+        AND sums.value_key = cell.value_key AND sums.sessions = 0;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_session_sums(integer) IS
+    'Moves mv_sessions_daily by the cells laid out.';
+
 CREATE FUNCTION analytics._maintain_sessions(p_report integer, p_built_to bigint)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -12100,26 +12226,7 @@ BEGIN
     PERFORM analytics._find_touches(p_report);
     PERFORM analytics._move_touches(p_report);
     PERFORM analytics._lay_out_session_cells(p_report);
-
-    INSERT INTO analytics.mv_sessions_daily AS sums (
-        report_id, account_id, day, breakdown, value_key, value, sessions, users, bounces,
-        microseconds, events, page_views
-    )
-    SELECT p_report, cell.account_id, cell.day, cell.breakdown, cell.value_key, cell.value,
-        cell.sessions, cell.users, cell.bounces, cell.microseconds, cell.events, cell.page_views
-    FROM pg_temp.spectrum_session_cells AS cell
-    ON CONFLICT (report_id, account_id, day, breakdown, value_key) DO UPDATE SET
-        sessions = sums.sessions + excluded.sessions,
-        users = sums.users + excluded.users,
-        bounces = sums.bounces + excluded.bounces,
-        microseconds = sums.microseconds + excluded.microseconds,
-        events = sums.events + excluded.events,
-        page_views = sums.page_views + excluded.page_views;
-    DELETE FROM analytics.mv_sessions_daily AS sums
-    USING pg_temp.spectrum_session_cells AS cell
-    WHERE cell.sessions < 0 AND sums.report_id = p_report AND sums.account_id = cell.account_id
-        AND sums.day = cell.day AND sums.breakdown = cell.breakdown
-        AND sums.value_key = cell.value_key AND sums.sessions = 0;
+    PERFORM analytics._move_session_sums(p_report);
 END
 $$;
 COMMENT ON FUNCTION analytics._maintain_sessions(integer, bigint) IS
@@ -12997,32 +13104,41 @@ BEGIN
     FROM (
         SELECT defined.report_id, cells.account_id, defined.name AS feature, cells.cohort_week,
             cells.period, cells.active_users
-        FROM spectrum.reports AS cohorts
-        JOIN spectrum.rollup_cohort_weeks AS cells USING (report_id)
+        FROM spectrum.rollup_cohort_weeks AS cells
         JOIN spectrum.reports AS defined
             ON defined.kind = 'feature' AND defined.state = 'served' AND defined.name <> ''
-        WHERE cohorts.kind = 'cohort' AND cohorts.state = 'served'
+        WHERE cells.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'cohort' AND report.state = 'served'
+        )
         UNION ALL
-        SELECT named.report_id, cells.account_id, known.feature, cells.cohort_week, cells.period,
+        SELECT known.report_id, cells.account_id, known.feature, cells.cohort_week, cells.period,
             cells.active_users
-        FROM spectrum.reports AS cohorts
-        JOIN spectrum.rollup_cohort_weeks AS cells USING (report_id)
-        JOIN spectrum.reports AS named
-            ON named.kind = 'feature' AND named.state = 'served' AND named.name = ''
-        JOIN spectrum.rollup_features AS known
-            ON known.report_id = named.report_id AND known.account_id = cells.account_id
-        WHERE cohorts.kind = 'cohort' AND cohorts.state = 'served'
-            -- A definition takes the place of the value of its name.
-            AND NOT EXISTS (
-                SELECT FROM spectrum.reports AS defined
-                WHERE defined.kind = 'feature' AND defined.state = 'served'
-                    AND defined.name = known.feature
+        FROM spectrum.rollup_cohort_weeks AS cells
+        JOIN spectrum.rollup_features AS known USING (account_id)
+        WHERE cells.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'cohort' AND report.state = 'served'
             )
+            AND known.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'feature' AND report.state = 'served' AND report.name = ''
+            )
+            -- A definition takes the place of the value of its name.
+            AND known.feature <> ALL (ARRAY(
+                SELECT report.name FROM spectrum.reports AS report
+                WHERE report.kind = 'feature' AND report.state = 'served'
+            ))
     ) AS shown
     LEFT JOIN analytics.mv_feature_adoption AS sums
         ON sums.report_id = shown.report_id AND sums.account_id = shown.account_id
             AND sums.feature = shown.feature AND sums.cohort_week = shown.cohort_week
             AND sums.period = shown.period
+            -- With that, one look at an account's rows finds all.
+            AND sums.report_id = ANY (ARRAY(
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'feature' AND report.state = 'served'
+            ))
     WHERE ((SELECT caller.sees_all FROM warehouse.caller)
         OR shown.account_id = ANY (ARRAY(
             SELECT own.account_id FROM warehouse.own_accounts AS own)));
@@ -13091,8 +13207,14 @@ BEGIN
         INSERT INTO spectrum.rollup_feature_weeks (report_id, user_key, scope, feature, period)
         SELECT p_report, uses.user_key, uses.scope, uses.feature, v_weeks[uses.number]
         FROM pg_temp.spectrum_feature_uses AS uses
-        WHERE uses.sign > 0
-        ON CONFLICT DO NOTHING
+        LEFT JOIN LATERAL (
+            SELECT true AS is_known FROM spectrum.rollup_feature_weeks AS known
+            WHERE known.report_id = p_report AND known.user_key = uses.user_key
+                AND known.scope = uses.scope AND known.feature = uses.feature
+                AND known.period = v_weeks[uses.number]
+            OFFSET 0
+        ) AS before ON true
+        WHERE uses.sign > 0 AND before.is_known IS NULL
         RETURNING user_key, scope, feature, period
     )
     INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)
@@ -13660,170 +13782,10 @@ COMMENT ON FUNCTION analytics.throughput(text, timestamptz, timestamptz, text, t
     'as events go), by the instant at which each begins; one without events is a row too. Minutes '
     'and hours are counted off from the start of the calendar day, so an hour that the clock shows '
     'twice is two, and those of a day add up to the day.';
--- Room 60, standing operations: counts of requests, sums of the news. Beside them stands how often
--- each latency occurs in a cell, which is one endpoint's day: of the cells in the news, and no
--- others, the percentiles are found again.
---
--- Minutes are kept for a week only: they would be as many as the events. Days are for ever, in
--- analytics.daily_events, and analytics.throughput counts the minutes of any time.
-
-CREATE FUNCTION spectrum._create_operations()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.mv_operations') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE TABLE spectrum.rollup_latencies (
-        report_id integer NOT NULL,
-        account_id text COLLATE "C" NOT NULL,
-        day date NOT NULL,
-        endpoint text COLLATE "C" NOT NULL,
-        latency numeric NOT NULL,
-        requests bigint NOT NULL,
-        CONSTRAINT rollup_latencies_pkey
-        PRIMARY KEY (report_id, account_id, day, endpoint, latency)
-    ) WITH (fillfactor = 80);
-    COMMENT ON TABLE spectrum.rollup_latencies IS
-        'How often each latency occurs by account (* is all), day and endpoint.';
-    COMMENT ON COLUMN spectrum.rollup_latencies.report_id IS 'spectrum.reports, kind operations.';
-    COMMENT ON COLUMN spectrum.rollup_latencies.latency IS 'latency_ms, to six decimals.';
-
-    CREATE TABLE analytics.mv_operations (
-        report_id integer NOT NULL,
-        account_id text COLLATE "C" NOT NULL,
-        day date NOT NULL,
-        endpoint text COLLATE "C" NOT NULL,
-        requests bigint NOT NULL,
-        errors bigint NOT NULL,
-        measured bigint NOT NULL,
-        p50 numeric,
-        p95 numeric,
-        p99 numeric,
-        CONSTRAINT mv_operations_pkey PRIMARY KEY (report_id, account_id, day, endpoint)
-    ) WITH (fillfactor = 80);
-    COMMENT ON TABLE analytics.mv_operations IS
-        'Requests per account, day and endpoint, and for all accounts together (account_id *), '
-        'kept by refreshes. Read it through analytics.operations.';
-    COMMENT ON COLUMN analytics.mv_operations.report_id IS 'spectrum.reports, kind operations.';
-    COMMENT ON COLUMN analytics.mv_operations.day IS 'Calendar day in config.timezone.';
-    COMMENT ON COLUMN analytics.mv_operations.endpoint IS 'Empty where requests name none.';
-    COMMENT ON COLUMN analytics.mv_operations.measured IS 'Requests that have a latency.';
-
-    CREATE TABLE analytics.mv_error_rates (
-        report_id integer NOT NULL,
-        account_id text COLLATE "C" NOT NULL,
-        day date NOT NULL,
-        service text COLLATE "C" NOT NULL,
-        version text COLLATE "C" NOT NULL,
-        requests bigint NOT NULL,
-        errors bigint NOT NULL,
-        error_events bigint NOT NULL,
-        CONSTRAINT mv_error_rates_pkey PRIMARY KEY (report_id, account_id, day, service, version)
-    ) WITH (fillfactor = 80);
-    COMMENT ON TABLE analytics.mv_error_rates IS
-        'Requests and errors per account, day, service and version, and for all accounts together '
-        '(account_id *), kept by refreshes. Read it through analytics.error_rates_daily.';
-    COMMENT ON COLUMN analytics.mv_error_rates.report_id IS 'spectrum.reports, kind operations.';
-    COMMENT ON COLUMN analytics.mv_error_rates.day IS 'Calendar day in config.timezone.';
-    COMMENT ON COLUMN analytics.mv_error_rates.service IS 'Empty where none is named.';
-    COMMENT ON COLUMN analytics.mv_error_rates.error_events IS
-        'Events of type error, which are no requests.';
-
-    CREATE TABLE analytics.mv_throughput (
-        report_id integer NOT NULL,
-        account_id text COLLATE "C" NOT NULL,
-        minute timestamptz NOT NULL,
-        events bigint NOT NULL,
-        CONSTRAINT mv_throughput_pkey PRIMARY KEY (report_id, account_id, minute)
-    ) WITH (fillfactor = 80);
-    CREATE INDEX mv_throughput_minute_idx ON analytics.mv_throughput (report_id, minute);
-    COMMENT ON TABLE analytics.mv_throughput IS
-        'Events per account and minute of the last eight days, and for all accounts together '
-        '(account_id *), kept by refreshes. Read it through analytics.throughput_minutes.';
-    COMMENT ON COLUMN analytics.mv_throughput.report_id IS 'spectrum.reports, kind operations.';
-
-    PERFORM spectrum._create_operations_views();
-    PERFORM spectrum._add_kind('operations', 86, '_maintain_operations',
-        '{spectrum.rollup_latencies, analytics.mv_operations, analytics.mv_error_rates, '
-        'analytics.mv_throughput}',
-        '{operations, error_rates_daily, throughput_minutes}');
-    PERFORM spectrum._begin_report('operations');
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_operations() IS
-    'Room 60: makes rollup_latencies, mv_operations, mv_error_rates, mv_throughput and their '
-    'plain views.';
-
-CREATE FUNCTION spectrum._create_operations_views()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    CREATE VIEW analytics.operations WITH (security_barrier) AS
-    SELECT
-        sums.account_id, sums.day, nullif(sums.endpoint, '') AS endpoint, sums.requests,
-        sums.p50, sums.p95, sums.p99, sums.errors,
-        sums.errors / sums.requests::double precision AS error_rate,
-        sums.measured,
-        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
-    FROM analytics.mv_operations AS sums
-    WHERE sums.report_id = (
-        SELECT report.report_id FROM spectrum.reports AS report
-        WHERE report.kind = 'operations' AND report.state = 'served'
-    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
-        OR sums.account_id = ANY (ARRAY(
-            SELECT own.account_id FROM warehouse.own_accounts AS own)));
-    COMMENT ON VIEW analytics.operations IS
-        'Requests by account (* is all), day and endpoint: how many, exact percentiles of '
-        'latency_ms, errors. As analytics.latency tells.';
-    COMMENT ON COLUMN analytics.operations.endpoint IS 'Its first 200 characters; NULL: none.';
-    COMMENT ON COLUMN analytics.operations.error_rate IS 'errors / requests.';
-    COMMENT ON COLUMN analytics.operations.measured IS 'Requests that the percentiles are of.';
-
-    CREATE VIEW analytics.error_rates_daily WITH (security_barrier) AS
-    SELECT
-        sums.account_id, sums.day, nullif(sums.service, '') AS service,
-        nullif(sums.version, '') AS version, sums.requests, sums.errors,
-        sums.errors / nullif(sums.requests, 0)::double precision AS error_rate,
-        sums.error_events,
-        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
-    FROM analytics.mv_error_rates AS sums
-    WHERE sums.report_id = (
-        SELECT report.report_id FROM spectrum.reports AS report
-        WHERE report.kind = 'operations' AND report.state = 'served'
-    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
-        OR sums.account_id = ANY (ARRAY(
-            SELECT own.account_id FROM warehouse.own_accounts AS own)));
-    COMMENT ON VIEW analytics.error_rates_daily IS
-        'Requests and errors by account (* is all), day, service and version, and the events of '
-        'type error beside them. As analytics.error_rates tells.';
-    COMMENT ON COLUMN analytics.error_rates_daily.error_rate IS
-        'errors / requests; NULL without requests.';
-
-    CREATE VIEW analytics.throughput_minutes WITH (security_barrier) AS
-    SELECT
-        sums.account_id, sums.minute, sums.events,
-        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
-    FROM analytics.mv_throughput AS sums
-    WHERE sums.report_id = (
-        SELECT report.report_id FROM spectrum.reports AS report
-        WHERE report.kind = 'operations' AND report.state = 'served'
-    ) AND sums.minute >= now() - interval '7 days'
-    AND ((SELECT caller.sees_all FROM warehouse.caller)
-        OR sums.account_id = ANY (ARRAY(
-            SELECT own.account_id FROM warehouse.own_accounts AS own)));
-    COMMENT ON VIEW analytics.throughput_minutes IS
-        'Events by account (* is all) and minute of the last seven days; a minute without events '
-        'is no row. For other times ask analytics.throughput.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_operations_views() IS
-    'Room 60: makes analytics.operations, error_rates_daily and throughput_minutes.';
+-- Room 60, standing operations, how they are kept: counts of requests, sums of the news. Beside
+-- them stands how often each latency occurs in a cell, which is one endpoint's day: of the cells in
+-- the news, and no others, the percentiles are found again, each from where it was: it moves by no
+-- more than came and went.
 
 CREATE FUNCTION analytics._lay_out_requests(p_built_to bigint)
 RETURNS void
@@ -13876,25 +13838,32 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
 AS $$
 BEGIN
-    INSERT INTO spectrum.rollup_latencies AS known (
-        report_id, account_id, day, endpoint, latency, requests
-    )
-    SELECT p_report, scopes.account_id, moved.day, moved.endpoint, moved.latency,
-        sum(moved.requests)
-    FROM (
-        SELECT scope, day, endpoint, latency, sum(sign) AS requests
-        FROM pg_temp.spectrum_requests
-        WHERE is_request AND latency IS NOT NULL
-        GROUP BY scope, day, endpoint, latency
+    MERGE INTO spectrum.rollup_latencies AS known
+    USING (
+        SELECT scopes.account_id, cell.day, cell.endpoint, cell.latency,
+            sum(cell.requests) AS requests
+        FROM (
+            SELECT scope, day, endpoint, latency, sum(sign) AS requests
+            FROM pg_temp.spectrum_requests
+            WHERE is_request AND latency IS NOT NULL
+            GROUP BY scope, day, endpoint, latency
+        ) AS cell
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        GROUP BY scopes.account_id, cell.day, cell.endpoint, cell.latency
+        HAVING sum(cell.requests) <> 0
+        ORDER BY scopes.account_id, cell.day, cell.endpoint, cell.latency
     ) AS moved
-    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
-    GROUP BY scopes.account_id, moved.day, moved.endpoint, moved.latency
-    HAVING sum(moved.requests) <> 0
-    ORDER BY scopes.account_id, moved.day, moved.endpoint, moved.latency
-    ON CONFLICT (report_id, account_id, day, endpoint, latency) DO UPDATE SET
-        requests = known.requests + excluded.requests;
+    ON known.report_id = p_report AND known.account_id = moved.account_id
+        AND known.day = moved.day AND known.endpoint = moved.endpoint
+        AND known.latency = moved.latency
+    WHEN MATCHED THEN UPDATE SET requests = known.requests + moved.requests
+    WHEN NOT MATCHED THEN INSERT (report_id, account_id, day, endpoint, latency, requests)
+    VALUES (p_report, moved.account_id, moved.day, moved.endpoint, moved.latency, moved.requests);
 
     DELETE FROM spectrum.rollup_latencies AS known
     USING (
@@ -13911,54 +13880,130 @@ $$;
 COMMENT ON FUNCTION analytics._move_latencies(integer) IS
     'Moves rollup_latencies by the requests laid out.';
 
+CREATE FUNCTION analytics._moved_endpoints(p_report integer)
+RETURNS TABLE (
+    account_id text, day date, endpoint text, requests bigint, errors bigint, measured bigint,
+    lows numeric[], belows bigint[], percentiles numeric[]
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+-- Latencies are read in the order of their index, and no further than needed.
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT moved.account_id, moved.day, moved.endpoint, moved.requests, moved.errors,
+        moved.measured, now.*
+    FROM (
+        SELECT scopes.account_id, request.day, request.endpoint, sum(request.sign) AS requests,
+            coalesce(sum(request.sign) FILTER (WHERE request.is_error), 0) AS errors,
+            coalesce(sum(request.sign) FILTER (WHERE request.latency IS NOT NULL), 0)
+                AS measured,
+            array_agg(request.latency) AS latencies, array_agg(request.sign) AS signs
+        FROM pg_temp.spectrum_requests AS request
+        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+        WHERE request.is_request
+        GROUP BY scopes.account_id, request.day, request.endpoint
+    ) AS moved
+    LEFT JOIN LATERAL (
+        SELECT known.measured, known.lows, known.belows
+        FROM analytics.mv_operations AS known
+        WHERE known.report_id = p_report AND known.account_id = moved.account_id
+            AND known.day = moved.day AND known.endpoint = moved.endpoint
+        OFFSET 0
+    ) AS old ON true
+    CROSS JOIN LATERAL (
+        SELECT array_agg(low.latency ORDER BY at.number) AS lows,
+            array_agg(low.below::bigint ORDER BY at.number) AS belows,
+            array_agg(trim_scale(low.latency + (coalesce(high.latency, low.latency)
+                - low.latency) * (at.rank - floor(at.rank))) ORDER BY at.number) AS percentiles
+        FROM (
+            SELECT f.number, f.fraction * (coalesce(old.measured, 0) + moved.measured - 1)
+                    AS rank,
+                coalesce(old.lows[f.number], -1) AS pivot,
+                coalesce(old.belows[f.number], 0) + (
+                    SELECT coalesce(sum(m.sign), 0)
+                    FROM unnest(moved.latencies, moved.signs) AS m (latency, sign)
+                    WHERE m.latency < old.lows[f.number]
+                ) AS below
+            FROM unnest('{0.5, 0.95, 0.99}'::numeric[]) WITH ORDINALITY AS f (fraction, number)
+        ) AS at
+        LEFT JOIN LATERAL (
+            (SELECT walk.latency, walk.up_to - walk.requests AS below, walk.up_to
+            FROM (
+                SELECT known.latency, known.requests, at.below
+                    + sum(known.requests) OVER (ORDER BY known.latency) AS up_to
+                FROM spectrum.rollup_latencies AS known
+                WHERE known.report_id = p_report AND known.account_id = moved.account_id
+                    AND known.day = moved.day AND known.endpoint = moved.endpoint
+                    AND known.latency >= at.pivot
+                ORDER BY known.latency
+            ) AS walk
+            WHERE at.rank >= at.below AND walk.up_to > floor(at.rank)
+            LIMIT 1)
+            UNION ALL
+            (SELECT walk.latency, walk.below, walk.below + walk.requests
+            FROM (
+                SELECT known.latency, known.requests, at.below
+                    - sum(known.requests) OVER (ORDER BY known.latency DESC) AS below
+                FROM spectrum.rollup_latencies AS known
+                WHERE known.report_id = p_report AND known.account_id = moved.account_id
+                    AND known.day = moved.day AND known.endpoint = moved.endpoint
+                    AND known.latency < at.pivot
+                ORDER BY known.latency DESC
+            ) AS walk
+            WHERE at.rank < at.below AND walk.below <= at.rank
+            LIMIT 1)
+        ) AS low ON true
+        LEFT JOIN LATERAL (
+            SELECT known.latency FROM spectrum.rollup_latencies AS known
+            WHERE known.report_id = p_report AND known.account_id = moved.account_id
+                AND known.day = moved.day AND known.endpoint = moved.endpoint
+                AND known.latency > low.latency
+            ORDER BY known.latency
+            LIMIT 1
+        ) AS high ON ceil(at.rank) >= low.up_to
+    ) AS now;
+END
+$$;
+COMMENT ON FUNCTION analytics._moved_endpoints(integer) IS
+    'By how much the requests laid out move the counts of mv_operations, and the percentiles that '
+    'its cells have now.';
+
 CREATE FUNCTION analytics._move_endpoints(p_report integer)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
 AS $$
 BEGIN
-    INSERT INTO analytics.mv_operations AS sums (
-        report_id, account_id, day, endpoint, requests, errors, measured, p50, p95, p99
-    )
-    SELECT p_report, moved.account_id, moved.day, moved.endpoint, moved.requests, moved.errors,
-        moved.measured,
-        analytics._counted_percentile(now.latencies, now.so_far, 0.5),
-        analytics._counted_percentile(now.latencies, now.so_far, 0.95),
-        analytics._counted_percentile(now.latencies, now.so_far, 0.99)
-    FROM (
-        SELECT scopes.account_id, cell.day, cell.endpoint, sum(cell.requests) AS requests,
-            sum(cell.errors) AS errors, sum(cell.measured) AS measured
-        FROM (
-            SELECT scope, day, endpoint, sum(sign) AS requests,
-                coalesce(sum(sign) FILTER (WHERE is_error), 0) AS errors,
-                coalesce(sum(sign) FILTER (WHERE latency IS NOT NULL), 0) AS measured
-            FROM pg_temp.spectrum_requests
-            WHERE is_request
-            GROUP BY scope, day, endpoint
-        ) AS cell
-        JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
-        GROUP BY scopes.account_id, cell.day, cell.endpoint
-    ) AS moved
-    CROSS JOIN LATERAL (
-        SELECT array_agg(value.latency ORDER BY value.latency) AS latencies,
-            array_agg(value.so_far ORDER BY value.latency) AS so_far
-        FROM (
-            SELECT known.latency, (sum(known.requests) OVER (ORDER BY known.latency))::bigint
-                AS so_far
-            FROM spectrum.rollup_latencies AS known
-            WHERE known.report_id = p_report AND known.account_id = moved.account_id
-                AND known.day = moved.day AND known.endpoint = moved.endpoint
-        ) AS value
-        OFFSET 0
-    ) AS now
-    ON CONFLICT (report_id, account_id, day, endpoint) DO UPDATE SET
-        requests = sums.requests + excluded.requests,
-        errors = sums.errors + excluded.errors,
-        measured = sums.measured + excluded.measured,
-        p50 = excluded.p50,
-        p95 = excluded.p95,
-        p99 = excluded.p99;
+    MERGE INTO analytics.mv_operations AS sums
+    USING analytics._moved_endpoints(p_report) AS cell
+    ON sums.report_id = p_report AND sums.account_id = cell.account_id AND sums.day = cell.day
+        AND sums.endpoint = cell.endpoint
+    WHEN MATCHED THEN UPDATE SET
+        requests = sums.requests + cell.requests,
+        errors = sums.errors + cell.errors,
+        measured = sums.measured + cell.measured,
+        p50 = cell.percentiles[1],
+        p95 = cell.percentiles[2],
+        p99 = cell.percentiles[3],
+        lows = cell.lows,
+        belows = cell.belows
+    WHEN NOT MATCHED THEN INSERT (
+        report_id, account_id, day, endpoint, requests, errors, measured, p50, p95, p99, lows,
+        belows
+    ) VALUES (
+        p_report, cell.account_id, cell.day, cell.endpoint, cell.requests, cell.errors,
+        cell.measured, cell.percentiles[1], cell.percentiles[2], cell.percentiles[3], cell.lows,
+        cell.belows
+    );
 
     DELETE FROM analytics.mv_operations AS sums
     USING (
@@ -14074,6 +14119,174 @@ END
 $$;
 COMMENT ON FUNCTION analytics._maintain_operations(integer, bigint) IS
     'Moves the tables of operations by the news.';
+
+-- Room 60, standing operations: the requests of each endpoint and of each service by day.
+--
+-- Minutes are kept for a week only: they would be as many as the events. Days are for ever, in
+-- analytics.daily_events, and analytics.throughput counts the minutes of any time.
+
+CREATE FUNCTION spectrum._create_operations()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.mv_operations') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.rollup_latencies (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        endpoint text COLLATE "C" NOT NULL,
+        latency numeric NOT NULL,
+        requests bigint NOT NULL,
+        CONSTRAINT rollup_latencies_pkey
+        PRIMARY KEY (report_id, account_id, day, endpoint, latency)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE spectrum.rollup_latencies IS
+        'How often each latency occurs by account (* is all), day and endpoint.';
+    COMMENT ON COLUMN spectrum.rollup_latencies.report_id IS 'spectrum.reports, kind operations.';
+    COMMENT ON COLUMN spectrum.rollup_latencies.latency IS 'latency_ms, to six decimals.';
+
+    CREATE TABLE analytics.mv_operations (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        endpoint text COLLATE "C" NOT NULL,
+        requests bigint NOT NULL,
+        errors bigint NOT NULL,
+        measured bigint NOT NULL,
+        p50 numeric,
+        p95 numeric,
+        p99 numeric,
+        lows numeric[] NOT NULL DEFAULT '{}',
+        belows bigint[] NOT NULL DEFAULT '{}',
+        CONSTRAINT mv_operations_pkey PRIMARY KEY (report_id, account_id, day, endpoint)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_operations IS
+        'Requests per account, day and endpoint, and for all accounts together (account_id *), '
+        'kept by refreshes. Read it through analytics.operations.';
+    COMMENT ON COLUMN analytics.mv_operations.report_id IS 'spectrum.reports, kind operations.';
+    COMMENT ON COLUMN analytics.mv_operations.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_operations.endpoint IS 'Empty where requests name none.';
+    COMMENT ON COLUMN analytics.mv_operations.measured IS 'Requests that have a latency.';
+    COMMENT ON COLUMN analytics.mv_operations.lows IS
+        'Of p50, p95 and p99: the latency at their rank, or the one just before.';
+    COMMENT ON COLUMN analytics.mv_operations.belows IS 'How many requests have less than that.';
+
+    CREATE TABLE analytics.mv_error_rates (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        service text COLLATE "C" NOT NULL,
+        version text COLLATE "C" NOT NULL,
+        requests bigint NOT NULL,
+        errors bigint NOT NULL,
+        error_events bigint NOT NULL,
+        CONSTRAINT mv_error_rates_pkey PRIMARY KEY (report_id, account_id, day, service, version)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_error_rates IS
+        'Requests and errors per account, day, service and version, and for all accounts together '
+        '(account_id *), kept by refreshes. Read it through analytics.error_rates_daily.';
+    COMMENT ON COLUMN analytics.mv_error_rates.report_id IS 'spectrum.reports, kind operations.';
+    COMMENT ON COLUMN analytics.mv_error_rates.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_error_rates.service IS 'Empty where none is named.';
+    COMMENT ON COLUMN analytics.mv_error_rates.error_events IS
+        'Events of type error, which are no requests.';
+
+    CREATE TABLE analytics.mv_throughput (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        minute timestamptz NOT NULL,
+        events bigint NOT NULL,
+        CONSTRAINT mv_throughput_pkey PRIMARY KEY (report_id, account_id, minute)
+    ) WITH (fillfactor = 80);
+    CREATE INDEX mv_throughput_minute_idx ON analytics.mv_throughput (report_id, minute);
+    COMMENT ON TABLE analytics.mv_throughput IS
+        'Events per account and minute of the last eight days, and for all accounts together '
+        '(account_id *), kept by refreshes. Read it through analytics.throughput_minutes.';
+    COMMENT ON COLUMN analytics.mv_throughput.report_id IS 'spectrum.reports, kind operations.';
+
+    PERFORM spectrum._create_operations_views();
+    PERFORM spectrum._add_kind('operations', 86, '_maintain_operations',
+        '{spectrum.rollup_latencies, analytics.mv_operations, analytics.mv_error_rates, '
+        'analytics.mv_throughput}',
+        '{operations, error_rates_daily, throughput_minutes}');
+    PERFORM spectrum._begin_report('operations');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_operations() IS
+    'Room 60: makes rollup_latencies, mv_operations, mv_error_rates, mv_throughput and their '
+    'plain views.';
+
+CREATE FUNCTION spectrum._create_operations_views()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.operations WITH (security_barrier) AS
+    SELECT
+        sums.account_id, sums.day, nullif(sums.endpoint, '') AS endpoint, sums.requests,
+        sums.p50, sums.p95, sums.p99, sums.errors,
+        sums.errors / sums.requests::double precision AS error_rate,
+        sums.measured,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_operations AS sums
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'operations' AND report.state = 'served'
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
+    COMMENT ON VIEW analytics.operations IS
+        'Requests by account (* is all), day and endpoint: how many, exact percentiles of '
+        'latency_ms, errors. As analytics.latency tells.';
+    COMMENT ON COLUMN analytics.operations.endpoint IS 'Its first 200 characters; NULL: none.';
+    COMMENT ON COLUMN analytics.operations.error_rate IS 'errors / requests.';
+    COMMENT ON COLUMN analytics.operations.measured IS 'Requests that the percentiles are of.';
+
+    CREATE VIEW analytics.error_rates_daily WITH (security_barrier) AS
+    SELECT
+        sums.account_id, sums.day, nullif(sums.service, '') AS service,
+        nullif(sums.version, '') AS version, sums.requests, sums.errors,
+        sums.errors / nullif(sums.requests, 0)::double precision AS error_rate,
+        sums.error_events,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_error_rates AS sums
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'operations' AND report.state = 'served'
+    ) AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
+    COMMENT ON VIEW analytics.error_rates_daily IS
+        'Requests and errors by account (* is all), day, service and version, and the events of '
+        'type error beside them. As analytics.error_rates tells.';
+    COMMENT ON COLUMN analytics.error_rates_daily.error_rate IS
+        'errors / requests; NULL without requests.';
+
+    CREATE VIEW analytics.throughput_minutes WITH (security_barrier) AS
+    SELECT
+        sums.account_id, sums.minute, sums.events,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM analytics.mv_throughput AS sums
+    WHERE sums.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'operations' AND report.state = 'served'
+    ) AND sums.minute >= now() - interval '7 days'
+    AND ((SELECT caller.sees_all FROM warehouse.caller)
+        OR sums.account_id = ANY (ARRAY(
+            SELECT own.account_id FROM warehouse.own_accounts AS own)));
+    COMMENT ON VIEW analytics.throughput_minutes IS
+        'Events by account (* is all) and minute of the last seven days; a minute without events '
+        'is no row. For other times ask analytics.throughput.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_operations_views() IS
+    'Room 60: makes analytics.operations, error_rates_daily and throughput_minutes.';
 
 CREATE FUNCTION analytics._standing_operations()
 RETURNS TABLE (
@@ -15332,7 +15545,8 @@ COMMENT ON FUNCTION spectrum._beta_excess(double precision, double precision, do
 --
 -- All are the regularized incomplete beta function I_x(a, b) of incomplete_beta.sql:
 --   Student t    P(|T| > t) = I_x(df / 2, 1 / 2) at the odds df : t^2 (A&S 26.5.27)
---   normal       its limit: double precision sees no difference from df = 1e30
+--   normal       its limit: double precision sees no difference from df = 1e30; its quantile, from
+--                which that of t sets out, by rational functions
 --   chi-square   P(X <= x) = P(df / 2, x / 2) (DLMF 8.2.4), and the incomplete gamma function
 --                P(a, g) is the limit of I_x(a, B) at the odds g : B for large B
 --
@@ -15601,17 +15815,23 @@ LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_root double precision := sqrt(-2 * ln(p_tail));
-    v_z double precision := v_root - (2.515517 + v_root * (0.802853 + v_root * 0.010328))
-        / (1 + v_root * (1.432788 + v_root * (0.189269 + v_root * 0.001308)));
+    v_z double precision := -spectrum.normal_quantile(p_tail);
+    v_square double precision := v_z * v_z;
 BEGIN
-    RETURN v_z + (v_z ^ 3 + v_z) / (4 * p_df)
-        + (5 * v_z ^ 5 + 16 * v_z ^ 3 + 3 * v_z) / (96 * p_df ^ 2);
+    RETURN v_z * (1 + (
+        (v_square + 1) / 4 + (
+            ((5 * v_square + 16) * v_square + 3) / 96 + (
+                (((3 * v_square + 19) * v_square + 17) * v_square - 15) / 384
+                + ((((79 * v_square + 776) * v_square + 1482) * v_square - 1920) * v_square - 945)
+                    / 92160 / p_df
+            ) / p_df
+        ) / p_df
+    ) / p_df);
 END
 $$;
 COMMENT ON FUNCTION spectrum._student_t_guess(double precision, double precision) IS
-    'About the t whose upper tail is p_tail < 0.25: the normal quantile to 4.5e-4 (A&S 26.2.23) '
-    'and two terms of its expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
+    'About the t whose upper tail is p_tail < 0.25: the normal quantile and four terms of its '
+    'expansion in 1 / df (A&S 26.7.5), good where df is large against t^2.';
 
 CREATE FUNCTION spectrum.student_t_quantile(p_p double precision, p_df double precision)
 RETURNS double precision
@@ -15674,17 +15894,66 @@ COMMENT ON FUNCTION spectrum.normal_sf(double precision) IS
     'P(X > x) of the standard normal distribution. The two-sided p-value of z is '
     '2 * normal_sf(abs(z)).';
 
+CREATE FUNCTION spectrum._normal_tail_quantile(p_r double precision)
+RETURNS double precision
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_s double precision := p_r - CASE WHEN p_r <= 5 THEN 1.6 ELSE 5 END;
+BEGIN
+    IF p_r <= 5 THEN
+        RETURN (((((((7.74545014278341407640e-4 * v_s + 2.27238449892691845833e-2) * v_s
+            + 2.41780725177450611770e-1) * v_s + 1.27045825245236838258e0) * v_s
+            + 3.64784832476320460504e0) * v_s + 5.76949722146069140550e0) * v_s
+            + 4.63033784615654529590e0) * v_s + 1.42343711074968357734e0)
+        / (((((((1.05075007164441684324e-9 * v_s + 5.47593808499534494600e-4) * v_s
+            + 1.51986665636164571966e-2) * v_s + 1.48103976427480074590e-1) * v_s
+            + 6.89767334985100004550e-1) * v_s + 1.67638483018380384940e0) * v_s
+            + 2.05319162663775882187e0) * v_s + 1);
+    END IF;
+    RETURN (((((((2.01033439929228813265e-7 * v_s + 2.71155556874348757815e-5) * v_s
+        + 1.24266094738807843860e-3) * v_s + 2.65321895265761230930e-2) * v_s
+        + 2.96560571828504891230e-1) * v_s + 1.78482653991729133580e0) * v_s
+        + 5.46378491116411436990e0) * v_s + 6.65790464350110377720e0)
+    / (((((((2.04426310338993978564e-15 * v_s + 1.42151175831644588870e-7) * v_s
+        + 1.84631831751005468180e-5) * v_s + 7.86869131145613259100e-4) * v_s
+        + 1.48753612908506148525e-2) * v_s + 1.36929880922735805310e-1) * v_s
+        + 5.99832206555887937690e-1) * v_s + 1);
+END
+$$;
+COMMENT ON FUNCTION spectrum._normal_tail_quantile(double precision) IS
+    'The x whose upper tail is exp(-r^2), for tails below 0.075: see normal_quantile.';
+
 CREATE FUNCTION spectrum.normal_quantile(p_p double precision)
 RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_q double precision := p_p - 0.5;
+    v_s double precision;
 BEGIN
-    RETURN spectrum.student_t_quantile(p_p, 'Infinity');
+    PERFORM spectrum._check_probability('p_p', p_p);
+    IF p_p IN (0, 1, 'NaN') THEN
+        RETURN CASE p_p WHEN 0 THEN '-Infinity' WHEN 1 THEN 'Infinity' ELSE p_p END;
+    ELSIF abs(v_q) > 0.425 THEN
+        RETURN sign(v_q) * spectrum._normal_tail_quantile(sqrt(-ln(least(p_p, 1 - p_p))));
+    END IF;
+    v_s := 0.180625 - v_q * v_q;
+    RETURN v_q * (((((((2509.0809287301226727 * v_s + 33430.575583588128105) * v_s
+        + 67265.770927008700853) * v_s + 45921.953931549871457) * v_s
+        + 13731.693765509461125) * v_s + 1971.5909503065514427) * v_s
+        + 133.14166789178437745) * v_s + 3.387132872796366608)
+    / (((((((5226.495278852545925 * v_s + 28729.085735721942674) * v_s
+        + 39307.895800092710610) * v_s + 21213.794301586595867) * v_s
+        + 5394.1960214247511077) * v_s + 687.1870074920579083) * v_s
+        + 42.313330701600911252) * v_s + 1);
 END
 $$;
 COMMENT ON FUNCTION spectrum.normal_quantile(double precision) IS
-    'The x with normal_cdf(x) = p, for p in [0, 1]; -Infinity for 0, Infinity for 1.';
+    'The x with normal_cdf(x) = p, for p in [0, 1]; -Infinity for 0, Infinity for 1. By three '
+    'rational functions that are exact to 16 digits (Wichura 1988, algorithm AS 241).';
 -- Room 70, tests: intervals, tests and corrections for two groups, from counts and moments alone.
 -- No data; read by the experiments and by anyone.
 --
@@ -16851,7 +17120,8 @@ CREATE FUNCTION analytics._experiment_happenings(
     p_accounts bigint[],
     p_exposed_ats timestamptz[],
     p_sinces timestamptz[],
-    p_untils timestamptz[]
+    p_untils timestamptz[],
+    p_are_few boolean
 )
 RETURNS TABLE (
     user_key bigint,
@@ -16876,15 +17146,31 @@ DECLARE
     );
 BEGIN
     RETURN QUERY
-    WITH happenings AS (
+    WITH units AS (
+        SELECT * FROM unnest(p_users, p_accounts, p_exposed_ats, p_sinces, p_untils)
+            AS u (user_key, account_key, exposed_at, since, until)
+    ),
+    happenings AS (
         SELECT u.user_key, u.account_key, u.exposed_at, e.event_type_key, e.occurred_at,
             e.event_id, e.properties
-        FROM unnest(p_users, p_accounts, p_exposed_ats, p_sinces, p_untils)
-            AS u (user_key, account_key, exposed_at, since, until)
+        FROM units AS u
         JOIN analytics.events AS e ON e.user_key = u.user_key
             AND e.occurred_at >= u.since AND e.occurred_at < u.until
-        WHERE e.event_type_key = ANY (v_types)
+        WHERE NOT p_are_few AND e.event_type_key = ANY (v_types)
             AND (u.account_key = 0 OR e.account_key = u.account_key)
+        UNION ALL
+        SELECT u.user_key, u.account_key, u.exposed_at, e.*
+        FROM units AS u
+        -- A look-up each, in any plan.
+        CROSS JOIN LATERAL (
+            SELECT known.event_type_key, known.occurred_at, known.event_id, known.properties
+            FROM analytics.events AS known
+            WHERE known.user_key = u.user_key AND known.event_type_key = ANY (v_types)
+                AND known.occurred_at >= u.since AND known.occurred_at < u.until
+                AND (u.account_key = 0 OR known.account_key = u.account_key)
+            OFFSET 0
+        ) AS e
+        WHERE p_are_few
         -- a fence: properties are looked into after the units are known
         OFFSET 0
     ),
@@ -16915,10 +17201,12 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION analytics._experiment_happenings(
-    analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[]
+    analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[],
+    boolean
 ) IS
     'The events that metrics count of units, given by user, account (0: all) and first exposure, '
-    'inside [since, until) of each: the one place that says which do, and with what amount.';
+    'inside [since, until) of each: the one place that says which do, and with what amount. Few '
+    'units are looked up one by one, many are joined.';
 
 CREATE FUNCTION analytics._experiment_contributions(
     p_plan analytics._experiment_plan,
@@ -16964,7 +17252,7 @@ BEGIN
         ) AS counted
         CROSS JOIN LATERAL analytics._experiment_happenings(
             p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.sinces,
-            counted.untils
+            counted.untils, p_users IS NOT NULL
         ) AS h
         GROUP BY h.user_key, h.account_key, h.metric, h.most
     )
@@ -17834,7 +18122,8 @@ BEGIN
         WHERE reads.exposed_at IS NOT NULL
     ) AS known
     CROSS JOIN LATERAL analytics._experiment_happenings(
-        p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils
+        p_plan, known.users, known.accounts, known.exposed_ats, known.sinces, known.untils,
+        true
     ) AS did
     JOIN pg_temp.spectrum_experiment_units AS unit ON unit.user_key = did.user_key
         AND abs(unit.scope) = did.account_key
@@ -19527,7 +19816,7 @@ BEGIN
     ) AS counted
     CROSS JOIN LATERAL analytics._experiment_happenings(
         p_plan, counted.users, counted.accounts, counted.exposed_ats, counted.exposed_ats,
-        counted.untils
+        counted.untils, p_users IS NOT NULL
     ) AS did
     JOIN units AS u ON u.user_key = did.user_key
     CROSS JOIN (VALUES ('conversions'), ('value')) AS m (measure)
@@ -21094,6 +21383,8 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET jit = off
 SET work_mem = '64MB'
+-- What the news touch is looked up, not found in a scan that grows with the history.
+SET random_page_cost = 1.1
 AS $$
 DECLARE
     v_started_at timestamptz := clock_timestamp();
@@ -24692,6 +24983,9 @@ BEGIN
         ADD COLUMN IF NOT EXISTS frozen_low text COLLATE "C",
         ADD COLUMN IF NOT EXISTS frozen_high text COLLATE "C";
     ALTER TABLE analytics.mv_event_catalog ADD COLUMN IF NOT EXISTS frozen_last_at timestamptz;
+    ALTER TABLE analytics.mv_operations
+        ADD COLUMN IF NOT EXISTS lows numeric[] NOT NULL DEFAULT '{}',
+        ADD COLUMN IF NOT EXISTS belows bigint[] NOT NULL DEFAULT '{}';
     UPDATE spectrum.report_kinds
     SET tables = '{spectrum.rollup_funnel_entries, spectrum.rollup_frozen_entries, '
         'spectrum.rollup_funnel_seconds, analytics.mv_conversion_funnels, analytics.mv_funnel_days}'
