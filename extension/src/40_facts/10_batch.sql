@@ -11,10 +11,9 @@ BEGIN
         'row_id tid, seq bigint, id uuid, event_id uuid, occurred_at timestamptz, event_type '
         'text, account_id text, user_id text, country text, region text, city text, '
         'account_key bigint, user_key bigint, geo_key integer, event_type_key integer, '
-        'properties jsonb, revenue numeric, currency text, is_readable boolean, is_first '
-        'boolean NOT NULL DEFAULT true, was_read boolean, can_pass boolean NOT NULL DEFAULT '
-        'false, error_msg text, copy_of uuid, refused_by text, is_forgotten boolean NOT NULL '
-        'DEFAULT false');
+        'properties jsonb, revenue numeric, currency text, is_readable boolean, was_read '
+        'boolean, can_pass boolean NOT NULL DEFAULT false, error_msg text, copy_of uuid, '
+        'refused_by text, is_forgotten boolean NOT NULL DEFAULT false');
 END
 $$;
 COMMENT ON FUNCTION spectrum._clear_batch() IS
@@ -41,12 +40,14 @@ BEGIN
         accounts.account_key, users.user_key, geography.geo_key, event_types.event_type_key,
         reading.properties, reading.revenue, reading.currency,
         reading.error_msg IS NULL, reading.attempts > 0, reading.error_msg, reading.refused_by
-    FROM spectrum.readings AS reading
+    -- OFFSET 0: error_msg is looked at twice, and is not to be found out twice.
+    FROM (
+        SELECT * FROM spectrum.readings AS known WHERE known.row_id = ANY (p_rows) OFFSET 0
+    ) AS reading
     LEFT JOIN warehouse.dim_accounts AS accounts USING (account_id)
     LEFT JOIN warehouse.dim_users AS users USING (user_id)
     LEFT JOIN warehouse.dim_geography AS geography USING (country, region, city)
-    LEFT JOIN warehouse.dim_event_types AS event_types USING (event_type)
-    WHERE reading.row_id = ANY (p_rows);
+    LEFT JOIN warehouse.dim_event_types AS event_types USING (event_type);
     PERFORM spectrum._withhold();
 END
 $$;
@@ -105,27 +106,6 @@ $$;
 COMMENT ON FUNCTION spectrum._settle_closed() IS
     'Rows of the batch whose event is closed (see spectrum.horizon) are done, as they were or as '
     'copies, whatever they say now: takes them out of the batch and returns how many.';
-
-CREATE FUNCTION spectrum._find_firsts()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    UPDATE pg_temp.spectrum_batch AS batch
-    SET is_first = false
-    FROM (
-        SELECT repeated.event_id, min(repeated.seq) AS seq
-        FROM pg_temp.spectrum_batch AS repeated
-        WHERE repeated.is_readable
-        GROUP BY repeated.event_id
-        HAVING count(*) > 1
-    ) AS firsts
-    WHERE batch.event_id = firsts.event_id AND batch.seq > firsts.seq;
-END
-$$;
-COMMENT ON FUNCTION spectrum._find_firsts() IS
-    'Of rows with one event_id inside the batch, only the first received may become a fact.';
 
 CREATE FUNCTION spectrum._add_months(p_from timestamptz, p_to timestamptz)
 RETURNS void
@@ -215,6 +195,8 @@ DECLARE
     v_loaded bigint;
     v_events bigint;
 BEGIN
+    -- Of rows with one event_id inside the batch, only the first received may become a fact. All
+    -- is looked up and inserted in the order of the indexes: neighbours meet the same pages.
     WITH new_facts AS MATERIALIZED (
         SELECT
             batch.event_id, batch.seq, batch.occurred_at, batch.properties, batch.revenue,
@@ -236,12 +218,16 @@ BEGIN
                 WHERE dim.country = batch.country AND dim.region = batch.region
                     AND dim.city = batch.city
             )) AS geo_key
-        FROM pg_temp.spectrum_batch AS batch
-        WHERE batch.is_readable AND batch.is_first
-            AND NOT EXISTS (
-                SELECT FROM warehouse.event_ledger AS ledger
-                WHERE ledger.event_id = batch.event_id
-            )
+        FROM (
+            SELECT DISTINCT ON (readable.event_id) readable.*
+            FROM pg_temp.spectrum_batch AS readable
+            WHERE readable.is_readable
+            ORDER BY readable.event_id, readable.seq
+        ) AS batch
+        WHERE NOT EXISTS (
+            SELECT FROM warehouse.event_ledger AS ledger
+            WHERE ledger.event_id = batch.event_id
+        )
     ), entries AS (
         INSERT INTO warehouse.event_ledger (event_id, seq, occurred_at, user_key)
         SELECT event_id, seq, occurred_at, user_key FROM new_facts
@@ -263,6 +249,7 @@ BEGIN
             event_id, occurred_at, account_key, user_key, event_type_key, geo_key, properties,
             revenue, currency
         FROM new_facts
+        ORDER BY user_key, occurred_at, event_id
         RETURNING 1
     )
     SELECT (SELECT count(*) FROM facts), (SELECT count(*) FROM new_facts) INTO v_loaded, v_events;
@@ -323,18 +310,20 @@ DECLARE
     v_later_seqs bigint[];
 BEGIN
     -- Events that count by a row received after ours.
-    SELECT
-        array_agg(batch.event_id ORDER BY batch.event_id),
-        array_agg(batch.id ORDER BY batch.event_id),
-        array_agg(ledger.seq ORDER BY batch.event_id)
+    SELECT array_agg(first.event_id), array_agg(first.id), array_agg(ledger.seq)
     INTO v_event_ids, v_first_ids, v_later_seqs
-    FROM pg_temp.spectrum_batch AS batch
+    FROM (
+        SELECT DISTINCT ON (batch.event_id) batch.event_id, batch.id, batch.seq
+        FROM pg_temp.spectrum_batch AS batch
+        WHERE batch.is_readable
+        ORDER BY batch.event_id, batch.seq
+    ) AS first
     CROSS JOIN LATERAL (
         SELECT known.seq FROM warehouse.event_ledger AS known
-        WHERE known.event_id = batch.event_id
+        WHERE known.event_id = first.event_id
         OFFSET 0
     ) AS ledger
-    WHERE batch.is_readable AND batch.is_first AND ledger.seq > batch.seq;
+    WHERE ledger.seq > first.seq;
     IF v_event_ids IS NULL THEN
         RETURN 0;
     END IF;

@@ -119,7 +119,6 @@ BEGIN
     IF v_is_refused THEN
         PERFORM spectrum._note_refusals();
     END IF;
-    PERFORM spectrum._find_firsts();
     IF r_batch.has_reread THEN
         PERFORM spectrum._withdraw_reread(p_is_retry);
     END IF;
