@@ -50,12 +50,12 @@ BEGIN
         raw.status,
         raw.attempts,
         CASE
-            WHEN part.event_id IS NULL OR part.event_id IN ('null', '""') THEN raw.id
-            WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number') THEN NULL
-            -- Of a pattern, each state that it meets costs; LIKE counts for next to nothing.
+            -- The usual first. Of a pattern each state that it meets costs; LIKE next to nothing.
             WHEN txt.event_id LIKE '________-____-____-____-____________'
                 AND txt.event_id NOT LIKE '%-%-%-%-%-%' AND txt.event_id !~ '[^0-9A-Fa-f-]'
                 THEN txt.event_id::uuid
+            WHEN part.event_id IS NULL OR part.event_id IN ('null', '""') THEN raw.id
+            WHEN jsonb_typeof(part.event_id) NOT IN ('string', 'number') THEN NULL
             WHEN length(txt.event_id) = 32 AND txt.event_id ~ '^[0-9A-Fa-f]+$'
                 THEN txt.event_id::uuid
             ELSE md5(txt.event_id)::uuid
@@ -107,35 +107,35 @@ BEGIN
                 THEN spectrum._complaint('user_id', 'a text of at most 200 characters',
                     part.user_id)
             WHEN typed.occurred_at IS NULL
-                THEN spectrum._complaint(part.time_field,
-                    'an ISO 8601 timestamp or epoch seconds or milliseconds', part.occurred_at)
+                THEN spectrum._complaint(rare.time_field,
+                    'an ISO 8601 timestamp or epoch seconds or milliseconds', rare.occurred_at)
             WHEN typed.occurred_at < config.earliest_event
-                THEN spectrum._complaint(part.time_field,
+                THEN spectrum._complaint(rare.time_field,
                     'a time from ' || (config.earliest_event AT TIME ZONE 'UTC')::text
-                    || ' UTC (config.earliest_event) on', part.occurred_at)
+                    || ' UTC (config.earliest_event) on', rare.occurred_at)
             WHEN typed.occurred_at > raw.received_at + config.max_clock_skew
-                THEN spectrum._complaint(part.time_field,
+                THEN spectrum._complaint(rare.time_field,
                     'a time up to received_at + ' || config.max_clock_skew::text
-                    || ' (config.max_clock_skew)', part.occurred_at)
+                    || ' (config.max_clock_skew)', rare.occurred_at)
             WHEN jsonb_typeof(part.geo) NOT IN ('object', 'null')
                 THEN spectrum._complaint('geo', 'an object', part.geo)
-            WHEN jsonb_typeof(part.country) NOT IN ('string', 'null')
+            WHEN jsonb_typeof(rare.country) NOT IN ('string', 'null')
                 OR length(txt.country) > 200
                 THEN spectrum._complaint('geo.country', 'a text of at most 200 characters',
-                    part.country)
-            WHEN jsonb_typeof(part.region) NOT IN ('string', 'null')
+                    rare.country)
+            WHEN jsonb_typeof(rare.region) NOT IN ('string', 'null')
                 OR length(txt.region) > 200
                 THEN spectrum._complaint('geo.region', 'a text of at most 200 characters',
-                    part.region)
-            WHEN jsonb_typeof(part.city) NOT IN ('string', 'null')
+                    rare.region)
+            WHEN jsonb_typeof(rare.city) NOT IN ('string', 'null')
                 OR length(txt.city) > 200
                 THEN spectrum._complaint('geo.city', 'a text of at most 200 characters',
-                    part.city)
+                    rare.city)
             WHEN jsonb_typeof(part.properties) NOT IN ('object', 'null')
                 THEN spectrum._complaint('properties', 'an object', part.properties)
-            WHEN part.revenue <> 'null' AND typed.revenue IS NULL
+            WHEN txt.revenue IS NOT NULL AND typed.revenue IS NULL
                 THEN spectrum._complaint('properties.' || config.revenue_property,
-                    'a number below 10^15 in size', part.revenue)
+                    'a number below 10^15 in size', rare.revenue)
             WHEN typed.revenue IS NOT NULL AND part.properties -> 'currency' <> 'null'
                 AND (jsonb_typeof(part.properties -> 'currency') <> 'string'
                     OR part.properties ->> 'currency' !~ '^[A-Za-z]{3}$')
@@ -143,8 +143,8 @@ BEGIN
                     part.properties -> 'currency')
             -- Last, so that who finds this complaint knows that it is the only one.
             WHEN typed.occurred_at < horizon.open_from
-                THEN spectrum._complaint(part.time_field,
-                    spectrum._closed_expectation(horizon.open_from), coalesce(part.occurred_at,
+                THEN spectrum._complaint(rare.time_field,
+                    spectrum._closed_expectation(horizon.open_from), coalesce(rare.occurred_at,
                         to_jsonb(raw.received_at)))
         END AS error_msg,
         typed.refused_by
@@ -185,17 +185,21 @@ BEGIN
             said.payload -> 'account_id' AS account_id,
             said.payload -> 'user_id' AS user_id,
             said.payload -> 'geo' AS geo,
-            said.payload -> 'geo' -> 'country' AS country,
-            said.payload -> 'geo' -> 'region' AS region,
-            said.payload -> 'geo' -> 'city' AS city,
-            said.payload -> 'properties' AS properties,
-            said.payload -> 'properties' -> config.revenue_property AS revenue,
+            said.payload -> 'properties' AS properties
+        OFFSET 0
+    ) AS part
+    -- No OFFSET 0: wanted of few events.
+    CROSS JOIN LATERAL (
+        SELECT
+            part.geo -> 'country' AS country,
+            part.geo -> 'region' AS region,
+            part.geo -> 'city' AS city,
+            part.properties -> config.revenue_property AS revenue,
             coalesce(nullif(said.payload -> 'occurred_at', 'null'), said.payload -> 'timestamp')
                 AS occurred_at,
             CASE WHEN said.payload -> 'occurred_at' <> 'null' THEN 'occurred_at'
                 ELSE 'timestamp' END AS time_field
-        OFFSET 0
-    ) AS part
+    ) AS rare
     CROSS JOIN LATERAL (
         SELECT
             said.payload ->> 'event_id' AS event_id,
@@ -205,15 +209,13 @@ BEGIN
             part.geo ->> 'country' AS country,
             part.geo ->> 'region' AS region,
             part.geo ->> 'city' AS city,
-            part.occurred_at #>> '{}' AS occurred_at,
-            part.revenue #>> '{}' AS revenue
+            coalesce(said.payload ->> 'occurred_at', said.payload ->> 'timestamp') AS occurred_at,
+            part.properties ->> config.revenue_property AS revenue
         OFFSET 0
     ) AS txt
     CROSS JOIN LATERAL (
         SELECT
             CASE
-                WHEN txt.occurred_at IS NULL THEN raw.received_at
-                WHEN jsonb_typeof(part.occurred_at) NOT IN ('string', 'number') THEN NULL
                 -- The usual forms first, place by place: a pattern costs as much as all the rest of
                 -- the reading.
                 WHEN txt.occurred_at LIKE '____-__-__T__:__:__%'
@@ -233,6 +235,8 @@ BEGIN
                             AND (substr(txt.occurred_at, 24) = 'Z' OR substr(txt.occurred_at, 24, 3)
                                 = ANY (spectrum._spellings('MS', '1 ms', 1000)))))
                     THEN txt.occurred_at::timestamptz
+                WHEN txt.occurred_at IS NULL THEN raw.received_at
+                WHEN jsonb_typeof(rare.occurred_at) NOT IN ('string', 'number') THEN NULL
                 -- A calendar day and a time of day with a zone, none meaning UTC.
                 WHEN txt.occurred_at
                     ~ ('^[1-9][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])'
@@ -259,7 +263,7 @@ BEGIN
                         ELSE (txt.occurred_at || ' UTC')::timestamptz
                     END
                 -- ... or epoch seconds; from 10^11 on (the year 5138) they are milliseconds.
-                WHEN jsonb_typeof(part.occurred_at) = 'number'
+                WHEN jsonb_typeof(rare.occurred_at) = 'number'
                     OR txt.occurred_at ~ '^-?[0-9]{1,15}(?:\.[0-9]{1,9})?$'
                     THEN CASE
                         WHEN abs(txt.occurred_at::numeric) < 1e11
@@ -271,8 +275,9 @@ BEGIN
                     END
             END AS occurred_at,
             CASE
-                WHEN jsonb_typeof(part.revenue) = 'number'
-                    OR (jsonb_typeof(part.revenue) = 'string' AND txt.revenue
+                WHEN txt.revenue IS NULL THEN NULL
+                WHEN jsonb_typeof(rare.revenue) = 'number'
+                    OR (jsonb_typeof(rare.revenue) = 'string' AND txt.revenue
                         ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
                         '(?:[eE][+-]?[0-9]{1,2})?$'))
                     THEN CASE

@@ -14,6 +14,25 @@ SET enable_hashjoin = off
 SET enable_mergejoin = off
 AS $$
 BEGIN
+    -- Most rows became facts: without a join, for four fifths of the price.
+    UPDATE @extschema@.raw_events AS raw
+    SET status = 'done',
+        processed_at = now(),
+        error_msg = NULL,
+        attempts = raw.attempts + 1,
+        next_attempt_at = NULL,
+        copy_of = NULL
+    WHERE raw.ctid = ANY (ARRAY(
+        SELECT batch.row_id FROM pg_temp.spectrum_batch AS batch
+        WHERE batch.is_readable AND batch.copy_of IS NULL
+    ));
+    IF NOT EXISTS (
+        SELECT FROM pg_temp.spectrum_batch AS batch
+        WHERE NOT batch.is_readable OR batch.copy_of IS NOT NULL
+    ) THEN
+        RETURN;
+    END IF;
+
     UPDATE @extschema@.raw_events AS raw
     SET status = CASE WHEN batch.is_readable THEN 'done' ELSE 'failed' END,
         processed_at = now(),
@@ -25,7 +44,7 @@ BEGIN
         copy_of = batch.copy_of
     FROM pg_temp.spectrum_batch AS batch
     CROSS JOIN spectrum.config
-    WHERE raw.ctid = batch.row_id;
+    WHERE raw.ctid = batch.row_id AND (NOT batch.is_readable OR batch.copy_of IS NOT NULL);
 
     INSERT INTO spectrum.requeue (seq, due_at)
     SELECT batch.seq, marked.next_attempt_at
