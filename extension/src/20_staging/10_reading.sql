@@ -223,17 +223,17 @@ BEGIN
                         = ANY (spectrum._spellings('YYYY', '1 year', 100))
                     AND substr(txt.occurred_at, 6, 5)
                         = ANY (spectrum._spellings('MM-DD', '1 day', 365))
-                    AND substr(txt.occurred_at, 12, 5)
-                        = ANY (spectrum._spellings('HH24:MI', '1 minute', 1440))
+                    AND substr(txt.occurred_at, 12, 2)
+                        = ANY (spectrum._spellings('HH24', '1 hour', 24))
+                    AND substr(txt.occurred_at, 15, 2)
+                        = ANY (spectrum._spellings('MI', '1 minute', 60))
                     AND substr(txt.occurred_at, 18, 2)
                         = ANY (spectrum._spellings('SS', '1 second', 60))
                     AND (substr(txt.occurred_at, 20) IN ('Z', '+00:00')
-                        OR (substr(txt.occurred_at, 20)
-                                LIKE ANY ('{.___Z,.______Z,.______+00:00}')
-                            AND substr(txt.occurred_at, 21, 3)
-                                = ANY (spectrum._spellings('MS', '1 ms', 1000))
-                            AND (substr(txt.occurred_at, 24) = 'Z' OR substr(txt.occurred_at, 24, 3)
-                                = ANY (spectrum._spellings('MS', '1 ms', 1000)))))
+                        OR (substr(txt.occurred_at, 20) LIKE ANY ('{.______+00:00,.______Z}')
+                            AND substr(txt.occurred_at, 21, 6) !~ '[^0-9]')
+                        OR (substr(txt.occurred_at, 20) LIKE '.___Z'
+                            AND substr(txt.occurred_at, 21, 3) !~ '[^0-9]'))
                     THEN txt.occurred_at::timestamptz
                 WHEN txt.occurred_at IS NULL THEN raw.received_at
                 WHEN jsonb_typeof(rare.occurred_at) NOT IN ('string', 'number') THEN NULL
