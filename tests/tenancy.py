@@ -28,7 +28,7 @@ YESTERDAY = (datetime.now(UTC) - timedelta(days=1)).replace(
 # Views that say nothing of any account, and are the same for all.
 OF_THE_PRODUCT = {"settings", "features", "metrics", "experiments", "served_reports"}
 # Views of all accounts together, where a tenant finds no row.
-OF_ALL = {"pipeline", "pipeline_status", "user_days"}
+OF_ALL = {"pipeline", "pipeline_status", "event_days", "user_days", "user_day_counts"}
 # What a tenant may not even open.
 CLOSED = {"all_accounts"}
 

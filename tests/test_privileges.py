@@ -17,7 +17,9 @@ OF_EVENTS = {
     "analytics.events",
     "analytics.event_keys",
     "analytics.timelines",
+    "analytics.event_days",
     "analytics.user_days",
+    "analytics.user_day_counts",
 }
 RELATIONS = """
     SELECT oid::regclass::text, relkind::text FROM pg_class

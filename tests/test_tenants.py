@@ -61,7 +61,7 @@ def test_tenant_sees_what_his_account_alone_would_show(
         if view in OF_ALL:
             assert seen == [], view
         elif view == "user_days_state":
-            assert rows(tenant, "SELECT * FROM analytics.user_days_state") == [(False,)]
+            assert rows(tenant, "SELECT * FROM analytics.user_days_state") == [(False, False)]
         else:
             assert expected, f"{view} is empty, so this shows nothing"
             assert seen == expected, view

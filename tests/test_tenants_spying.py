@@ -136,7 +136,9 @@ def test_plans_and_statistics_name_nobody(party: Party, spy: psycopg.Connection)
         assert marked([line for (line,) in plan]) == [], view
     for catalogue in ("pg_stats", "pg_stats_ext", "pg_stat_activity", "pg_sequences"):
         kept = rows(spy, f"SELECT c::text FROM {catalogue} AS c")
-        assert marked([line for (line,) in kept if "pg_temp" not in line]) == [], catalogue
+        # Of the server's own tables fractions are kept, of any digits: 4 of 4,050 is 0.000987654.
+        ours = [line for (line,) in kept if "pg_temp" not in line and "(pg_catalog," not in line]
+        assert marked(ours) == [], catalogue
     # Where everybody could read them, they would be there.
     assert marked([line for (line,) in rows(party.owner, "SELECT s::text FROM pg_stats AS s")])
     for call in (

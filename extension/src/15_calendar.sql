@@ -97,14 +97,32 @@ COMMENT ON FUNCTION spectrum.period_start(text, timestamptz) IS
     'The start of the one calendar day, week or month that holds an instant. For many instants '
     'use period_starts and width_bucket.';
 
+CREATE FUNCTION spectrum.period_dates(p_starts timestamptz[])
+RETURNS date[]
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT (p.start AT TIME ZONE s.timezone)::date
+        FROM analytics.settings AS s
+        CROSS JOIN unnest(p_starts) WITH ORDINALITY AS p (start, number)
+        ORDER BY p.number
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum.period_dates(timestamptz[]) IS
+    'The calendar dates that the starts of periods stand for: each event looks its date up by the '
+    'number of its period.';
+
 CREATE FUNCTION spectrum.period_date(p_start timestamptz)
 RETURNS date
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN (SELECT (p_start AT TIME ZONE s.timezone)::date FROM analytics.settings AS s);
+    RETURN (spectrum.period_dates(ARRAY[p_start]))[1];
 END
 $$;
 COMMENT ON FUNCTION spectrum.period_date(timestamptz) IS
-    'The calendar date that the start of a period stands for.';
+    'The same of one period.';

@@ -62,7 +62,10 @@ BEGIN
         format('SELECT ON %s', view.oid::regclass), p_role, p_is_granted)
     FROM pg_class AS view
     WHERE view.relnamespace = 'analytics'::regnamespace AND view.relkind = 'v'
-        AND view.relname NOT IN ('all_accounts', 'events', 'event_keys', 'timelines', 'user_days');
+        AND view.relname NOT IN (
+            'all_accounts', 'events', 'event_keys', 'timelines', 'user_days', 'user_day_counts',
+            'event_days'
+        );
 END
 $$;
 COMMENT ON FUNCTION spectrum._set_views(regrole, boolean) IS
@@ -75,7 +78,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM spectrum._set_privilege('SELECT ON analytics.events, analytics.event_keys, '
-        'analytics.timelines, analytics.user_days', p_role, p_is_granted);
+        'analytics.timelines, analytics.user_days, analytics.user_day_counts, '
+        'analytics.event_days', p_role, p_is_granted);
     -- What these read, with the rights of the caller; without USAGE of warehouse he cannot name it.
     PERFORM spectrum._set_privilege('SELECT ON warehouse.visible_events, warehouse.fact_events, '
         'warehouse.caller, warehouse.own_account_keys, warehouse.event_type_names, '

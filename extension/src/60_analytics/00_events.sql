@@ -181,10 +181,14 @@ BEGIN
         );
         v_last := v_last - v_step / 2;
     END LOOP;
+    IF v_last <= 4096 THEN
+        RETURN ARRAY[1, 9223372036854775807];
+    END IF;
     RETURN ARRAY[1, 1 + v_last / 16, 1 + v_last / 4, 1 + v_last / 2, 9223372036854775807];
 END
 $$;
 COMMENT ON FUNCTION analytics._user_cuts() IS
-    'Cuts the user keys, but for the unknown user, in four: starts of the parts, and an end. By a '
-    'few looks into an index, so the parts differ; the first are small: keys follow the order '
-    'of arrival and the oldest users have most of the events.';
+    'Cuts the user keys, but for the unknown user, in four, for the workers: starts of the parts, '
+    'and an end; a few thousand are one part. By a few looks into an index, so the parts differ; '
+    'the first are small: keys follow the order of arrival and the oldest users have most of the '
+    'events.';

@@ -1,8 +1,9 @@
--- Room 60, ranges: how a question's range of time is checked, how its open ends are settled and how
--- periods get their dates. Reads analytics.events; read by every question.
+-- Room 60, ranges: how a question's range of time is checked and how its open ends are settled.
+-- Reads analytics.events; read by every question.
 --
--- Nothing orders all events by time, so first and last come in two steps: the months that hold all
--- events are bisected, and only those at the two ends are looked at whole.
+-- Nothing orders all events by time. Where the days that are kept are exact (room 60, user days),
+-- they say which were the first and the last. Else the months that hold all events are bisected,
+-- and who needs more than that looks at those at the two ends whole.
 
 CREATE FUNCTION analytics._check_range(p_from timestamptz, p_to timestamptz)
 RETURNS void
@@ -31,7 +32,24 @@ COMMENT ON FUNCTION analytics._check_range(timestamptz, timestamptz) IS
     'Raises 22023 unless [p_from, p_to) is a range of time; NULL leaves an end open. Says so where '
     'events of it are purged.';
 
-CREATE FUNCTION analytics._event_months(OUT first_at timestamptz, OUT end_at timestamptz)
+CREATE FUNCTION analytics._calendar_days(
+    p_from timestamptz,
+    p_to timestamptz,
+    OUT starts timestamptz[],
+    OUT days date[]
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    starts := spectrum.period_starts('day', p_from, p_to);
+    days := spectrum.period_dates(starts);
+END
+$$;
+COMMENT ON FUNCTION analytics._calendar_days(timestamptz, timestamptz) IS
+    'The days of [p_from, p_to): starts, for width_bucket, and dates.';
+
+CREATE FUNCTION analytics._months_of_events(OUT first_at timestamptz, OUT end_at timestamptz)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET timezone = 'UTC'
@@ -74,10 +92,31 @@ BEGIN
     end_at := v_months[v_low + 1];
 END
 $$;
-COMMENT ON FUNCTION analytics._event_months() IS
+COMMENT ON FUNCTION analytics._months_of_events() IS
     'The months, in UTC, that hold all events: bisected, since each look at one side of a month '
     'ends with the first event found, where the exact bounds would take a look at all. NULL where '
     'there are none.';
+
+CREATE FUNCTION analytics._event_bounds(OUT first_at timestamptz, OUT end_at timestamptz)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF analytics._keeps_days(NULL, NULL) THEN
+        SELECT spectrum._day_start(min(d.day), min(s.timezone)),
+            spectrum._day_start(max(d.day) + 1, min(s.timezone))
+        INTO first_at, end_at
+        FROM analytics.event_days AS d
+        CROSS JOIN analytics.settings AS s
+        WHERE d.account_id = '*';
+    ELSE
+        SELECT m.first_at, m.end_at INTO first_at, end_at FROM analytics._months_of_events() AS m;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._event_bounds() IS
+    'Instants between which all events lie: the first and the last day, or, where days are not '
+    'kept, month. NULL where there are none.';
 
 CREATE FUNCTION analytics._settle_range(
     p_from timestamptz,
@@ -100,7 +139,7 @@ BEGIN
     IF p_from IS NOT NULL AND p_to IS NOT NULL THEN
         RETURN;
     END IF;
-    SELECT m.first_at, m.end_at INTO v_month, v_end FROM analytics._event_months() AS m;
+    SELECT m.first_at, m.end_at INTO v_month, v_end FROM analytics._event_bounds() AS m;
     IF p_to IS NULL THEN
         SELECT max(e.occurred_at) + interval '1 us' INTO to_at
         FROM analytics.events AS e
@@ -121,6 +160,38 @@ COMMENT ON FUNCTION analytics._settle_range(timestamptz, timestamptz, text) IS
     '(NULL: of all) to just after the last event of any account, which is how far time is known to '
     'have come. An end stays NULL where there is no such event.';
 
+CREATE FUNCTION analytics._settle_days(
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    OUT from_at timestamptz,
+    OUT to_at timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_from IS NOT NULL AND p_to IS NOT NULL OR NOT analytics._keeps_days(p_from, p_to) THEN
+        SELECT r.from_at, r.to_at INTO from_at, to_at
+        FROM analytics._settle_range(p_from, p_to, p_account) AS r;
+        RETURN;
+    END IF;
+    SELECT coalesce(p_from, b.first_at), coalesce(p_to, b.end_at) INTO from_at, to_at
+    FROM analytics._event_bounds() AS b;
+    IF p_from IS NULL AND p_account IS NOT NULL THEN
+        from_at := (
+            SELECT spectrum._day_start(min(d.day), min(s.timezone))
+            FROM analytics.event_days AS d
+            CROSS JOIN analytics.settings AS s
+            WHERE d.account_id = p_account
+        );
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._settle_days(timestamptz, timestamptz, text) IS
+    '_settle_range for questions by day or longer: where days are kept, from the start of the day '
+    'of the first event to the end of that of the last, found without a look at any event.';
+
 CREATE FUNCTION analytics._history_periods(
     p_period text,
     p_from timestamptz,
@@ -132,9 +203,9 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_first timestamptz := (SELECT m.first_at FROM analytics._event_months() AS m);
+    v_first timestamptz := (SELECT m.first_at FROM analytics._event_bounds() AS m);
     v_to timestamptz := (
-        SELECT r.to_at FROM analytics._settle_range(coalesce(p_from, v_first), p_to, NULL) AS r
+        SELECT r.to_at FROM analytics._settle_days(coalesce(p_from, v_first), p_to, NULL) AS r
     );
 BEGIN
     starts := '{}';
@@ -150,21 +221,3 @@ COMMENT ON FUNCTION analytics._history_periods(text, timestamptz, timestamptz) I
     'For questions that look before their range: the starts of all periods from the first event '
     'of any account to the end of the range, and the number of the period in which the range '
     'begins, NULL where it is open. Empty where the range is.';
-
-CREATE FUNCTION analytics._period_dates(p_starts timestamptz[])
-RETURNS date[]
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN ARRAY(
-        -- As spectrum.period_date: in one look at the settings.
-        SELECT (s.start AT TIME ZONE settings.timezone)::date
-        FROM unnest(p_starts) WITH ORDINALITY AS s (start, number)
-        CROSS JOIN analytics.settings
-        ORDER BY s.number
-    );
-END
-$$;
-COMMENT ON FUNCTION analytics._period_dates(timestamptz[]) IS
-    'The dates that period starts stand for, so that a row looks its date up by number.';

@@ -147,6 +147,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_cuts bigint[] := analytics._user_cuts();
+    v_is_cut boolean := cardinality(v_cuts) > 2;
     v_from timestamptz := coalesce(p_from, '-infinity');
     v_to timestamptz := coalesce(p_to, 'infinity');
 BEGIN
@@ -158,15 +159,15 @@ BEGIN
         UNION ALL
         SELECT * FROM analytics._funnel_chains(
             p_keys, v_from, v_to, p_window, p_first_entry, v_cuts[2], v_cuts[3] - 1
-        )
+        ) WHERE v_is_cut
         UNION ALL
         SELECT * FROM analytics._funnel_chains(
             p_keys, v_from, v_to, p_window, p_first_entry, v_cuts[3], v_cuts[4] - 1
-        )
+        ) WHERE v_is_cut
         UNION ALL
         SELECT * FROM analytics._funnel_chains(
             p_keys, v_from, v_to, p_window, p_first_entry, v_cuts[4], v_cuts[5] - 1
-        );
+        ) WHERE v_is_cut;
 END
 $$;
 COMMENT ON FUNCTION analytics._plain_entries(

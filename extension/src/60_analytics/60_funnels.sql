@@ -405,10 +405,9 @@ BEGIN
         WHERE v_keys IS NOT NULL
     ),
     reached_steps AS (
-        SELECT e.account_id, e.breakdown, e.units, s.step,
-            date_part('epoch', e.step_times[s.step] - e.step_times[s.step - 1]) AS seconds
-        FROM entries AS e
-        CROSS JOIN LATERAL generate_series(1, cardinality(e.step_times)) AS s (step)
+        SELECT s.account_id, s.breakdown, s.units, s.step,
+            date_part('epoch', s.step_times[s.step] - s.step_times[s.step - 1]) AS seconds
+        FROM (SELECT *, generate_series(1, cardinality(step_times)) AS step FROM entries) AS s
     ),
     step_counts AS (
         SELECT r.account_id, r.breakdown, r.step, sum(r.units)::bigint AS units,
@@ -416,7 +415,7 @@ BEGIN
             -- Of whole microseconds, so that it does not depend on the order of the rows.
             (avg((r.seconds * 1e6)::bigint) / 1e6)::double precision AS mean_seconds
         FROM reached_steps AS r
-        GROUP BY r.account_id, r.breakdown, r.step
+        GROUP BY r.step, r.account_id, r.breakdown
     ),
     groups AS (
         SELECT DISTINCT e.account_id, e.breakdown FROM entries AS e

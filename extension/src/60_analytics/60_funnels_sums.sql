@@ -224,7 +224,7 @@ BEGIN
     CROSS JOIN LATERAL (
         VALUES (changed.old_times[1]), (changed.new_times[1])
     ) AS entry (entered_at);
-    v_days := analytics._period_dates(v_starts);
+    v_days := spectrum.period_dates(v_starts);
 
     WITH changed AS (
         INSERT INTO analytics.mv_funnel_days AS sums (report_id, account_id, day, step, users)

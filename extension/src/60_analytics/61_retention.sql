@@ -121,43 +121,6 @@ COMMENT ON FUNCTION analytics._retention_users(
     '[p_from, p_to)), returned, and returned at or after the first start of that period. A NULL '
     'key stands for any event. Users from p_first_user to p_last_user.';
 
-CREATE FUNCTION analytics._retention_users_by_day(
-    p_starts timestamptz[],
-    p_is_recurring boolean,
-    p_first_user bigint,
-    p_last_user bigint
-)
-RETURNS TABLE (
-    account_id text,
-    user_key bigint,
-    first_start timestamptz,
-    started bit varying,
-    returned bit varying,
-    returned_after bit varying
-)
-LANGUAGE plpgsql STABLE PARALLEL SAFE
-SET search_path = pg_catalog, pg_temp
-SET plan_cache_mode = force_custom_plan
-AS $$
-DECLARE
-    v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
-BEGIN
-    RETURN QUERY
-    SELECT '*', u.user_key, u.first_at, CASE WHEN p_is_recurring THEN u.active END, u.active,
-        u.active
-    FROM (
-        SELECT d.user_key, min(d.occurred_at) AS first_at,
-            bit_or(set_bit(v_none, width_bucket(d.occurred_at, p_starts) - 1, 1))::bit varying
-                AS active
-        FROM analytics.user_days AS d
-        WHERE d.user_key BETWEEN p_first_user AND p_last_user
-        GROUP BY d.user_key
-    ) AS u;
-END
-$$;
-COMMENT ON FUNCTION analytics._retention_users_by_day(timestamptz[], boolean, bigint, bigint) IS
-    'What _retention_users gives for any event of all time, out of the days that are kept.';
-
 CREATE FUNCTION analytics._retention_patterns(
     p_start_key integer,
     p_return_key integer,
@@ -186,18 +149,46 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 SET work_mem = '64MB'
 AS $$
+DECLARE
+    v_days date[] := spectrum.period_dates(p_starts);
+    v_is_short boolean := cardinality(p_starts) <= 65;
+    v_none bit varying := repeat('0', cardinality(p_starts) - 1)::bit varying;
 BEGIN
+    IF p_by_day THEN
+        -- Any event of all time: each is a start and a return. Up to 64 periods are the bits of a
+        -- bigint, which takes half the time.
+        RETURN QUERY
+        SELECT '*', CASE WHEN NOT p_is_recurring THEN position(B'1' IN p.active) END,
+            CASE WHEN p_is_recurring THEN p.active END, p.active, p.active, p.users
+        FROM (
+            SELECT CASE WHEN v_is_short
+                THEN substring(u.active::bit(64)::bit varying FOR cardinality(p_starts) - 1)
+                ELSE u.long_active::bit varying END AS active,
+                count(*) AS users
+            FROM (
+                SELECT
+                    CASE WHEN v_is_short THEN bit_or(1::bigint << 64 - d.number) END AS active,
+                    CASE WHEN NOT v_is_short THEN
+                        bit_or(set_bit(v_none, d.number - 1, 1))::text
+                    END AS long_active
+                FROM (
+                    SELECT d.user_key, width_bucket(d.day, v_days) AS number
+                    FROM analytics.user_days AS d
+                    WHERE d.user_key BETWEEN p_first_user AND p_last_user
+                    OFFSET 0
+                ) AS d
+                GROUP BY d.user_key
+            ) AS u
+            GROUP BY u.active, u.long_active
+        ) AS p;
+        RETURN;
+    END IF;
+
     RETURN QUERY
     SELECT u.account_id, n.number, u.started, u.returned, u.returned_after, count(*)
-    FROM (
-        SELECT * FROM analytics._retention_users(
-            p_start_key, p_return_key, p_starts, p_is_recurring, p_from, p_to, p_account, p_where,
-            p_by_account, p_first_user, p_last_user
-        ) WHERE NOT p_by_day
-        UNION ALL
-        SELECT * FROM analytics._retention_users_by_day(
-            p_starts, p_is_recurring, p_first_user, p_last_user
-        ) WHERE p_by_day
+    FROM analytics._retention_users(
+        p_start_key, p_return_key, p_starts, p_is_recurring, p_from, p_to, p_account, p_where,
+        p_by_account, p_first_user, p_last_user
     ) AS u
     CROSS JOIN LATERAL (
         SELECT CASE WHEN NOT p_is_recurring
@@ -214,7 +205,8 @@ COMMENT ON FUNCTION analytics._retention_patterns(
     boolean, bigint, bigint
 ) IS
     'How many users have the same bits of _retention_users, and (unless p_is_recurring) the same '
-    'period of their first start, where that is in [p_from, p_to).';
+    'period of their first start, where that is in [p_from, p_to). p_by_day: for any event of all '
+    'time, out of the days that are kept.';
 
 CREATE FUNCTION analytics._retention_cohorts(
     p_start_event text,
@@ -244,15 +236,15 @@ DECLARE
     );
     v_starts timestamptz[] := (
         SELECT spectrum.period_starts(p_period, m.first_at, m.end_at)
-        FROM analytics._event_months() AS m
+        FROM analytics._event_bounds() AS m
     );
     v_is_recurring boolean := p_cohort = 'recurring';
-    -- All users in four parts, for the workers; not where one account's are few.
-    v_is_cut boolean := p_account IS NULL AND NOT p_by_account;
-    v_is_by_day boolean := v_is_cut AND analytics._has_user_days()
+    v_is_all boolean := p_account IS NULL AND NOT p_by_account;
+    v_is_by_day boolean := v_is_all AND analytics._keeps_days(p_from, p_to)
         AND num_nonnulls(p_start_event, p_return_event, p_where, p_from, p_to) = 0;
-    v_cuts bigint[] := CASE WHEN v_is_cut THEN analytics._user_cuts()
+    v_cuts bigint[] := CASE WHEN v_is_all THEN analytics._user_cuts()
         ELSE '{1, 9223372036854775807}'::bigint[] END;
+    v_is_cut boolean := cardinality(v_cuts) > 2;
     v_none bit varying := repeat('0', p_periods + 1)::bit varying;
     -- Back in the first n periods, by n + 1.
     v_until bit varying[] := ARRAY(
@@ -343,27 +335,40 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH patterns AS MATERIALIZED (
-        SELECT c.account_id, c.cohort, c.active, sum(c.users) AS users
+        SELECT c.account_id, c.cohort, c.active, c.users
         FROM analytics._retention_cohorts(
             p_start_event, p_return_event, p_period, p_periods, p_from, p_to, p_cohort, p_mode,
             p_account, p_where, p_by_account
         ) AS c
-        GROUP BY c.account_id, c.cohort, c.active
     ),
     calendar AS MATERIALIZED (
-        SELECT spectrum.period_starts(p_period, min(p.cohort), now() + interval '1 us') AS starts
+        SELECT s.starts, spectrum.period_dates(s.starts) AS dates
+        FROM (
+            SELECT spectrum.period_starts(p_period, min(p.cohort), now() + interval '1 us')
+                AS starts
+            FROM patterns AS p
+            OFFSET 0
+        ) AS s
+    ),
+    sizes AS (
+        SELECT p.account_id, p.cohort, sum(p.users)::bigint AS cohort_size
         FROM patterns AS p
+        GROUP BY p.account_id, p.cohort
+    ),
+    counts AS (
+        SELECT p.account_id, p.cohort, k.period, sum(p.users)::bigint AS users
+        FROM patterns AS p
+        JOIN generate_series(0, p_periods) AS k (period) ON get_bit(p.active, k.period) <> 0
+        GROUP BY p.account_id, p.cohort, k.period
     ),
     cells AS (
-        SELECT p.account_id, p.cohort, k.period,
-            sum(p.users)::bigint AS cohort_size,
-            coalesce(sum(p.users) FILTER (WHERE get_bit(p.active, k.period) = 1), 0)::bigint
-                AS users
-        FROM patterns AS p
+        SELECT s.account_id, s.cohort, k.period, s.cohort_size, coalesce(c.users, 0) AS users
+        FROM sizes AS s
         CROSS JOIN generate_series(0, p_periods) AS k (period)
-        GROUP BY p.account_id, p.cohort, k.period
+        LEFT JOIN counts AS c
+            ON c.account_id = s.account_id AND c.cohort = s.cohort AND c.period = k.period
     )
-    SELECT c.account_id, spectrum.period_date(c.cohort), c.period, c.cohort_size, c.users,
+    SELECT c.account_id, d.dates[n.number], c.period, c.cohort_size, c.users,
         c.users / c.cohort_size::double precision,
         p_mode = 'on' AND d.starts[n.number + c.period + 1] <= now()
     FROM cells AS c

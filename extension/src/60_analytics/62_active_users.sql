@@ -7,64 +7,118 @@
 -- sum over these few cells: + at the day, - where its share ends.
 
 
-CREATE FUNCTION analytics._active_days(
+CREATE FUNCTION analytics._user_spans(
+    p_from timestamptz,
+    p_to timestamptz,
+    p_account text,
+    p_by_account boolean,
+    p_by_day boolean,
+    p_first_user bigint,
+    p_last_user bigint
+)
+RETURNS TABLE (account_id text, day date, gap integer, users bigint)
+LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000000 ROWS 10000
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    v_starts timestamptz[] := spectrum.period_starts('day', p_from, p_to);
+    v_days date[] := spectrum.period_dates(v_starts);
+    v_account_key bigint := (
+        SELECT a.account_key FROM analytics.accounts AS a WHERE a.account_id = p_account
+    );
+BEGIN
+    RETURN QUERY
+    WITH active_days AS (
+        SELECT CASE WHEN p_by_account THEN e.account_key END AS scope_key, e.user_key,
+            width_bucket(e.occurred_at, v_starts) AS number
+        FROM analytics.event_keys AS e
+        WHERE e.user_key BETWEEN p_first_user AND p_last_user
+            AND e.occurred_at >= p_from
+            AND e.occurred_at < p_to
+            AND (p_account IS NULL OR e.account_key = v_account_key)
+            AND (NOT p_by_account OR e.account_key <> 0)
+            AND NOT p_by_day
+        UNION ALL
+        SELECT NULL, d.user_key, width_bucket(d.day, v_days)
+        FROM analytics.user_days AS d
+        WHERE p_by_day AND d.user_key BETWEEN p_first_user AND p_last_user
+            AND d.day >= v_days[1] AND d.day < v_days[cardinality(v_days)]
+    ),
+    successions AS (
+        SELECT d.scope_key, d.number,
+            lead(d.number) OVER (PARTITION BY d.user_key, d.scope_key ORDER BY d.number)
+                AS next_number
+        FROM active_days AS d
+    ),
+    -- The last event of each day stands for the day: its successor lies on another one. No two
+    -- days have the same date, so the 30th from a day on is 30 days later, or more.
+    spans AS (
+        SELECT s.scope_key, s.number, least(s.next_number, s.number + 30) AS next_number,
+            count(*) AS users
+        FROM successions AS s
+        WHERE s.next_number IS DISTINCT FROM s.number
+        GROUP BY 1, 2, 3
+    )
+    SELECT
+        CASE WHEN p_by_account THEN (
+            SELECT a.account_id FROM analytics.accounts AS a WHERE a.account_key = s.scope_key
+        ) ELSE coalesce(p_account, '*') END,
+        v_days[s.number],
+        least(30, v_days[s.next_number] - v_days[s.number]),
+        s.users
+    FROM spans AS s;
+END
+$$;
+COMMENT ON FUNCTION analytics._user_spans(
+    timestamptz, timestamptz, text, boolean, boolean, bigint, bigint
+) IS
+    'How many users were active on a day, among the events of [p_from, p_to), and so many days '
+    'later, at most 30, on their next one. For one account, for all together (*), or, with '
+    'p_by_account, for each account by itself; p_by_day: out of the days that are kept. Users from '
+    'p_first_user to p_last_user.';
+
+CREATE FUNCTION analytics._active_spans(
     p_from timestamptz,
     p_to timestamptz,
     p_account text,
     p_by_account boolean
 )
-RETURNS TABLE (account_id text, user_key bigint, day date, gap integer)
+RETURNS TABLE (account_id text, day date, gap integer, users bigint)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
+SET jit = off
 AS $$
 DECLARE
-    v_starts timestamptz[] := spectrum.period_starts('day', p_from, p_to);
-    v_days date[] := analytics._period_dates(v_starts);
-    v_is_by_day boolean := p_account IS NULL AND NOT p_by_account AND analytics._has_user_days();
+    v_is_all boolean := p_account IS NULL AND NOT p_by_account;
+    v_is_by_day boolean := v_is_all AND analytics._keeps_days(p_from, p_to);
+    v_cuts bigint[] := CASE WHEN v_is_all THEN analytics._user_cuts()
+        ELSE '{1, 9223372036854775807}'::bigint[] END;
+    v_is_cut boolean := cardinality(v_cuts) > 2;
 BEGIN
     RETURN QUERY
-    WITH event_days AS (
-        SELECT
-            CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END AS scope,
-            CASE WHEN p_by_account THEN e.account_key ELSE 0 END AS scope_key,
-            e.user_key,
-            width_bucket(e.occurred_at, v_starts) AS number
-        FROM analytics.events AS e
-        WHERE e.user_key <> 0
-            AND e.occurred_at >= p_from
-            AND e.occurred_at < p_to
-            AND (p_account IS NULL OR e.account_id = p_account)
-            AND (NOT p_by_account OR e.account_key <> 0)
-            AND NOT v_is_by_day
+        SELECT * FROM analytics._user_spans(
+            p_from, p_to, p_account, p_by_account, v_is_by_day, v_cuts[1], v_cuts[2] - 1
+        )
         UNION ALL
-        SELECT '*', 0, d.user_key, width_bucket(d.occurred_at, v_starts)
-        FROM analytics.user_days AS d
-        WHERE v_is_by_day AND d.occurred_at >= p_from AND d.occurred_at < p_to
-    ),
-    successions AS (
-        SELECT
-            d.scope,
-            d.user_key,
-            d.number,
-            lead(d.number) OVER (PARTITION BY d.scope_key, d.user_key ORDER BY d.number)
-                AS next_number
-        FROM event_days AS d
-    )
-    -- The last event of each day stands for the day: its successor lies on another one.
-    SELECT
-        s.scope,
-        s.user_key,
-        v_days[s.number],
-        least(30, v_days[s.next_number] - v_days[s.number])
-    FROM successions AS s
-    WHERE s.next_number IS DISTINCT FROM s.number;
+        SELECT * FROM analytics._user_spans(
+            p_from, p_to, p_account, p_by_account, v_is_by_day, v_cuts[2], v_cuts[3] - 1
+        ) WHERE v_is_cut
+        UNION ALL
+        SELECT * FROM analytics._user_spans(
+            p_from, p_to, p_account, p_by_account, v_is_by_day, v_cuts[3], v_cuts[4] - 1
+        ) WHERE v_is_cut
+        UNION ALL
+        SELECT * FROM analytics._user_spans(
+            p_from, p_to, p_account, p_by_account, v_is_by_day, v_cuts[4], v_cuts[5] - 1
+        ) WHERE v_is_cut;
 END
 $$;
-COMMENT ON FUNCTION analytics._active_days(timestamptz, timestamptz, text, boolean) IS
-    'What each user contributes: his active days among the events of [p_from, p_to), each with the '
-    'days until his next one, at most 30. For one account, for all together (*), or, with '
-    'p_by_account, for each account by itself.';
+COMMENT ON FUNCTION analytics._active_spans(timestamptz, timestamptz, text, boolean) IS
+    'The spans of all users, those of different parts of them apart.';
 
 CREATE FUNCTION analytics._count_active_users(
     p_first_day date,
@@ -81,9 +135,8 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH cells AS MATERIALIZED (
-        SELECT a.account_id, a.day, a.gap, count(*) AS users
-        FROM analytics._active_days(p_read_from, p_read_to, p_account, p_by_account) AS a
-        GROUP BY a.account_id, a.day, a.gap
+        SELECT s.account_id, s.day, s.gap, s.users
+        FROM analytics._active_spans(p_read_from, p_read_to, p_account, p_by_account) AS s
     ),
     scopes AS (
         SELECT c.account_id, min(c.day) AS read_day FROM cells AS c GROUP BY c.account_id
@@ -164,10 +217,11 @@ DECLARE
     v_last_day timestamptz[];
 BEGIN
     SELECT r.from_at, r.to_at INTO v_from, v_to
-    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
+    FROM analytics._settle_days(p_from, p_to, p_account) AS r;
     -- 30 days end with the first day asked for; 31, since days differ in length.
-    v_read_from := spectrum.period_start('day', v_from)
-        - CASE WHEN p_from IS NULL THEN interval '0' ELSE interval '31 days' END;
+    v_read_from := spectrum.period_start(
+        'day', v_from - CASE WHEN p_from IS NULL THEN interval '0' ELSE interval '31 days' END
+    );
     IF v_to IS NULL OR v_read_from IS NULL OR v_to <= coalesce(p_from, v_read_from) THEN
         RETURN;
     END IF;

@@ -96,74 +96,122 @@ AS $$
 BEGIN
     CREATE VIEW analytics.user_days WITH (security_barrier) AS
     SELECT
-        kept.user_key,
-        (kept.day + time '12:00') AT TIME ZONE (SELECT config.timezone FROM spectrum.config)
-            AS occurred_at
-    FROM spectrum.rollup_user_days AS kept
-    WHERE kept.scope >= 0 AND kept.report_id = (
-        SELECT report.report_id FROM spectrum.reports AS report
-        WHERE report.kind = 'activity' AND report.state = 'served'
-    ) AND (SELECT caller.sees_all FROM warehouse.caller) AND kept.day >= coalesce((
-        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
-        FROM spectrum.horizon CROSS JOIN spectrum.config
-    ), '-infinity')
-    UNION ALL
-    SELECT came.user_key, came.occurred_at
-    FROM spectrum.news
-    CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats) AS came (user_key, occurred_at)
-    WHERE came.user_key <> 0 AND (SELECT caller.sees_all FROM warehouse.caller);
+        active.user_key,
+        (active.day + time '12:00') AT TIME ZONE (SELECT config.timezone FROM spectrum.config)
+            AS occurred_at,
+        active.day
+    FROM (
+        SELECT kept.user_key, kept.day
+        FROM spectrum.rollup_user_days AS kept
+        WHERE kept.scope >= 0 AND kept.report_id = (
+            SELECT report.report_id FROM spectrum.reports AS report
+            WHERE report.kind = 'activity' AND report.state = 'served'
+        ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
+            SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
+            FROM spectrum.horizon CROSS JOIN spectrum.config
+        )) IS NOT FALSE
+        UNION ALL
+        SELECT waiting.user_key, waiting.day
+        FROM warehouse.waiting_days AS waiting
+        WHERE waiting.user_key <> 0 AND (SELECT caller.sees_all FROM warehouse.caller)
+    ) AS active;
     COMMENT ON VIEW analytics.user_days IS
-        'When each user was active, to the day: the days that are kept, at noon, and the events '
-        'that no refresh has counted yet; without days whose facts are purged. A tenth of the '
+        'When each user was active, to the day: the days that are kept, and those of events that '
+        'no refresh has counted yet; without days whose facts are purged. A tenth of the '
         'events and less, for questions that ask on which days, not how often. Exact where '
         'user_days_state says so; empty for tenants, as it does not know accounts.';
     COMMENT ON COLUMN analytics.user_days.user_key IS 'As in analytics.events.';
-    COMMENT ON COLUMN analytics.user_days.occurred_at IS 'An instant of that calendar day.';
+    COMMENT ON COLUMN analytics.user_days.occurred_at IS 'Noon of the day.';
+    COMMENT ON COLUMN analytics.user_days.day IS 'Calendar day in config.timezone.';
+
+    CREATE VIEW analytics.user_day_counts WITH (security_barrier) AS
+    SELECT kept.day, kept.dau AS users
+    FROM analytics.mv_active_users AS kept
+    WHERE kept.account_id = '*' AND kept.dau > 0 AND kept.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'activity' AND report.state = 'served'
+    ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
+        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
+        FROM spectrum.horizon CROSS JOIN spectrum.config
+    )) IS NOT FALSE
+    UNION ALL
+    SELECT came.day, count(*)
+    FROM (
+        SELECT DISTINCT waiting.user_key, waiting.day FROM warehouse.waiting_days AS waiting
+        WHERE waiting.user_key <> 0 AND (SELECT caller.sees_all FROM warehouse.caller)
+    ) AS came
+    WHERE NOT EXISTS (
+        SELECT FROM spectrum.rollup_user_days AS kept
+        WHERE kept.user_key = came.user_key AND kept.scope >= 0 AND kept.day = came.day
+            AND kept.report_id = (
+                SELECT report.report_id FROM spectrum.reports AS report
+                WHERE report.kind = 'activity' AND report.state = 'served'
+            )
+    )
+    GROUP BY came.day;
+    COMMENT ON VIEW analytics.user_day_counts IS
+        'How many users analytics.user_days has of each day, to be summed up: the sums that are '
+        'kept, and the users of events that no refresh has counted yet.';
+    COMMENT ON COLUMN analytics.user_day_counts.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.user_day_counts.users IS 'Users that no other row counts.';
 
     CREATE VIEW analytics.user_days_state WITH (security_barrier) AS
-    SELECT caller.sees_all AND NOT EXISTS (SELECT FROM spectrum.withdrawals) AND EXISTS (
-        SELECT FROM spectrum.reports AS report
-        WHERE report.kind = 'activity' AND report.state = 'served' AND report.follows_news
+    SELECT caller.sees_all AND NOT EXISTS (SELECT FROM spectrum.withdrawals) AND 2 = (
+        SELECT count(*) FROM spectrum.reports AS report
+        WHERE report.kind IN ('volume', 'activity') AND report.state = 'served'
+            AND report.follows_news
     ) AND NOT EXISTS (
         SELECT FROM spectrum.horizon CROSS JOIN spectrum.config
         WHERE (horizon.facts_from AT TIME ZONE config.timezone)::time <> '00:00'
-    ) AS is_exact
+    ) AS is_exact,
+    caller.sees_all AND (SELECT coalesce(sum(news.events), 0) FROM spectrum.news) <= greatest(
+        10000, (SELECT ledger.reltuples / 20 FROM pg_class AS ledger
+            WHERE ledger.oid = 'warehouse.event_ledger'::regclass)
+    ) AS is_near
     FROM warehouse.caller;
     COMMENT ON VIEW analytics.user_days_state IS
-        'Whether analytics.user_days says just what analytics.events says, one row: not while '
-        'facts that were taken back are still counted, nor after a change of the calendar until '
-        'the days are cut anew, nor where facts are purged up to the middle of a day, nor for a '
-        'tenant.';
-    COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether it does.';
+        'Whether analytics.user_days, user_day_counts and event_days say just what '
+        'analytics.events says, one row: not while facts that were taken back are still counted, '
+        'nor after a change of the calendar until the days are cut anew, nor where facts are '
+        'purged up to the middle of a day, nor for a tenant.';
+    COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether they do.';
+    COMMENT ON COLUMN analytics.user_days_state.is_near IS
+        'Whether few events wait for a refresh, 10,000 or a twentieth of all: to look up more of '
+        'them takes longer than to read all events.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_user_days() IS
-    'Room 60: makes analytics.user_days and analytics.user_days_state.';
+    'Room 60: makes analytics.user_days, user_day_counts and user_days_state.';
 
-CREATE FUNCTION analytics._has_user_days()
+CREATE FUNCTION analytics._keeps_days(p_from timestamptz, p_to timestamptz)
 RETURNS boolean
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     RETURN coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
-        AND (SELECT state.is_exact FROM analytics.user_days_state AS state);
+        AND (SELECT state.is_exact AND state.is_near FROM analytics.user_days_state AS state)
+        AND (p_from IS NULL OR p_from = spectrum.period_start('day', p_from))
+        AND (p_to IS NULL OR p_to = spectrum.period_start('day', p_to));
 END
 $$;
-COMMENT ON FUNCTION analytics._has_user_days() IS
-    'Whether a question about all accounts may be asked of analytics.user_days. SET '
-    'spectrum.from_facts = on has all questions asked of the events themselves, as verify() does.';
+COMMENT ON FUNCTION analytics._keeps_days(timestamptz, timestamptz) IS
+    'Whether a question about [p_from, p_to), NULL for an open end, may be asked of '
+    'analytics.user_days and event_days: they are exact, cheap, and the range is of whole days. '
+    'SET spectrum.from_facts = on has all questions asked of the events themselves, as verify() '
+    'does.';
 
 CREATE FUNCTION analytics._news_days(OUT starts timestamptz[], OUT days date[])
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    SELECT spectrum.period_starts(
-        'day', min(news.occurred_at), max(news.occurred_at) + interval '1 us'
-    ) INTO starts
-    FROM pg_temp.spectrum_news AS news;
-    days := analytics._period_dates(starts);
+    SELECT d.starts, d.days INTO starts, days
+    FROM (
+        SELECT min(news.occurred_at) AS first_at, max(news.occurred_at) + interval '1 us' AS end_at
+        FROM pg_temp.spectrum_news AS news
+    ) AS held
+    CROSS JOIN LATERAL analytics._calendar_days(held.first_at, held.end_at) AS d;
 END
 $$;
 COMMENT ON FUNCTION analytics._news_days() IS
@@ -272,7 +320,7 @@ BEGIN
         SELECT user_key, scope, day, true, false FROM pg_temp.spectrum_day_changes
         WHERE NOT is_added
     ),
-    -- What each active day contributed and what it contributes, cf. analytics._active_days.
+    -- What each active day contributed and what it contributes, cf. analytics._active_spans.
     spans AS (
         SELECT scope, day, -1 AS sign,
             lead(day) OVER (PARTITION BY user_key, scope ORDER BY day) AS next_day

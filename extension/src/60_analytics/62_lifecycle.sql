@@ -23,7 +23,7 @@ DECLARE
         SELECT t.event_type_key FROM analytics.event_types AS t WHERE t.event_type = p_event
     );
     v_is_by_day boolean := num_nonnulls(p_event, p_account) = 0 AND NOT p_by_account
-        AND analytics._has_user_days();
+        AND analytics._keeps_days(NULL, NULL);
 BEGIN
     IF p_event IS NOT NULL AND v_event_key IS NULL THEN
         RETURN;
@@ -118,7 +118,7 @@ DECLARE
 BEGIN
     SELECT h.starts, h.first_number INTO v_starts, v_first_number
     FROM analytics._history_periods(p_period, p_from, p_to) AS h;
-    v_dates := analytics._period_dates(v_starts);
+    v_dates := spectrum.period_dates(v_starts);
 
     RETURN QUERY
     WITH cells AS MATERIALIZED (

@@ -160,7 +160,7 @@ DECLARE
     v_starts timestamptz[] := (
         SELECT h.starts FROM analytics._history_periods('day', NULL, NULL) AS h
     );
-    v_days date[] := analytics._period_dates(v_starts);
+    v_days date[] := spectrum.period_dates(v_starts);
 BEGIN
     RETURN QUERY
     WITH users AS (

@@ -61,6 +61,7 @@ BEGIN
     WHERE report.kind = 'volume' AND report.state = 'served';
     COMMENT ON VIEW warehouse.last_day IS
         'The last day with an event that the caller sees: how far the calendars of views go.';
+    PERFORM spectrum._create_event_days();
     PERFORM spectrum._add_kind('volume', 10, '_maintain_daily_events',
         '{analytics.mv_daily_events}', '{daily_events}');
     PERFORM spectrum._begin_report('volume');
@@ -68,6 +69,61 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._create_daily_events() IS
     'Room 60: makes mv_daily_events and its plain view.';
+
+CREATE FUNCTION spectrum._create_event_days()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW warehouse.waiting_days AS
+    SELECT came.user_key, came.occurred_at, came.event_id,
+        calendar.days[width_bucket(came.occurred_at, calendar.starts)] AS day
+    FROM (
+        SELECT min(news.first_at) AS first_at, max(news.last_at) + interval '1 us' AS end_at
+        FROM spectrum.news
+    ) AS held
+    CROSS JOIN LATERAL analytics._calendar_days(held.first_at, held.end_at) AS calendar
+    CROSS JOIN spectrum.news
+    CROSS JOIN LATERAL unnest(news.user_keys, news.occurred_ats, news.event_ids)
+        AS came (user_key, occurred_at, event_id);
+    COMMENT ON VIEW warehouse.waiting_days IS
+        'The facts that no refresh has counted yet, by their keys, and the days they are of.';
+
+    CREATE VIEW analytics.event_days WITH (security_barrier) AS
+    SELECT kept.account_id, kept.day, kept.event_type_key, kept.events
+    FROM analytics.mv_daily_events AS kept
+    WHERE kept.report_id = (
+        SELECT report.report_id FROM spectrum.reports AS report
+        WHERE report.kind = 'volume' AND report.state = 'served'
+    ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
+        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
+        FROM spectrum.horizon CROSS JOIN spectrum.config
+    )) IS NOT FALSE
+    UNION ALL
+    SELECT scopes.account_id, waiting.day, fact.event_type_key, 1
+    FROM warehouse.waiting_days AS waiting
+    CROSS JOIN LATERAL (
+        SELECT known.account_key, known.event_type_key
+        FROM warehouse.fact_events AS known
+        WHERE known.user_key = waiting.user_key AND known.occurred_at = waiting.occurred_at
+            AND known.event_id = waiting.event_id
+        OFFSET 0
+    ) AS fact
+    JOIN warehouse.dim_accounts AS dim USING (account_key)
+    CROSS JOIN LATERAL (VALUES ('*'), (nullif(dim.account_id, ''))) AS scopes (account_id)
+    WHERE (SELECT caller.sees_all FROM warehouse.caller);
+    COMMENT ON VIEW analytics.event_days IS
+        'How many events of each account (* is all), day and type there are, to be summed up: the '
+        'sums that are kept, and the events that no refresh has counted yet; without days whose '
+        'facts are purged. Exact where user_days_state says so; empty for tenants.';
+    COMMENT ON COLUMN analytics.event_days.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.event_days.event_type_key IS 'As in analytics.events.';
+    COMMENT ON COLUMN analytics.event_days.events IS 'Events, of the unknown user too.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_event_days() IS
+    'Room 60: makes warehouse.waiting_days and analytics.event_days.';
 
 CREATE FUNCTION analytics._maintain_daily_events(p_report integer, p_built_to bigint)
 RETURNS void

@@ -1,6 +1,7 @@
 -- Room 60, trends: one measure of any events, by calendar period and, if asked, by the values of a
--- property. Reads analytics.events only. Also here: how a property is read as a number,
--- which is as money is read: a number below 10^15 in size, or a text that is exactly one.
+-- property. Reads analytics.events, or the days that are kept where these tell it all. Also here:
+-- how a property is read as a number, which is as money is read: a number below 10^15 in size, or a
+-- text that is exactly one.
 
 CREATE FUNCTION analytics._check_filter(p_argument text, p_filter jsonb)
 RETURNS void
@@ -54,6 +55,58 @@ $$;
 COMMENT ON FUNCTION analytics._percentile(numeric[], numeric) IS
     'percentile_cont over sorted numbers, but in numeric: exact, and for numbers of any size.';
 
+CREATE FUNCTION analytics._trend_by_days(
+    p_event text,
+    p_starts timestamptz[],
+    p_from timestamptz,
+    p_to timestamptz,
+    p_measure text,
+    p_breakdown text,
+    p_account text
+)
+RETURNS TABLE (period_number integer, breakdown text, value numeric)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET jit = off
+AS $$
+DECLARE
+    v_days date[] := spectrum.period_dates(p_starts);
+    v_periods integer := cardinality(p_starts) - 1;
+    v_from date := spectrum.period_date(p_from);
+    v_to date := spectrum.period_date(p_to);
+BEGIN
+    IF p_measure = 'events' THEN
+        RETURN QUERY
+        SELECT width_bucket(d.day, v_days), CASE WHEN p_breakdown IS NOT NULL THEN t.event_type END,
+            sum(d.events)
+        FROM analytics.event_days AS d
+        JOIN analytics.event_types AS t USING (event_type_key)
+        WHERE d.account_id = coalesce(p_account, '*')
+            AND d.day >= v_from AND d.day < v_to
+            AND (p_event IS NULL OR t.event_type = p_event)
+        GROUP BY 1, 2;
+    ELSIF v_days[v_periods + 1] - v_days[1] = v_periods THEN
+        RETURN QUERY
+        SELECT width_bucket(d.day, v_days), NULL, sum(d.users)
+        FROM analytics.user_day_counts AS d
+        WHERE d.day >= v_from AND d.day < v_to
+        GROUP BY 1;
+    ELSE
+        RETURN QUERY
+        SELECT width_bucket(d.day, v_days), NULL, count(DISTINCT d.user_key)::numeric
+        FROM analytics.user_days AS d
+        WHERE d.day >= v_from AND d.day < v_to
+        GROUP BY 1;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._trend_by_days(
+    text, timestamptz[], timestamptz, timestamptz, text, text, text
+) IS
+    'What _trend measures, of whole days, out of the days that are kept: events of all types or '
+    'one, of all accounts or one, by type; users of any event of all accounts.';
+
 CREATE FUNCTION analytics._trend(
     p_event text,
     p_starts timestamptz[],
@@ -74,6 +127,10 @@ DECLARE
     -- What a period without events shows.
     v_nothing numeric := CASE WHEN p_measure IN ('events', 'users', 'sum') THEN 0::numeric END;
     v_percentile numeric := CASE p_measure WHEN 'p50' THEN 0.5 WHEN 'p95' THEN 0.95 ELSE 0.99 END;
+    v_is_by_day boolean := p_where IS NULL AND (
+        p_measure = 'events' AND coalesce(p_breakdown, 'event_type') = 'event_type'
+        OR p_measure = 'users' AND num_nonnulls(p_event, p_breakdown, p_account) = 0
+    ) AND analytics._keeps_days(p_from, p_to);
 BEGIN
     -- The arguments are constants of this plan: of each CASE over them one branch remains, and of
     -- the event view only the columns that this branch reads.
@@ -97,11 +154,11 @@ BEGIN
                 END
             END AS amount
         FROM analytics.events AS e
-        WHERE e.occurred_at >= p_from
-            AND e.occurred_at < p_to
+        WHERE e.occurred_at >= p_from AND e.occurred_at < p_to
             AND (p_event IS NULL OR e.event_type = p_event)
             AND (p_account IS NULL OR e.account_id = p_account)
             AND (p_where IS NULL OR e.properties @> p_where)
+            AND NOT v_is_by_day
     ),
     measures AS (
         SELECT
@@ -119,6 +176,10 @@ BEGIN
             END AS value
         FROM amounts AS a
         GROUP BY a.number, a.breakdown
+        UNION ALL
+        SELECT * FROM analytics._trend_by_days(
+            p_event, p_starts, p_from, p_to, p_measure, p_breakdown, p_account
+        ) WHERE v_is_by_day
     ),
     series AS (
         SELECT DISTINCT m.breakdown FROM measures AS m WHERE p_breakdown IS NOT NULL
@@ -133,8 +194,7 @@ BEGIN
         CROSS JOIN series AS s
     )
     SELECT c.number, c.breakdown, sum(c.value)
-    FROM cells AS c
-    GROUP BY c.number, c.breakdown;
+    FROM cells AS c GROUP BY c.number, c.breakdown;
 END
 $$;
 COMMENT ON FUNCTION analytics._trend(
@@ -161,6 +221,7 @@ DECLARE
     v_from timestamptz;
     v_to timestamptz;
     v_starts timestamptz[];
+    v_dates date[];
 BEGIN
     PERFORM spectrum._check_choice('p_period', p_period, '{day, week, month}');
     PERFORM spectrum._check_choice(
@@ -175,14 +236,16 @@ BEGIN
     PERFORM analytics._check_filter('p_where', p_where);
 
     SELECT r.from_at, r.to_at INTO v_from, v_to
-    FROM analytics._settle_range(p_from, p_to, p_account) AS r;
+    FROM analytics._settle_days(p_from, p_to, p_account) AS r;
     IF v_from IS NULL OR v_to IS NULL OR v_from >= v_to THEN
         RETURN;
     END IF;
     v_starts := spectrum.period_starts(p_period, v_from, v_to);
 
+    v_dates := spectrum.period_dates(v_starts);
+
     RETURN QUERY
-    SELECT spectrum.period_date(v_starts[t.period_number]) AS period, t.breakdown, t.value
+    SELECT v_dates[t.period_number], t.breakdown, t.value
     FROM analytics._trend(
         p_event, v_starts, v_from, v_to, p_measure, p_property, p_breakdown, p_account, p_where
     ) AS t

@@ -246,7 +246,7 @@ BEGIN
     SELECT r.from_at, r.to_at INTO v_from, v_to
     FROM analytics._settle_range(p_from, p_to, p_account) AS r;
     v_starts := spectrum.period_starts(p_period, v_from, v_to);
-    v_dates := analytics._period_dates(v_starts);
+    v_dates := spectrum.period_dates(v_starts);
 
     RETURN QUERY
     SELECT b.account_key, v_dates[b.period_number], b.currency, b.start_mrr, b.new, b.expansion,

@@ -274,7 +274,7 @@ BEGIN
         ) AS m
     ),
     calendars AS MATERIALIZED (
-        SELECT kind.name, s.starts, analytics._period_dates(s.starts) AS dates
+        SELECT kind.name, s.starts, spectrum.period_dates(s.starts) AS dates
         FROM movements AS m
         CROSS JOIN (VALUES ('week'), ('month')) AS kind (name)
         CROSS JOIN LATERAL spectrum.period_starts(kind.name, m.first_at, m.end_at) AS s (starts)

@@ -25,7 +25,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_starts timestamptz[] := spectrum.period_starts('day', p_from, p_to);
-    v_days date[] := analytics._period_dates(v_starts);
+    v_days date[] := spectrum.period_dates(v_starts);
     v_refund_events text[] := (SELECT s.refund_events FROM analytics.settings AS s);
 BEGIN
     RETURN QUERY
@@ -99,7 +99,7 @@ BEGIN
         RETURN;
     END IF;
     v_starts := spectrum.period_starts('day', v_from, v_to);
-    v_days := analytics._period_dates(v_starts);
+    v_days := spectrum.period_dates(v_starts);
 
     RETURN QUERY
     WITH sums AS (

@@ -384,7 +384,7 @@ BEGIN
         RETURN;
     END IF;
     v_starts := spectrum.period_starts('day', v_from, v_to);
-    v_days := analytics._period_dates(v_starts);
+    v_days := spectrum.period_dates(v_starts);
     v_users := ARRAY(
         SELECT DISTINCT e.user_key FROM analytics.event_keys AS e
         WHERE v_model IS NOT NULL AND e.user_key <> 0

@@ -353,7 +353,7 @@ BEGIN
         'day', min(changed.session_start), max(changed.session_start) + interval '1 us'
     ) INTO v_starts
     FROM pg_temp.spectrum_session_changes AS changed;
-    v_days := analytics._period_dates(v_starts);
+    v_days := spectrum.period_dates(v_starts);
 
     INSERT INTO pg_temp.spectrum_session_cells (
         account_id, day, breakdown, value_key, value, sessions, users, bounces, microseconds,

@@ -141,7 +141,7 @@ DECLARE
     v_starts timestamptz[] := (
         SELECT h.starts FROM analytics._history_periods('day', NULL, NULL) AS h
     );
-    v_days date[] := analytics._period_dates(v_starts);
+    v_days date[] := spectrum.period_dates(v_starts);
     r_units record;
 BEGIN
     SELECT array_agg(unit.user_key) AS users, array_agg(-unit.account_key) AS scopes,

@@ -220,9 +220,9 @@ DECLARE
 BEGIN
     SELECT h.starts, coalesce(h.first_number, 1) INTO v_starts, v_first_number
     FROM analytics._history_periods(p_period, p_from, p_to) AS h;
-    v_dates := analytics._period_dates(v_starts);
+    v_dates := spectrum.period_dates(v_starts);
     v_weeks := spectrum.period_starts('week', v_starts[1], v_starts[cardinality(v_starts)]);
-    v_week_dates := analytics._period_dates(v_weeks);
+    v_week_dates := spectrum.period_dates(v_weeks);
 
     RETURN QUERY
     WITH cohort_users AS MATERIALIZED (

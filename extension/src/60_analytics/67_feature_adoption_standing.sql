@@ -177,7 +177,7 @@ BEGIN
     SELECT spectrum.period_starts('week', min(news.occurred_at),
         max(news.occurred_at) + interval '1 us') INTO v_starts
     FROM pg_temp.spectrum_news AS news;
-    v_weeks := analytics._period_dates(v_starts);
+    v_weeks := spectrum.period_dates(v_starts);
 
     INSERT INTO pg_temp.spectrum_feature_uses (
         sign, user_key, scope, feature, number

@@ -137,7 +137,7 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_dates date[] := analytics._period_dates(p_starts);
+    v_dates date[] := spectrum.period_dates(p_starts);
 BEGIN
     RETURN QUERY
     WITH counts AS (

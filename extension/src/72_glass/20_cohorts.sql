@@ -24,7 +24,7 @@ DECLARE
         FROM analytics.event_keys AS e
         WHERE e.user_key = ANY (p_users) AND e.user_key <> 0
     );
-    v_days date[] := analytics._period_dates(v_starts);
+    v_days date[] := spectrum.period_dates(v_starts);
 BEGIN
     RETURN QUERY
     WITH deeds AS MATERIALIZED (

@@ -78,7 +78,12 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_for_analysts text[] := ARRAY['events', 'event_keys', 'timelines', 'user_days'];
+    -- Those that this release has.
+    v_for_analysts text[] := ARRAY(
+        SELECT relation.relname FROM pg_class AS relation
+        WHERE relation.relnamespace = 'analytics'::regnamespace AND relation.relname IN (
+            'events', 'event_keys', 'timelines', 'user_days', 'user_day_counts', 'event_days')
+    );
     v_waiting text[];
     v_tenants text[];
 BEGIN
