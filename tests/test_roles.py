@@ -69,6 +69,7 @@ OPERATORS_CALL = among(
     " _tables_release _check_ownership _check_standby _check_tasks _check_caps"
     " _check_pii_key",
 )
+EVENT_VIEWS = "events event_keys timelines event_days user_days user_day_counts"
 # The rows of the table in their order; an object belongs to the first that it fits.
 ROWS: list[Callable[[Object], bool]] = [
     lambda o: o.kind == "schema" and o.name == "analytics",
@@ -76,7 +77,7 @@ ROWS: list[Callable[[Object], bool]] = [
     lambda o: o.kind == "schema" and o.name == "warehouse",
     lambda o: o.kind == "table" and o.full_name == "raw_events",
     lambda o: o.full_name == "analytics.all_accounts",
-    lambda o: o.kind == "view" and among("analytics", "events event_keys timelines user_days")(o),
+    lambda o: o.kind == "view" and among("analytics", EVENT_VIEWS)(o),
     lambda o: o.kind == "view" and o.schema == "analytics",
     among(
         "warehouse",

@@ -118,8 +118,8 @@ CONTROLS = {
             "CREATE INDEX ON warehouse.event_ledger (event_id)",
             Edit(
                 "spectrum._insert_facts",
-                "AND NOT EXISTS (\n                SELECT FROM warehouse.event_ledger AS ledger\n"
-                "                WHERE ledger.event_id = batch.event_id\n            )",
+                "WHERE NOT EXISTS (\n            SELECT FROM warehouse.event_ledger AS ledger\n"
+                "            WHERE ledger.event_id = batch.event_id\n        )",
             ),
         ]
     ),
