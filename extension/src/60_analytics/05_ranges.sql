@@ -100,6 +100,7 @@ COMMENT ON FUNCTION analytics._months_of_events() IS
 CREATE FUNCTION analytics._event_bounds(OUT first_at timestamptz, OUT end_at timestamptz)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     IF analytics._keeps_days(NULL, NULL) THEN
@@ -169,6 +170,7 @@ CREATE FUNCTION analytics._settle_days(
 )
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
+SET jit = off
 AS $$
 BEGIN
     IF p_from IS NOT NULL AND p_to IS NOT NULL OR NOT analytics._keeps_days(p_from, p_to) THEN
