@@ -1187,6 +1187,18 @@ COMMENT ON FUNCTION spectrum._spellings(text, interval, integer) IS
     'How to_char writes moments, p_step apart, from the beginning of 2001 on. Of constants it is a '
     'constant, and = ANY of it is a look into a table of hashes.';
 
+CREATE FUNCTION spectrum._number_pattern()
+RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- Not \d, which is any script's digits in some locales: a cast takes ASCII alone.
+    SELECT '^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,2})?$'
+$$;
+COMMENT ON FUNCTION spectrum._number_pattern() IS
+    'Texts that are read as a number: as money, and as what questions measure. A constant of the '
+    'plan.';
+
 CREATE FUNCTION spectrum._create_reading()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -1432,9 +1444,8 @@ BEGIN
             CASE
                 WHEN txt.revenue IS NULL THEN NULL
                 WHEN jsonb_typeof(rare.revenue) = 'number'
-                    OR (jsonb_typeof(rare.revenue) = 'string' AND txt.revenue
-                        ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
-                        '(?:[eE][+-]?[0-9]{1,2})?$'))
+                    OR (jsonb_typeof(rare.revenue) = 'string'
+                        AND txt.revenue ~ spectrum._number_pattern())
                     THEN CASE
                         WHEN abs(txt.revenue::numeric) < 1e15 THEN txt.revenue::numeric
                     END
@@ -9597,10 +9608,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Not \d, which is any script's digits in some locales: a cast takes ASCII alone.
-    IF p_text ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
-        '(?:[eE][+-]?[0-9]{1,2})?$')
-    THEN
+    IF p_text ~ spectrum._number_pattern() THEN
         RETURN p_text::numeric;
     END IF;
     RETURN NULL;
@@ -9813,7 +9821,6 @@ BEGIN
         RETURN;
     END IF;
     v_starts := spectrum.period_starts(p_period, v_from, v_to);
-
     v_dates := spectrum.period_dates(v_starts);
 
     RETURN QUERY

@@ -25,10 +25,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Not \d, which is any script's digits in some locales: a cast takes ASCII alone.
-    IF p_text ~ ('^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})'
-        '(?:[eE][+-]?[0-9]{1,2})?$')
-    THEN
+    IF p_text ~ spectrum._number_pattern() THEN
         RETURN p_text::numeric;
     END IF;
     RETURN NULL;
@@ -241,7 +238,6 @@ BEGIN
         RETURN;
     END IF;
     v_starts := spectrum.period_starts(p_period, v_from, v_to);
-
     v_dates := spectrum.period_dates(v_starts);
 
     RETURN QUERY
