@@ -1193,11 +1193,11 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
     -- Not \d, which is any script's digits in some locales: a cast takes ASCII alone.
-    SELECT '^[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,2})?$'
+    SELECT '^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?$'
 $$;
 COMMENT ON FUNCTION spectrum._number_pattern() IS
-    'Texts that are read as a number: as money, and as what questions measure. A constant of the '
-    'plan.';
+    'Texts that are read as a number, when they have at most 1,000 characters (numeric ends at some '
+    'ten thousand digits): as money, and as what questions measure. A constant of the plan.';
 
 CREATE FUNCTION spectrum._create_reading()
 RETURNS void
@@ -1445,6 +1445,7 @@ BEGIN
                 WHEN txt.revenue IS NULL THEN NULL
                 WHEN jsonb_typeof(rare.revenue) = 'number'
                     OR (jsonb_typeof(rare.revenue) = 'string'
+                        AND char_length(txt.revenue) <= 1000
                         AND txt.revenue ~ spectrum._number_pattern())
                     THEN CASE
                         WHEN abs(txt.revenue::numeric) < 1e15 THEN txt.revenue::numeric
@@ -9608,7 +9609,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF p_text ~ spectrum._number_pattern() THEN
+    IF char_length(p_text) <= 1000 AND p_text ~ spectrum._number_pattern() THEN
         RETURN p_text::numeric;
     END IF;
     RETURN NULL;

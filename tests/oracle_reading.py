@@ -76,7 +76,7 @@ def money(properties: dict[str, Any]) -> tuple[Decimal | None, str | None]:
     amount = properties.get("revenue")
     if amount is None:
         return None, None
-    if isinstance(amount, str) and NUMBER.fullmatch(amount):
+    if isinstance(amount, str) and len(amount) <= 1000 and NUMBER.fullmatch(amount):
         amount = Decimal(amount)
     if not isinstance(amount, Decimal) or abs(amount) >= 10**15:
         raise Unreadable("properties.revenue")

@@ -25,7 +25,7 @@ LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF p_text ~ spectrum._number_pattern() THEN
+    IF char_length(p_text) <= 1000 AND p_text ~ spectrum._number_pattern() THEN
         RETURN p_text::numeric;
     END IF;
     RETURN NULL;
