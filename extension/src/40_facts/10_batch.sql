@@ -14,7 +14,7 @@ BEGIN
         'properties jsonb, revenue numeric, currency text, is_readable boolean, was_read '
         'boolean, can_pass boolean NOT NULL DEFAULT false, error_msg text, copy_of uuid, '
         'refused_by text, is_forgotten boolean NOT NULL DEFAULT false',
-        -- A part of a batch that is quartered takes less time than its plans.
+        -- A part of a batch that is divided takes less time than its plans.
         200000);
 END
 $$;

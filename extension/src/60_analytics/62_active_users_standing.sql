@@ -219,6 +219,47 @@ $$;
 COMMENT ON FUNCTION analytics._news_days() IS
     'The calendar days of the news: starts, for width_bucket, and dates.';
 
+CREATE FUNCTION analytics._add_user_days(
+    p_report integer,
+    p_built_to bigint,
+    p_starts timestamptz[],
+    p_days date[]
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+-- Also in a table that was empty when this was planned.
+SET enable_seqscan = off
+AS $$
+BEGIN
+    WITH came AS (
+        SELECT DISTINCT news.user_key, news.scope,
+            width_bucket(news.occurred_at, p_starts) AS number
+        FROM pg_temp.spectrum_news AS news
+        WHERE news.sign > 0
+            AND news.user_key <> 0 AND news.user_key <= p_built_to
+    ), added AS (
+        INSERT INTO spectrum.rollup_user_days (report_id, user_key, scope, day)
+        SELECT p_report, came.user_key, came.scope, p_days[came.number]
+        FROM came
+        LEFT JOIN LATERAL (
+            SELECT true AS is_known FROM spectrum.rollup_user_days AS known
+            WHERE known.report_id = p_report AND known.user_key = came.user_key
+                AND known.scope = came.scope AND known.day = p_days[came.number]
+            OFFSET 0
+        ) AS before ON true
+        WHERE before.is_known IS NULL
+        RETURNING user_key, scope, day
+    )
+    INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
+    SELECT user_key, scope, day, true FROM added;
+END
+$$;
+COMMENT ON FUNCTION analytics._add_user_days(integer, bigint, timestamptz[], date[]) IS
+    'Adds to rollup_user_days the days that the news bring, and notes those that are new in '
+    'pg_temp.spectrum_day_changes.';
+
 CREATE FUNCTION analytics._move_user_days(p_report integer, p_built_to bigint)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -233,27 +274,7 @@ BEGIN
         'user_key bigint, scope bigint, day date, is_added boolean');
     SELECT d.starts, d.days INTO v_starts, v_days FROM analytics._news_days() AS d;
 
-    WITH came AS (
-        SELECT DISTINCT news.user_key, news.scope,
-            width_bucket(news.occurred_at, v_starts) AS number
-        FROM pg_temp.spectrum_news AS news
-        WHERE news.sign > 0
-            AND news.user_key <> 0 AND news.user_key <= p_built_to
-    ), added AS (
-        INSERT INTO spectrum.rollup_user_days (report_id, user_key, scope, day)
-        SELECT p_report, came.user_key, came.scope, v_days[came.number]
-        FROM came
-        LEFT JOIN LATERAL (
-            SELECT true AS is_known FROM spectrum.rollup_user_days AS known
-            WHERE known.report_id = p_report AND known.user_key = came.user_key
-                AND known.scope = came.scope AND known.day = v_days[came.number]
-            OFFSET 0
-        ) AS before ON true
-        WHERE before.is_known IS NULL
-        RETURNING user_key, scope, day
-    )
-    INSERT INTO pg_temp.spectrum_day_changes (user_key, scope, day, is_added)
-    SELECT user_key, scope, day, true FROM added;
+    PERFORM analytics._add_user_days(p_report, p_built_to, v_starts, v_days);
 
     WITH went AS (
         SELECT DISTINCT news.user_key, news.scope,

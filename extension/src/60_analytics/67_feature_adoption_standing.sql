@@ -154,6 +154,37 @@ $$;
 COMMENT ON FUNCTION spectrum._show_feature_adoption() IS
     'Room 60: makes the view analytics.feature_adoption.';
 
+CREATE FUNCTION analytics._add_feature_weeks(p_report integer, p_weeks date[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+-- Also in a table that was empty when this was planned.
+SET enable_seqscan = off
+AS $$
+BEGIN
+    WITH added AS (
+        INSERT INTO spectrum.rollup_feature_weeks (report_id, user_key, scope, feature, period)
+        SELECT p_report, uses.user_key, uses.scope, uses.feature, p_weeks[uses.number]
+        FROM pg_temp.spectrum_feature_uses AS uses
+        LEFT JOIN LATERAL (
+            SELECT true AS is_known FROM spectrum.rollup_feature_weeks AS known
+            WHERE known.report_id = p_report AND known.user_key = uses.user_key
+                AND known.scope = uses.scope AND known.feature = uses.feature
+                AND known.period = p_weeks[uses.number]
+            OFFSET 0
+        ) AS before ON true
+        WHERE uses.sign > 0 AND before.is_known IS NULL
+        RETURNING user_key, scope, feature, period
+    )
+    INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)
+    SELECT added.*, true FROM added;
+END
+$$;
+COMMENT ON FUNCTION analytics._add_feature_weeks(integer, date[]) IS
+    'Adds to rollup_feature_weeks what pg_temp.spectrum_feature_uses brings, and notes what is new '
+    'in pg_temp.spectrum_feature_changes.';
+
 CREATE FUNCTION analytics._move_feature_weeks(
     p_report integer,
     p_built_to bigint,
@@ -193,22 +224,7 @@ BEGIN
     ) AS uses
     WHERE length(uses.feature) BETWEEN 1 AND 200;
 
-    WITH added AS (
-        INSERT INTO spectrum.rollup_feature_weeks (report_id, user_key, scope, feature, period)
-        SELECT p_report, uses.user_key, uses.scope, uses.feature, v_weeks[uses.number]
-        FROM pg_temp.spectrum_feature_uses AS uses
-        LEFT JOIN LATERAL (
-            SELECT true AS is_known FROM spectrum.rollup_feature_weeks AS known
-            WHERE known.report_id = p_report AND known.user_key = uses.user_key
-                AND known.scope = uses.scope AND known.feature = uses.feature
-                AND known.period = v_weeks[uses.number]
-            OFFSET 0
-        ) AS before ON true
-        WHERE uses.sign > 0 AND before.is_known IS NULL
-        RETURNING user_key, scope, feature, period
-    )
-    INSERT INTO pg_temp.spectrum_feature_changes (user_key, scope, feature, period, is_added)
-    SELECT added.*, true FROM added;
+    PERFORM analytics._add_feature_weeks(p_report, v_weeks);
 
     WITH went AS (
         SELECT DISTINCT user_key, scope, feature, number FROM pg_temp.spectrum_feature_uses
