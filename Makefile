@@ -29,6 +29,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/00_tenants.sql \
 	60_analytics/00_events.sql \
 	60_analytics/05_ranges.sql \
+	60_analytics/06_served_reports.sql \
 	60_analytics/60_funnel_walks.sql \
 	60_analytics/60_funnel_chains.sql \
 	60_analytics/60_funnels.sql \

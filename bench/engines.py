@@ -45,6 +45,11 @@ class Spectrum:
         "retention": """
             SELECT cohort, period, users FROM analytics.retention() WHERE users > 0
             ORDER BY cohort, period""",
+        # The one before stands in every database, this one does not.
+        "retention by day": """
+            SELECT cohort, period, users
+            FROM analytics.retention(p_period => 'day', p_periods => 30) WHERE users > 0
+            ORDER BY cohort, period""",
         "active users": """
             SELECT day, dau, wau, mau FROM analytics.active_users() ORDER BY day""",
         "trend": """
@@ -98,6 +103,15 @@ class ClickHouse:
             )
             ARRAY JOIN weeks AS week
             WHERE period <= 12
+            GROUP BY cohort, period ORDER BY cohort, period""",
+        "retention by day": """
+            SELECT cohort, dateDiff('day', cohort, day) AS period, count() AS users FROM (
+                SELECT min(toDate(occurred_at)) AS cohort,
+                    groupUniqArray(toDate(occurred_at)) AS days
+                FROM events GROUP BY user_key
+            )
+            ARRAY JOIN days AS day
+            WHERE period <= 30
             GROUP BY cohort, period ORDER BY cohort, period""",
         "active users": """
             SELECT day,
@@ -181,6 +195,16 @@ class DuckDB:
             SELECT cohort, (week - cohort) // 7 AS period, count(*)
             FROM weeks JOIN cohorts USING (user_key)
             WHERE (week - cohort) // 7 <= 12
+            GROUP BY ALL ORDER BY ALL""",
+        "retention by day": """
+            WITH days AS (
+                SELECT DISTINCT user_key, occurred_at::date AS day FROM events
+            ), cohorts AS (
+                SELECT user_key, min(day) AS cohort FROM days GROUP BY user_key
+            )
+            SELECT cohort, day - cohort AS period, count(*)
+            FROM days JOIN cohorts USING (user_key)
+            WHERE day - cohort <= 30
             GROUP BY ALL ORDER BY ALL""",
         "active users": """
             SELECT day, count(DISTINCT user_key) FILTER (gap = 0),

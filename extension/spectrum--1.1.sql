@@ -1196,8 +1196,8 @@ AS $$
     SELECT '^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?$'
 $$;
 COMMENT ON FUNCTION spectrum._number_pattern() IS
-    'Texts that are read as a number, when they have at most 1,000 characters (numeric ends at some '
-    'ten thousand digits): as money, and as what questions measure. A constant of the plan.';
+    'Texts of at most 1,000 characters that are read as a number: as money, and as what questions '
+    'measure. Far longer ones numeric does not hold. A constant of the plan.';
 
 CREATE FUNCTION spectrum._create_reading()
 RETURNS void
@@ -4688,9 +4688,7 @@ BEGIN
         PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
     END IF;
     SELECT s.facts_from INTO v_facts_from FROM analytics.settings AS s;
-    IF v_facts_from > coalesce(p_from, '-infinity')
-        AND coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
-    THEN
+    IF v_facts_from > coalesce(p_from, '-infinity') AND analytics._may_ask_kept() THEN
         RAISE NOTICE 'events before % are purged: this answer is without them', v_facts_from
             USING HINT = 'The standing views count them still.';
     END IF;
@@ -4891,6 +4889,60 @@ COMMENT ON FUNCTION analytics._history_periods(text, timestamptz, timestamptz) I
     'For questions that look before their range: the starts of all periods from the first event '
     'of any account to the end of the range, and the number of the period in which the range '
     'begins, NULL where it is open. Empty where the range is.';
+-- Room 60, served reports: which questions stand, and whether what they show is what the events say
+-- by now. Read by glass, and by functions that are asked what stands already.
+
+CREATE FUNCTION spectrum._create_served_reports()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('analytics.served_reports') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE VIEW analytics.served_reports WITH (security_barrier) AS
+    SELECT
+        report.kind,
+        report.name,
+        report.definition,
+        report.created_at,
+        (SELECT caller.sees_all FROM warehouse.caller)
+            AND report.follows_news
+            AND NOT EXISTS (SELECT FROM spectrum.news)
+            AND NOT EXISTS (SELECT FROM spectrum.withdrawals)
+            AND (SELECT horizon.facts_from FROM spectrum.horizon) IS NULL AS is_current
+    FROM spectrum.reports AS report
+    WHERE report.state = 'served';
+    COMMENT ON VIEW analytics.served_reports IS
+        'What the standing views show, by which definition.';
+    COMMENT ON COLUMN analytics.served_reports.kind IS 'The question: funnel, retention, ...';
+    COMMENT ON COLUMN analytics.served_reports.name IS
+        'Of the definition; empty where there is only one.';
+    COMMENT ON COLUMN analytics.served_reports.definition IS
+        'The definition that is shown; one that was changed since is shown once it is built.';
+    COMMENT ON COLUMN analytics.served_reports.created_at IS 'When it was defined.';
+    COMMENT ON COLUMN analytics.served_reports.is_current IS
+        'Whether its view says just what the events say: none waits to be counted, no change of '
+        'the calendar either, and none was purged, which the view counts still. Never to a tenant.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_served_reports() IS
+    'Room 60: makes analytics.served_reports.';
+
+CREATE FUNCTION analytics._may_ask_kept()
+RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(current_setting('spectrum.from_facts', true), '') <> 'on';
+END
+$$;
+COMMENT ON FUNCTION analytics._may_ask_kept() IS
+    'Whether a question may be asked of what refreshes keep. SET spectrum.from_facts = on has all '
+    'asked of the events themselves, as verify() does.';
 -- Room 60, walks: what one unit (a user, an account, a session) did in a funnel. Pure functions of
 -- its history: p_times, ascending, and beside each time a mask of what the event can be: bit k - 1
 -- for step k, bit 30 for an exclusion. They return the positions of the events that fill the steps
@@ -7397,6 +7449,48 @@ COMMENT ON FUNCTION analytics._retention_report(
 ) IS
     'Counts the cohorts of each scope by the periods that have begun.';
 
+CREATE FUNCTION analytics._standing_retention(
+    p_start_event text,
+    p_return_event text,
+    p_period text,
+    p_periods integer,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_cohort text,
+    p_mode text,
+    p_where jsonb
+)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    IF NOT analytics._may_ask_kept() OR p_from <> spectrum.period_start(p_period, p_from)
+        OR p_to <> spectrum.period_start(p_period, p_to)
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN (
+        SELECT min(report.name)
+        FROM analytics.served_reports AS report
+        CROSS JOIN LATERAL jsonb_to_record(report.definition) AS same (
+            start_event text, return_event text, period_kind text, periods integer,
+            cohort_kind text, mode text, properties_filter jsonb
+        )
+        WHERE report.kind = 'retention' AND report.is_current AND same.periods >= p_periods
+            AND (same.start_event, same.return_event, same.period_kind, same.cohort_kind, same.mode)
+                IS NOT DISTINCT FROM (p_start_event, p_return_event, p_period, p_cohort, p_mode)
+            AND nullif(same.properties_filter, 'null') IS NOT DISTINCT FROM p_where
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_retention(
+    text, text, text, integer, timestamptz, timestamptz, text, text, jsonb
+) IS
+    'The retention in whose standing view the answer is: of this definition, as many periods at '
+    'least, and current, where the range is of whole periods. NULL: none.';
+
 CREATE FUNCTION analytics.retention(
     p_start_event text DEFAULT NULL,
     p_return_event text DEFAULT NULL,
@@ -7420,9 +7514,26 @@ RETURNS TABLE (
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_standing text;
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
     PERFORM analytics._check_retention(p_period, p_periods, p_cohort, p_mode, p_where);
+    v_standing := analytics._standing_retention(
+        p_start_event, p_return_event, p_period, p_periods, p_from, p_to, p_cohort, p_mode, p_where
+    );
+    -- The account *, all of them to the view, is none to the functions.
+    IF v_standing IS NOT NULL AND p_account IS DISTINCT FROM '*' THEN
+        RETURN QUERY
+        SELECT r.cohort, r.period, r.cohort_size, r.users, r.rate, r.is_complete
+        FROM analytics.retention_cohorts AS r
+        WHERE r.retention = v_standing AND r.period <= p_periods
+            AND r.account_id = coalesce(p_account, '*')
+            AND r.cohort >= coalesce(spectrum.period_date(p_from), '-infinity')
+            AND r.cohort < coalesce(spectrum.period_date(p_to), 'infinity')
+        ORDER BY r.cohort, r.period;
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT r.cohort, r.period, r.cohort_size, r.users, r.rate, r.is_complete
     FROM analytics._retention_report(
@@ -7440,7 +7551,8 @@ COMMENT ON FUNCTION analytics.retention(
     'or month. p_cohort: first (the period of the user''s first start ever) or recurring (each '
     'period with a start). p_mode: on (back in the period) or on_or_after (in it or later). '
     '[p_from, p_to) limits the starts, p_where the events: JSON containment in their properties. '
-    'Period 0 asks for a return at or after the start.';
+    'Period 0 asks for a return at or after the start. What stands by the same definition, and is '
+    'current (analytics.served_reports), is read there.';
 -- Room 60, standing retentions, how they are kept: the periods in which a user started and came
 -- back are laid out as they were and as they are, and the cohorts move by the difference. Where any
 -- event counts they come from rollup_user_days, else from days of their own.
@@ -8574,7 +8686,7 @@ SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
 BEGIN
-    RETURN coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
+    RETURN analytics._may_ask_kept()
         AND (SELECT state.is_exact AND state.is_near FROM analytics.user_days_state AS state)
         AND (p_from IS NULL OR p_from = spectrum.period_start('day', p_from))
         AND (p_to IS NULL OR p_to = spectrum.period_start('day', p_to));
@@ -8582,9 +8694,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._keeps_days(timestamptz, timestamptz) IS
     'Whether a question about [p_from, p_to), NULL for an open end, may be asked of '
-    'analytics.user_days and event_days: they are exact, cheap, and the range is of whole days. '
-    'SET spectrum.from_facts = on has all questions asked of the events themselves, as verify() '
-    'does.';
+    'analytics.user_days and event_days: they are exact, cheap, and the range is of whole days.';
 
 CREATE FUNCTION analytics._news_days(OUT starts timestamptz[], OUT days date[])
 LANGUAGE plpgsql STABLE
@@ -19232,32 +19342,6 @@ COMMENT ON FUNCTION analytics.experiment(
 --   analytics._cells_<view>(user, at, event)  the cells that count an event
 -- Both ask the events as they are now. A view is behind them by what no refresh has counted yet.
 
-CREATE FUNCTION spectrum._create_glass()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.served_reports') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE VIEW analytics.served_reports WITH (security_barrier) AS
-    SELECT report.kind, report.name, report.definition, report.created_at
-    FROM spectrum.reports AS report
-    WHERE report.state = 'served';
-    COMMENT ON VIEW analytics.served_reports IS
-        'What the standing views show, by which definition.';
-    COMMENT ON COLUMN analytics.served_reports.kind IS 'The question: funnel, retention, ...';
-    COMMENT ON COLUMN analytics.served_reports.name IS
-        'Of the definition; empty where there is only one.';
-    COMMENT ON COLUMN analytics.served_reports.definition IS
-        'The definition that is shown; one that was changed since is shown once it is built.';
-    COMMENT ON COLUMN analytics.served_reports.created_at IS 'When it was defined.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.served_reports.';
-
 CREATE FUNCTION analytics._read_cell(
     p_cell jsonb, p_keys text[], p_measures text[], p_optional text[] DEFAULT '{}'
 )
@@ -25508,10 +25592,10 @@ BEGIN
     FOREACH v_room IN ARRAY ARRAY[
         'releases', 'config', 'run_log', 'horizon', 'settings', 'raw_events', 'intake',
         'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
-        'reports', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
-        'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
+        'reports', 'tenants', 'served_reports', 'daily_events', 'events', 'active_users',
+        'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
         'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
-        'event_catalog', 'experiments', 'glass', 'tasks', 'receipts', 'status'
+        'event_catalog', 'experiments', 'tasks', 'receipts', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN

@@ -61,6 +61,7 @@ QUESTIONS = [
 ]
 # Keys are numbered over all accounts, and these say when, not what.
 VARYING = {
+    "is_current",  # of what waits, also of others: never to a tenant
     "user_key", "event_type_key", "account_key", "as_of", "changed_at", "created_at", "raw_id",
     "granted_at",
 }  # fmt: skip

@@ -1,5 +1,6 @@
-"""Questions that may be asked of the days that are kept say what they say when asked of the events:
-with facts that no refresh has counted yet, in any time zone, for ranges of whole days or not."""
+"""Questions that may be asked of the days that are kept, or of a standing view, say what they say when
+asked of the events: with facts that no refresh has counted yet, in any time zone, for ranges of
+whole days or not."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ QUESTIONS = [
     " p_account => %(account)s)",
     "analytics.trend(NULL, %(period)s, %(from)s, %(to)s, 'users', p_account => %(account)s)",
     "analytics.retention(p_period => %(period)s, p_cohort => %(cohort)s, p_mode => %(mode)s,"
-    " p_from => %(from)s, p_to => %(to)s, p_account => %(account)s)",
+    " p_periods => %(periods)s, p_from => %(from)s, p_to => %(to)s, p_account => %(account)s)",
     "analytics.lifecycle(%(period)s, %(from)s, %(to)s, p_account => %(account)s)",
     "analytics.stickiness(%(period)s, %(from)s, %(to)s, p_account => %(account)s)",
     "analytics.revenue(%(from)s, %(to)s, %(account)s)",
@@ -30,7 +31,7 @@ QUESTIONS = [
 ]
 
 
-def an_end(db: psycopg.Connection, random: Random, epoch: datetime) -> datetime | None:
+def an_end(db: psycopg.Connection, random: Random, epoch: datetime, period: str) -> datetime | None:
     at = epoch + timedelta(hours=random.choice([-999, 0, 5, 24, 150, 600, 1999]), minutes=1)
     match random.randrange(5):
         case 0 | 1:
@@ -38,22 +39,30 @@ def an_end(db: psycopg.Connection, random: Random, epoch: datetime) -> datetime 
         case 2:
             return at
         case _:
-            day: datetime = value(db, "SELECT spectrum.period_start('day', %s)", at)
-            return day
+            period = random.choice(["day", period])
+            start: datetime = value(db, "SELECT spectrum.period_start(%s, %s)", period, at)
+            return start
 
 
 def compare(db: psycopg.Connection, random: Random, epoch: datetime, questions: list[str]) -> None:
+    standing = rows(db, "SELECT period_kind, cohort_kind, mode FROM spectrum.retentions")
     for question in questions:
-        ends = (an_end(db, random, epoch), an_end(db, random, epoch))
+        period, cohort, mode = random.choice([
+            *standing,
+            (random.choice(["day", "week", "month"]), random.choice(["first", "recurring"]),
+             random.choice(["on", "on_or_after"])),
+        ])  # fmt: skip
+        ends = (an_end(db, random, epoch, period), an_end(db, random, epoch, period))
         if None not in ends:
             ends = tuple(sorted(ends))  # type: ignore[type-var, assignment]
         asked = {
             "from": ends[0],
             "to": ends[1],
             "account": random.choice([None, None, "a0", "nobody"]),
-            "period": random.choice(["day", "week", "month"]),
-            "cohort": random.choice(["first", "recurring"]),
-            "mode": random.choice(["on", "on_or_after"]),
+            "period": period,
+            "cohort": cohort,
+            "mode": mode,
+            "periods": random.choice([3, 12, 12, 40]),
         }
         answers = []
         for from_facts in ("off", "on"):
@@ -73,6 +82,11 @@ def test_any_interleaving(
     late = [history.pop() for _ in range(len(history) // 3)]
     with loaded(db, [], timezone):
         db.execute("SELECT spectrum.configure('week_start', %s)", (str(week_start),))
+        db.execute(
+            "SELECT spectrum.define_retention('mine', p_period => %s, p_cohort => %s, p_mode => %s)",
+            (random.choice(["day", "week", "month"]), random.choice(["first", "recurring"]),
+             random.choice(["on", "on_or_after"])),
+        )  # fmt: skip
         while history and random.randrange(15):
             do_something(db, random, history, False)
         compare(db, random, epoch, random.sample(QUESTIONS, 1))
@@ -84,6 +98,8 @@ def test_any_interleaving(
         note(f"{timezone} {value(db, 'SELECT count(*) FROM raw_events')}")
         assert value(db, "SELECT analytics._keeps_days(NULL, NULL)")
         compare(db, random, epoch, random.sample(QUESTIONS, 4))
+        db.execute("CALL spectrum.refresh_analytics()")
+        compare(db, random, epoch, [q for q in QUESTIONS if "retention" in q])
 
 
 def test_when_they_are_asked(db: psycopg.Connection) -> None:
@@ -121,6 +137,38 @@ def test_when_they_are_asked(db: psycopg.Connection) -> None:
         assert not is_kept()
     db.execute("SELECT spectrum.rebuild_reports('volume')")
     assert not is_kept()
+
+
+def test_a_retention_that_stands_is_read_where_it_stands(db: psycopg.Connection) -> None:
+    """While it is current, and of whole periods: seen by a number that only its table has."""
+
+    def size(arguments: str = "") -> object:
+        return value(db, f"SELECT max(cohort_size) FROM analytics.retention({arguments})")
+
+    insert(db, [event(user_id="u", occurred_at="2024-05-01T12:00:00Z")])
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    db.execute("UPDATE analytics.mv_retention_cohorts SET cohort_size = 99")
+    assert size() == size("p_periods => 3, p_from => '2024-04-29Z'") == 99
+    for other in ("p_periods => 13", "p_period => 'month'", "p_mode => 'on_or_after'",
+                  "p_from => '2024-04-30Z'", "'seen'", "p_where => '{}'"):  # fmt: skip
+        assert size(other) == 1, other
+    assert size("p_account => '*'") is None
+    assert size("p_from => '2024-05-06Z'") is None
+    with db.transaction(force_rollback=True):
+        db.execute("SET LOCAL spectrum.from_facts = on")
+        assert size() == 1
+    with db.transaction(force_rollback=True):
+        db.execute(
+            "UPDATE spectrum.horizon SET facts_from = '2024-01-01Z', open_from = '2024-02-01Z'"
+        )
+        assert size() == 1
+    with db.transaction(force_rollback=True):
+        db.execute("SELECT spectrum.rebuild_reports('retention')")
+        assert size() == 1
+    insert(db, [event(user_id="v", occurred_at="2024-05-01T13:00:00Z")])
+    drain(db)
+    assert size() == 2
 
 
 def test_users_of_all_parts_are_counted_once(db: psycopg.Connection) -> None:

@@ -69,6 +69,8 @@ def test_tenant_sees_what_his_account_alone_would_show(
             assert view in OF_THE_PRODUCT or marked(shown(party.owner, f"analytics.{view}")), (
                 f"{view} tells nothing of the other account to anyone, so this shows nothing"
             )
+    # Whether events wait would tell of those of others.
+    assert rows(tenant, "SELECT DISTINCT is_current FROM analytics.served_reports") == [(False,)]
     for template in QUESTIONS:
         asked = question(template)
         expected = shown(alone, asked)

@@ -41,8 +41,8 @@ AS $$
     SELECT '^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?$'
 $$;
 COMMENT ON FUNCTION spectrum._number_pattern() IS
-    'Texts that are read as a number, when they have at most 1,000 characters (numeric ends at some '
-    'ten thousand digits): as money, and as what questions measure. A constant of the plan.';
+    'Texts of at most 1,000 characters that are read as a number: as money, and as what questions '
+    'measure. Far longer ones numeric does not hold. A constant of the plan.';
 
 CREATE FUNCTION spectrum._create_reading()
 RETURNS void

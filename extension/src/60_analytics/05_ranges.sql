@@ -20,9 +20,7 @@ BEGIN
         PERFORM spectrum._reject('p_to', p_to::text, 'a finite time not before p_from, or NULL');
     END IF;
     SELECT s.facts_from INTO v_facts_from FROM analytics.settings AS s;
-    IF v_facts_from > coalesce(p_from, '-infinity')
-        AND coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
-    THEN
+    IF v_facts_from > coalesce(p_from, '-infinity') AND analytics._may_ask_kept() THEN
         RAISE NOTICE 'events before % are purged: this answer is without them', v_facts_from
             USING HINT = 'The standing views count them still.';
     END IF;

@@ -383,6 +383,48 @@ COMMENT ON FUNCTION analytics._retention_report(
 ) IS
     'Counts the cohorts of each scope by the periods that have begun.';
 
+CREATE FUNCTION analytics._standing_retention(
+    p_start_event text,
+    p_return_event text,
+    p_period text,
+    p_periods integer,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_cohort text,
+    p_mode text,
+    p_where jsonb
+)
+RETURNS text
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET jit = off
+AS $$
+BEGIN
+    IF NOT analytics._may_ask_kept() OR p_from <> spectrum.period_start(p_period, p_from)
+        OR p_to <> spectrum.period_start(p_period, p_to)
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN (
+        SELECT min(report.name)
+        FROM analytics.served_reports AS report
+        CROSS JOIN LATERAL jsonb_to_record(report.definition) AS same (
+            start_event text, return_event text, period_kind text, periods integer,
+            cohort_kind text, mode text, properties_filter jsonb
+        )
+        WHERE report.kind = 'retention' AND report.is_current AND same.periods >= p_periods
+            AND (same.start_event, same.return_event, same.period_kind, same.cohort_kind, same.mode)
+                IS NOT DISTINCT FROM (p_start_event, p_return_event, p_period, p_cohort, p_mode)
+            AND nullif(same.properties_filter, 'null') IS NOT DISTINCT FROM p_where
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_retention(
+    text, text, text, integer, timestamptz, timestamptz, text, text, jsonb
+) IS
+    'The retention in whose standing view the answer is: of this definition, as many periods at '
+    'least, and current, where the range is of whole periods. NULL: none.';
+
 CREATE FUNCTION analytics.retention(
     p_start_event text DEFAULT NULL,
     p_return_event text DEFAULT NULL,
@@ -406,9 +448,26 @@ RETURNS TABLE (
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_standing text;
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
     PERFORM analytics._check_retention(p_period, p_periods, p_cohort, p_mode, p_where);
+    v_standing := analytics._standing_retention(
+        p_start_event, p_return_event, p_period, p_periods, p_from, p_to, p_cohort, p_mode, p_where
+    );
+    -- The account *, all of them to the view, is none to the functions.
+    IF v_standing IS NOT NULL AND p_account IS DISTINCT FROM '*' THEN
+        RETURN QUERY
+        SELECT r.cohort, r.period, r.cohort_size, r.users, r.rate, r.is_complete
+        FROM analytics.retention_cohorts AS r
+        WHERE r.retention = v_standing AND r.period <= p_periods
+            AND r.account_id = coalesce(p_account, '*')
+            AND r.cohort >= coalesce(spectrum.period_date(p_from), '-infinity')
+            AND r.cohort < coalesce(spectrum.period_date(p_to), 'infinity')
+        ORDER BY r.cohort, r.period;
+        RETURN;
+    END IF;
     RETURN QUERY
     SELECT r.cohort, r.period, r.cohort_size, r.users, r.rate, r.is_complete
     FROM analytics._retention_report(
@@ -426,4 +485,5 @@ COMMENT ON FUNCTION analytics.retention(
     'or month. p_cohort: first (the period of the user''s first start ever) or recurring (each '
     'period with a start). p_mode: on (back in the period) or on_or_after (in it or later). '
     '[p_from, p_to) limits the starts, p_where the events: JSON containment in their properties. '
-    'Period 0 asks for a return at or after the start.';
+    'Period 0 asks for a return at or after the start. What stands by the same definition, and is '
+    'current (analytics.served_reports), is read there.';

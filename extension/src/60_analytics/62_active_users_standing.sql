@@ -191,7 +191,7 @@ SET search_path = pg_catalog, pg_temp
 SET jit = off
 AS $$
 BEGIN
-    RETURN coalesce(current_setting('spectrum.from_facts', true), '') <> 'on'
+    RETURN analytics._may_ask_kept()
         AND (SELECT state.is_exact AND state.is_near FROM analytics.user_days_state AS state)
         AND (p_from IS NULL OR p_from = spectrum.period_start('day', p_from))
         AND (p_to IS NULL OR p_to = spectrum.period_start('day', p_to));
@@ -199,9 +199,7 @@ END
 $$;
 COMMENT ON FUNCTION analytics._keeps_days(timestamptz, timestamptz) IS
     'Whether a question about [p_from, p_to), NULL for an open end, may be asked of '
-    'analytics.user_days and event_days: they are exact, cheap, and the range is of whole days. '
-    'SET spectrum.from_facts = on has all questions asked of the events themselves, as verify() '
-    'does.';
+    'analytics.user_days and event_days: they are exact, cheap, and the range is of whole days.';
 
 CREATE FUNCTION analytics._news_days(OUT starts timestamptz[], OUT days date[])
 LANGUAGE plpgsql STABLE

@@ -4,32 +4,6 @@
 --   analytics._cells_<view>(user, at, event)  the cells that count an event
 -- Both ask the events as they are now. A view is behind them by what no refresh has counted yet.
 
-CREATE FUNCTION spectrum._create_glass()
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF to_regclass('analytics.served_reports') IS NOT NULL THEN
-        RETURN;
-    END IF;
-
-    CREATE VIEW analytics.served_reports WITH (security_barrier) AS
-    SELECT report.kind, report.name, report.definition, report.created_at
-    FROM spectrum.reports AS report
-    WHERE report.state = 'served';
-    COMMENT ON VIEW analytics.served_reports IS
-        'What the standing views show, by which definition.';
-    COMMENT ON COLUMN analytics.served_reports.kind IS 'The question: funnel, retention, ...';
-    COMMENT ON COLUMN analytics.served_reports.name IS
-        'Of the definition; empty where there is only one.';
-    COMMENT ON COLUMN analytics.served_reports.definition IS
-        'The definition that is shown; one that was changed since is shown once it is built.';
-    COMMENT ON COLUMN analytics.served_reports.created_at IS 'When it was defined.';
-END
-$$;
-COMMENT ON FUNCTION spectrum._create_glass() IS 'Room 72: makes analytics.served_reports.';
-
 CREATE FUNCTION analytics._read_cell(
     p_cell jsonb, p_keys text[], p_measures text[], p_optional text[] DEFAULT '{}'
 )

@@ -55,10 +55,10 @@ BEGIN
     FOREACH v_room IN ARRAY ARRAY[
         'releases', 'config', 'run_log', 'horizon', 'settings', 'raw_events', 'intake',
         'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
-        'reports', 'tenants', 'daily_events', 'events', 'active_users', 'lifecycle',
-        'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
+        'reports', 'tenants', 'served_reports', 'daily_events', 'events', 'active_users',
+        'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
         'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
-        'event_catalog', 'experiments', 'glass', 'tasks', 'receipts', 'status'
+        'event_catalog', 'experiments', 'tasks', 'receipts', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
