@@ -1,6 +1,6 @@
-"""Questions that may be asked of the days that are kept, or of a standing view, say what they say when
-asked of the events: with facts that no refresh has counted yet, in any time zone, for ranges of
-whole days or not."""
+"""Questions that may be asked of the days that are kept, or of a standing view, say what they say
+when asked of the events: with facts that no refresh has counted yet, in any time zone, for ranges
+of whole days or not."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def test_any_interleaving(
     with loaded(db, [], timezone):
         db.execute("SELECT spectrum.configure('week_start', %s)", (str(week_start),))
         db.execute(
-            "SELECT spectrum.define_retention('mine', p_period => %s, p_cohort => %s, p_mode => %s)",
+            "SELECT spectrum.define_retention("
+            "'mine', p_period => %s, p_cohort => %s, p_mode => %s)",
             (random.choice(["day", "week", "month"]), random.choice(["first", "recurring"]),
              random.choice(["on", "on_or_after"])),
         )  # fmt: skip
