@@ -167,6 +167,31 @@ def test_who_floods_is_named(db: psycopg.Connection) -> None:
     assert rows(db, check) == [(True, "no account holds up the others")]
 
 
+@pytest.mark.parametrize("rule", ["hmac", "drop"])
+def test_who_floods_is_named_as_a_rule_leaves_it(db: psycopg.Connection, rule: str) -> None:
+    """Also where it is defined during the flood, and senders hash some themselves (capture)."""
+    insert(db, of("secret-1", 1_000) + of("b", 10))
+    process(db, 90)
+    db.execute("SELECT spectrum.define_pii('account_id', %s)", (rule,))
+    db.execute("SELECT spectrum.capture(%s::jsonb) FROM generate_series(1, 300)",
+        ('{"event_type": "seen", "account_id": "secret-1"}',))  # fmt: skip
+    insert(db, of("secret-2", 40))
+    waits = "SELECT count(*) FROM spectrum.waiting GROUP BY account_id ORDER BY 1"
+    assert rows(db, waits) == ([(10,), (40,), (1_210,)] if rule == "hmac" else [(1_260,)])
+    named = "SELECT string_agg(account_id, ' ') FROM spectrum.floods"
+    shown = "SELECT string_agg(message, ' ') FROM spectrum.health()"
+    flood = value(db, "SELECT spectrum.pii_hash('secret-1')") if rule == "hmac" else ""
+    assert value(db, named) is None
+    for _ in range(4):
+        process(db, 90)
+        assert value(db, named) == flood
+        assert f'account "{flood}" has about' in value(db, shown)
+    assert rows(db, waits) == [(900,)]
+    drain(db, 90)
+    assert statuses(db) == {"done": 1_350}
+    assert value(db, "SELECT count(*) FROM spectrum.floods") == 0
+
+
 def test_large_payloads_are_not_all_looked_at(db: psycopg.Connection) -> None:
     text = "".join(Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=200_000))
     insert(db, [event(account_id="a", properties={"text": text})] * 60 + of("b", 5))

@@ -17,13 +17,13 @@ SET enable_bitmapscan = off
 SET enable_sort = off
 AS $$
 BEGIN
-    -- The account as in spectrum.waiting; rows cannot be locked through it one by one.
+    -- By way of spectrum.waiting, because rows cannot be locked through it one by one.
     SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
     FROM (
         SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
         WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
-            AND (p_account_id IS NULL OR p_account_id COLLATE "C"
-                = left(coalesce(raw.payload ->> 'account_id', ''), 200))
+            AND (p_account_id IS NULL OR p_account_id = (
+                SELECT waiting.account_id FROM spectrum.waiting WHERE waiting.seq = raw.seq))
         ORDER BY raw.seq
         LIMIT p_limit
         FOR UPDATE SKIP LOCKED
@@ -33,8 +33,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer, text) IS
     'Locks at most p_limit pending rows with p_from <= seq < p_to, of one account if p_account_id '
-    'names it (empty: without one), in receive order. The plan is '
-    'pinned to the index on seq: statistics of a table that fills and drains are of no use.';
+    'names it as spectrum.waiting does (empty: without one), in receive order. The plan is pinned '
+    'to the index on seq: statistics of a table that fills and drains are of no use.';
 
 CREATE FUNCTION spectrum._claim_requeued(p_limit integer)
 RETURNS tid[]

@@ -13,6 +13,8 @@ BEGIN
         FROM spectrum.pii_rules
         WHERE rule <> 'keep'
     );
+    -- Hints, which name accounts as they were called until now.
+    DELETE FROM spectrum.floods;
     IF EXISTS (SELECT FROM warehouse.event_ledger) THEN
         RAISE NOTICE 'facts made before keep what they hold until their raw events are read again'
             USING HINT = 'CALL spectrum.reprocess(p_status => ''done''); and see docs/privacy.md '
