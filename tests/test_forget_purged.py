@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from hashlib import md5
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -56,6 +58,45 @@ def test_the_receipt_counts_the_facts_that_there_were(purged: psycopg.Connection
     assert ("public.raw_events", "rows removed", -2) in receipt
     assert traces(purged, USER) == set()
     prove(purged, views=True)
+
+
+@pytest.mark.parametrize(
+    ("only", "left"),
+    [
+        ("", set()),
+        (", p_to => now() - interval '100 days'", {f"{USER} 10"}),
+        (", p_from => now() - interval '100 days'", {f"{USER} 200"}),
+        # No event type is known of what is purged.
+        (", p_event_type => 'seen'", {f"{USER} 200"}),
+    ],
+)
+def test_entries_of_the_ledger_go_too(
+    purged: psycopg.Connection, only: str, left: set[str]
+) -> None:
+    purged.execute("CALL spectrum.purge_raw('0')")
+    receipt = rows(
+        purged,
+        "SELECT object, change::integer FROM spectrum.forget_user(%s" + only + ")"
+        " WHERE cell IS NULL",
+        USER,
+    )
+    known = {id for (id,) in rows(purged, "SELECT event_id FROM warehouse.event_ledger")}
+    stays = left | {"eve 200", "bob 10"}
+    assert known == {UUID(md5(name.encode()).hexdigest()) for name in stays}
+    assert ("warehouse.event_ledger", len(known) - 4) in receipt
+    prove(purged, views=True)
+
+
+def test_a_long_ledger_is_looked_at_to_its_end(purged: psycopg.Connection) -> None:
+    purged.execute("CALL spectrum.purge_raw('0')")
+    purged.execute(
+        "INSERT INTO warehouse.event_ledger"
+        " SELECT gen_random_uuid(), n, now() - interval '1 year', (SELECT user_key"
+        " FROM warehouse.dim_users WHERE user_id = CASE WHEN n = 130000 THEN %s ELSE 'eve' END)"
+        " FROM generate_series(1001, 130000) AS n",
+        (USER,),
+    )
+    assert ("warehouse.event_ledger", "rows removed", -3) in rows(purged, FORGET, USER, "remove")
 
 
 def test_a_copy_steps_in_for_a_row_that_was_purged(db: psycopg.Connection) -> None:

@@ -7,6 +7,7 @@
 --   count    the views are brought up to the facts, so that what changes later is his doing
 --   events   his facts, 10,000 a step (anonymise: all in one), with their raw events
 --   rows     a look at every raw event, 50,000 a step: what failed, waits, or repeats others
+--   entries  a look at the ledger, 1,000 pages a step: his events whose facts were purged
 --   settle   refreshes until no table of a former report is left
 --   end      his name goes, and what else holds a trace
 -- Anonymise looks at the rows first, because names change all at once.
@@ -34,7 +35,7 @@ CREATE FUNCTION spectrum._erasure(
     OUT to_at timestamptz,
     OUT properties text[],
     OUT phase text,
-    OUT at_seq bigint,
+    OUT looked_to bigint,
     OUT total bigint
 )
 LANGUAGE plpgsql STABLE
@@ -56,7 +57,7 @@ BEGIN
             WHERE rule.field LIKE 'properties.%' AND rule.rule = 'hmac'),
         coalesce(task.outcome ->> 'phase', 'begin'), task.position, task.total
     INTO names, user_keys, is_whole, anonymises, event_type, from_at, to_at, properties, phase,
-        at_seq, total
+        looked_to, total
     FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
 END
 $$;
@@ -99,7 +100,7 @@ DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
     v_phases text[] := CASE WHEN r_erasure.anonymises
         THEN '{begin, count, rows, events, settle, end}'::text[]
-        ELSE '{begin, count, events, rows, settle, end}'::text[] END;
+        ELSE '{begin, count, events, rows, entries, settle, end}'::text[] END;
     v_is_over boolean := true;
 BEGIN
     IF r_erasure.phase IN ('count', 'settle') THEN
@@ -115,6 +116,8 @@ BEGIN
             v_is_over := NOT spectrum._erase_events(p_task_id);
         ELSIF r_erasure.phase = 'rows' THEN
             v_is_over := NOT spectrum._erase_rows(p_task_id);
+        ELSIF r_erasure.phase = 'entries' THEN
+            v_is_over := NOT spectrum._erase_entries(p_task_id);
         ELSE
             PERFORM spectrum._end_erasure(p_task_id);
             RETURN false;
@@ -127,8 +130,9 @@ BEGIN
             PERFORM spectrum._note_state(p_task_id, r_erasure.user_keys, -1);
         END IF;
         UPDATE spectrum.tasks AS task
-        SET outcome = task.outcome || jsonb_build_object(
-            'phase', v_phases[array_position(v_phases, r_erasure.phase) + 1])
+        SET position = CASE r_erasure.phase WHEN 'rows' THEN 0 ELSE task.position END,
+            outcome = task.outcome || jsonb_build_object(
+                'phase', v_phases[array_position(v_phases, r_erasure.phase) + 1])
         WHERE task.task_id = p_task_id;
     END IF;
     RETURN true;
@@ -237,7 +241,7 @@ BEGIN
     SELECT max(chunk.seq), count(*) INTO v_until, v_looked
     FROM (
         SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq > r_erasure.at_seq AND raw.seq <= r_erasure.total
+        WHERE raw.seq > r_erasure.looked_to AND raw.seq <= r_erasure.total
         ORDER BY raw.seq
         LIMIT 50000
     ) AS chunk;
@@ -248,7 +252,7 @@ BEGIN
     -- A batch that holds one of them is waited for here, and looked at afterwards.
     v_seqs := ARRAY(
         SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq > r_erasure.at_seq AND raw.seq <= v_until
+        WHERE raw.seq > r_erasure.looked_to AND raw.seq <= v_until
             AND raw.payload ->> 'user_id' = ANY (r_erasure.names)
         ORDER BY raw.seq
         FOR UPDATE
@@ -297,6 +301,44 @@ $$;
 COMMENT ON FUNCTION spectrum._erase_rows(bigint) IS
     'Step of forget_user: of the next raw events those that name him and do not count, or count '
     'for others; false at the end.';
+
+CREATE FUNCTION spectrum._erase_entries(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_facts_from timestamptz := spectrum._facts_from();
+    v_event_ids uuid[];
+    v_seqs bigint[];
+BEGIN
+    -- No event type is known of them any more.
+    IF v_facts_from = '-infinity' OR r_erasure.event_type IS NOT NULL
+        OR r_erasure.looked_to >= pg_relation_size('warehouse.event_ledger')
+            / current_setting('block_size')::bigint
+    THEN
+        RETURN false;
+    END IF;
+    SELECT array_agg(ledger.event_id ORDER BY ledger.event_id), array_agg(ledger.seq)
+    INTO v_event_ids, v_seqs
+    FROM warehouse.event_ledger AS ledger
+    WHERE ledger.ctid >= format('(%s,0)', r_erasure.looked_to)::tid
+        AND ledger.ctid < format('(%s,0)', r_erasure.looked_to + 1000)::tid
+        AND ledger.user_key = ANY (r_erasure.user_keys)
+        AND ledger.occurred_at < least(v_facts_from, r_erasure.to_at)
+        AND ledger.occurred_at >= r_erasure.from_at;
+    IF v_event_ids IS NOT NULL THEN
+        PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
+    END IF;
+    UPDATE spectrum.tasks SET position = r_erasure.looked_to + 1000 WHERE task_id = p_task_id;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase_entries(bigint) IS
+    'Step of forget_user: of the next pages of the ledger what names him and has no fact any more '
+    'because that was purged; false at the end.';
 
 CREATE FUNCTION spectrum._erase(p_task_id bigint, p_event_ids uuid[], p_seqs bigint[])
 RETURNS void
