@@ -81,6 +81,31 @@ def test_operator_asks_and_the_owner_carries_out(
     )
 
 
+def test_operator_has_things_deleted_by_the_owner_alone(
+    owner_db: psycopg.Connection, operator: psycopg.Connection
+) -> None:
+    """Asking for purge and erasure is what he is for; doing it, and bringing back, is not."""
+    insert(owner_db, [event("seen", user_id="ann"), event("seen", user_id="bob")])
+    owner_db.execute("CALL spectrum.run()")
+    for kind, arguments in (
+        ("forget_user", '{"user_id": "ann"}'), ("purge_raw", '{"older_than": "0"}'),
+        ("purge_facts", '{"older_than": "13 months"}'),
+    ):  # fmt: skip
+        operator.execute("SELECT spectrum.request(%s, %s)", (kind, arguments))
+    for call in (
+        "SELECT * FROM spectrum.forget_user('bob')", "SELECT spectrum.remember_user('ann')",
+        "CALL spectrum.purge_raw('0')", "CALL spectrum.purge_facts('13 months')",
+        "SELECT spectrum._work_on_task(1)", "SELECT * FROM spectrum.receipts",
+    ):  # fmt: skip
+        with pytest.raises(errors.InsufficientPrivilege):
+            operator.execute(call)
+    held = "SELECT (SELECT count(*) FROM raw_events), (SELECT count(*) FROM warehouse.event_ledger)"
+    assert rows(owner_db, held) == [(2, 2)]
+    owner_db.execute("CALL spectrum.run()")
+    assert rows(owner_db, held) == [(0, 1)]
+    assert rows(operator, "SELECT DISTINCT state FROM spectrum.tasks") == [("done",)]
+
+
 REFUSED = [
     "SELECT spectrum.define_report('mine', 'pg_catalog.now')",
     "SELECT spectrum.drop_report('mine')",
