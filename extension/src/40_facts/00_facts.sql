@@ -100,6 +100,26 @@ COMMENT ON FUNCTION spectrum._bound_lock_waits(integer) IS
     'Sets lock_timeout to so many times config.lock_timeout and returns what it was, for who sets '
     'it back.';
 
+CREATE FUNCTION spectrum._wait_for_lock(p_name text, p_times integer, p_is_shared boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_wait text := spectrum._bound_lock_waits(p_times);
+BEGIN
+    IF p_is_shared THEN
+        PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key(p_name));
+    ELSE
+        PERFORM pg_advisory_xact_lock(spectrum._lock_key(p_name));
+    END IF;
+    PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_lock(text, integer, boolean) IS
+    'Takes an advisory lock until the transaction ends; raises 55P03 where others do not let go of '
+    'it within so many times config.lock_timeout.';
+
 CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -118,9 +138,8 @@ BEGIN
     END IF;
 
     -- For a worker whose batch makes months too, longer: this wait keeps nobody from reading.
-    v_wait := spectrum._bound_lock_waits(10);
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
-    PERFORM spectrum._bound_lock_waits();
+    PERFORM spectrum._wait_for_lock('months', 10, false);
+    v_wait := spectrum._bound_lock_waits();
     BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.
         EXECUTE format('CREATE TABLE warehouse.%I (LIKE warehouse.fact_events INCLUDING DEFAULTS '

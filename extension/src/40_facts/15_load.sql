@@ -309,37 +309,28 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_key bigint := spectrum._lock_key('batch');
-    v_wait text := spectrum._bound_lock_waits(CASE WHEN p_is_alone THEN 10 ELSE 1 END);
 BEGIN
-    IF p_is_alone THEN
-        PERFORM pg_advisory_xact_lock(v_key);
-    ELSE
-        PERFORM pg_advisory_xact_lock_shared(v_key);
-    END IF;
-    PERFORM set_config('lock_timeout', v_wait, true);
+    -- Both for as long: a batch that is parted takes its time, and others beside it, which go to
+    -- sleep until its transaction ends, could keep it from ever getting there.
+    PERFORM spectrum._wait_for_lock('batch', 10, NOT p_is_alone);
 EXCEPTION
     -- Then beside the others: a deadlock is the worst that may come of it. It may have come
     -- already: who met rows of an earlier try sleeps until this transaction ends.
     WHEN lock_not_available OR deadlock_detected THEN
-        PERFORM set_config('lock_timeout', v_wait, true);
+        NULL;
 END
 $$;
 COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
     'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
-    'than config.lock_timeout, or ten times that.';
+    'than ten times config.lock_timeout.';
 
 CREATE FUNCTION spectrum._wait_for_erasure()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_wait text := spectrum._bound_lock_waits(10);
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('forget'));
-    PERFORM set_config('lock_timeout', v_wait, true);
+    PERFORM spectrum._wait_for_lock('forget', 10, true);
     -- An older snapshot does not show who was forgotten meanwhile: this raises 40001 then.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM FROM spectrum.privacy FOR SHARE;

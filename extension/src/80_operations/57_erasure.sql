@@ -69,8 +69,6 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_wait text;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'in a transaction of isolation % the latest facts would not be seen',
@@ -80,9 +78,7 @@ BEGIN
     END IF;
     -- First of all, so that who holds refreshes up does not hold up batches.
     PERFORM spectrum._wait_for_reports();
-    v_wait := spectrum._bound_lock_waits();
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
-    PERFORM set_config('lock_timeout', v_wait, true);
+    PERFORM spectrum._wait_for_lock('forget', 1, false);
 END
 $$;
 COMMENT ON FUNCTION spectrum._keep_batches_out() IS
