@@ -275,6 +275,12 @@ DECLARE
     v_event_ids uuid[];
     v_seqs bigint[];
 BEGIN
+    -- At once and in order, also what copies repeat, which is locked later: batches of rows that
+    -- are read again would wait for each other's events.
+    PERFORM FROM warehouse.event_ledger AS ledger
+    WHERE ledger.event_id = ANY (ARRAY(SELECT batch.event_id FROM pg_temp.spectrum_batch AS batch))
+    ORDER BY ledger.event_id
+    FOR UPDATE;
     SELECT array_agg(batch.event_id ORDER BY batch.event_id), array_agg(batch.seq)
     INTO v_event_ids, v_seqs
     FROM pg_temp.spectrum_batch AS batch
