@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import psycopg
+import pytest
 from conftest import Connect, MakeDb
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -126,6 +127,29 @@ def test_two_who_schedule_at_once(
         ("2 * * * *",)
     ]
     cron_db.execute("SELECT spectrum.unschedule()")
+
+
+@pytest.mark.parametrize(
+    "define",
+    ["define_funnel('f', '[\"{}\"]')", "define_retention('f', '{}')",
+     "define_feature('f', '{}')", "define_metric('f', 'proportion', '{}')"],
+)  # fmt: skip
+def test_two_who_define_the_same_at_once(
+    db: psycopg.Connection, connect: Connect, define: str
+) -> None:
+    """The second waits for the first, and replaces what that defined."""
+    one, other = connect(autocommit=False), connect()
+    one.execute("SELECT spectrum." + define.format("one"))
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(other.execute, "SELECT spectrum." + define.format("other"))
+        wait_until(lambda: second.done() or waits(db, other))
+        one.commit()
+        second.result(timeout=10)
+    kind = define[len("define_") : define.index("(")]
+    defined = value(db, f"SELECT to_jsonb(known)::text FROM spectrum.{kind}s AS known"
+        f" WHERE {kind} = 'f'")  # fmt: skip
+    assert '"other"' in defined
+    assert '"one"' not in defined
 
 
 # Any interleaving --------------------------------------------------------------------------------

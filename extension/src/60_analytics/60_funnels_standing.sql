@@ -302,6 +302,8 @@ BEGIN
     PERFORM analytics._check_funnel(
         p_steps, p_window, p_order, p_entry, p_unit, p_breakdown, p_attribution, p_exclude
     );
+    -- First of all: who defines the name meanwhile is waited for, and replaced.
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.funnels WHERE funnel = p_name;
     INSERT INTO spectrum.funnels (
         funnel, steps, time_window, step_order, entry, unit, breakdown, attribution, exclusions
@@ -325,6 +327,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.funnels WHERE funnel = p_name;
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.funnels');

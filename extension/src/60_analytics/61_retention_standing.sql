@@ -181,6 +181,8 @@ AS $$
 BEGIN
     PERFORM spectrum._check_name('p_name', p_name);
     PERFORM analytics._check_retention(p_period, p_periods, p_cohort, p_mode, p_where);
+    -- First of all: who defines the name meanwhile is waited for, and replaced.
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.retentions WHERE retention = p_name;
     INSERT INTO spectrum.retentions (
         retention, start_event, return_event, period_kind, periods, cohort_kind, mode,
@@ -205,6 +207,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.retentions WHERE retention = p_name;
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.retentions');
