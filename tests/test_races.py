@@ -24,7 +24,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from pipeline import drain, event, insert, process, prove, rows, value, wait_until, waits
+from pipeline import (
+    drain,
+    event,
+    insert,
+    process,
+    prove,
+    rows,
+    statuses,
+    value,
+    wait_until,
+    waits,
+)
 from psycopg.pq import TransactionStatus
 
 RUNS = int(os.environ.get("SPECTRUM_RACES", "4"))
@@ -127,6 +138,48 @@ def test_two_who_schedule_at_once(
         ("2 * * * *",)
     ]
     cron_db.execute("SELECT spectrum.unschedule()")
+
+
+def test_a_batch_that_must_be_alone_is_waited_for(db: psycopg.Connection, connect: Connect) -> None:
+    """Longer than config.lock_timeout, because that is what it takes; but not for ever."""
+    db.execute("SELECT spectrum.configure('lock_timeout', '100 ms')")
+    insert(db, [event(), event()])
+    alone, worker = connect(autocommit=False), connect()
+    alone.execute("SELECT pg_advisory_xact_lock(spectrum._lock_key('batch'))")
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(process, worker, 1)
+        wait_until(lambda: waits(db, worker))
+        time.sleep(0.4)
+        assert not batch.done()
+        assert batch.result(timeout=10).loaded == 1
+        batch = pool.submit(process, worker)
+        wait_until(lambda: waits(db, worker))
+        alone.rollback()
+        assert batch.result(timeout=10).loaded == 1
+    prove(db)
+
+
+def test_batches_of_rows_set_back_lock_events_in_one_order(
+    db: psycopg.Connection, connect: Connect
+) -> None:
+    """Each reads one event again and a copy of the other's. A third holds up both at the first."""
+    ids = [f"00000000-0000-0000-0000-00000000000{n}" for n in range(2)]
+    insert(db, [event(event_id=ids[n], properties={"n": n}) for n in (0, 1, 1, 0)])
+    drain(db)
+    blocker, *workers = connect(autocommit=False), connect(), connect()
+    blocker.execute("SELECT FROM warehouse.event_ledger WHERE event_id = %s FOR UPDATE", (ids[0],))
+    with ThreadPoolExecutor(2) as pool:
+        batches = []
+        for worker, seqs in zip(workers, ([1, 3], [2, 4]), strict=True):
+            worker.execute("SET deadlock_timeout = '1min'; SET statement_timeout = '20s'")
+            db.execute("UPDATE raw_events SET status = 'pending' WHERE seq = ANY (%s)", (seqs,))
+            batches.append(pool.submit(process, worker, 2))
+            wait_until(lambda link=worker: waits(db, link))
+        blocker.rollback()
+        assert [batch.result().claimed for batch in batches] == [2, 2]
+    drain(db)
+    assert statuses(db) == {"done": 4}
+    prove(db, views=True)
 
 
 @pytest.mark.parametrize(
