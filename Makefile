@@ -224,6 +224,9 @@ bench-refresh:  ## refreshes, views and questions at 1 and 10 million events (BE
 bench-history:  ## processing with 10 million events of history (BENCH_HISTORY)
 	@scripts/bench history
 
+bench-upkeep:  ## what caps and fair claiming, a flood, forgetting and purging cost (BENCH_EVENTS)
+	@scripts/bench upkeep
+
 bench-docs:  ## write the tables of docs/performance.md from bench/results/
 	@scripts/bench document
 
@@ -238,4 +241,4 @@ help:  ## this list
 		while IFS='|' read -r target what; do printf '%-18s  %s\n' "$$target" "$$what"; done
 
 .PHONY: check-built demo psql stop clean-demo test test-faults test-poison test-all style \
-	bench bench-refresh bench-history bench-docs soak help
+	bench bench-refresh bench-history bench-upkeep bench-docs soak help
