@@ -1504,13 +1504,13 @@ SET enable_bitmapscan = off
 SET enable_sort = off
 AS $$
 BEGIN
-    -- The account as in spectrum.waiting; rows cannot be locked through it one by one.
+    -- By way of spectrum.waiting, because rows cannot be locked through it one by one.
     SELECT array_agg(claimed.row_id), max(claimed.seq) INTO row_ids, last_seq
     FROM (
         SELECT raw.ctid AS row_id, raw.seq FROM @extschema@.raw_events AS raw
         WHERE raw.seq >= p_from AND raw.seq < p_to AND raw.status = 'pending'
-            AND (p_account_id IS NULL OR p_account_id COLLATE "C"
-                = left(coalesce(raw.payload ->> 'account_id', ''), 200))
+            AND (p_account_id IS NULL OR p_account_id = (
+                SELECT waiting.account_id FROM spectrum.waiting WHERE waiting.seq = raw.seq))
         ORDER BY raw.seq
         LIMIT p_limit
         FOR UPDATE SKIP LOCKED
@@ -1520,8 +1520,8 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._claim_between(bigint, bigint, integer, text) IS
     'Locks at most p_limit pending rows with p_from <= seq < p_to, of one account if p_account_id '
-    'names it (empty: without one), in receive order. The plan is '
-    'pinned to the index on seq: statistics of a table that fills and drains are of no use.';
+    'names it as spectrum.waiting does (empty: without one), in receive order. The plan is pinned '
+    'to the index on seq: statistics of a table that fills and drains are of no use.';
 
 CREATE FUNCTION spectrum._claim_requeued(p_limit integer)
 RETURNS tid[]
@@ -1769,7 +1769,7 @@ BEGIN
     COMMENT ON TABLE spectrum.floods IS
         'Accounts of which so many events wait that batches pass over them, in part: one row each. '
         'Hints only, like spectrum.intake.';
-    COMMENT ON COLUMN spectrum.floods.account_id IS 'As sent; empty where events name none.';
+    COMMENT ON COLUMN spectrum.floods.account_id IS 'As in spectrum.waiting.';
     COMMENT ON COLUMN spectrum.floods.next_seq IS 'Where the first of its rows was left.';
     COMMENT ON COLUMN spectrum.floods.end_seq IS 'After the last one that was passed over.';
     COMMENT ON COLUMN spectrum.floods.waiting IS
@@ -1777,17 +1777,30 @@ BEGIN
     COMMENT ON COLUMN spectrum.floods.begun_at IS 'When it was noticed.';
     COMMENT ON COLUMN spectrum.floods.served_at IS 'The last batch that took some of them.';
 
+    -- spectrum._pii_hash() as it stands: a call costs four times as much.
     CREATE VIEW spectrum.waiting AS
     SELECT
         raw.seq,
-        left(coalesce(raw.payload ->> 'account_id', ''), 200) COLLATE "C" AS account_id,
+        left(coalesce(
+            CASE (SELECT rule.rule FROM spectrum.pii_rules AS rule WHERE rule.field = 'account_id')
+                WHEN 'drop' THEN NULL
+                WHEN 'hmac' THEN CASE WHEN 'account_id' = ANY (raw.treated)
+                    THEN raw.payload ->> 'account_id'
+                    ELSE encode(sha256(
+                        (SELECT known.outer_pad FROM spectrum.pii_key AS known)
+                        || sha256((SELECT known.inner_pad FROM spectrum.pii_key AS known)
+                        || convert_to(nullif(raw.payload ->> 'account_id', ''), 'UTF8'))), 'hex')
+                END
+                ELSE raw.payload ->> 'account_id'
+            END, ''), 200) COLLATE "C" AS account_id,
         pg_column_size(raw.payload) AS bytes
     FROM @extschema@.raw_events AS raw
     WHERE raw.status = 'pending';
     COMMENT ON VIEW spectrum.waiting IS
         'Raw events that are pending, and whose they are. To read all of it costs a look at each.';
     COMMENT ON COLUMN spectrum.waiting.seq IS 'raw_events.seq.';
-    COMMENT ON COLUMN spectrum.waiting.account_id IS 'As sent; empty where it names none.';
+    COMMENT ON COLUMN spectrum.waiting.account_id IS
+        'As a PII rule leaves it, else as sent; empty where there is none.';
     COMMENT ON COLUMN spectrum.waiting.bytes IS 'Of the payload as stored.';
 END
 $$;
@@ -2550,6 +2563,26 @@ COMMENT ON FUNCTION spectrum._bound_lock_waits(integer) IS
     'Sets lock_timeout to so many times config.lock_timeout and returns what it was, for who sets '
     'it back.';
 
+CREATE FUNCTION spectrum._wait_for_lock(p_name text, p_times integer, p_is_shared boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_wait text := spectrum._bound_lock_waits(p_times);
+BEGIN
+    IF p_is_shared THEN
+        PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key(p_name));
+    ELSE
+        PERFORM pg_advisory_xact_lock(spectrum._lock_key(p_name));
+    END IF;
+    PERFORM set_config('lock_timeout', v_wait, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._wait_for_lock(text, integer, boolean) IS
+    'Takes an advisory lock until the transaction ends; raises 55P03 where others do not let go of '
+    'it within so many times config.lock_timeout.';
+
 CREATE FUNCTION spectrum._add_month(p_month date)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -2568,9 +2601,8 @@ BEGIN
     END IF;
 
     -- For a worker whose batch makes months too, longer: this wait keeps nobody from reading.
-    v_wait := spectrum._bound_lock_waits(10);
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('months'));
-    PERFORM spectrum._bound_lock_waits();
+    PERFORM spectrum._wait_for_lock('months', 10, false);
+    v_wait := spectrum._bound_lock_waits();
     BEGIN
         -- LIKE and ATTACH, because PARTITION OF would lock the readers of all months out.
         EXECUTE format('CREATE TABLE warehouse.%I (LIKE warehouse.fact_events INCLUDING DEFAULTS '
@@ -3069,6 +3101,12 @@ DECLARE
     v_event_ids uuid[];
     v_seqs bigint[];
 BEGIN
+    -- At once and in order, also what copies repeat, which is locked later: batches of rows that
+    -- are read again would wait for each other's events.
+    PERFORM FROM warehouse.event_ledger AS ledger
+    WHERE ledger.event_id = ANY (ARRAY(SELECT batch.event_id FROM pg_temp.spectrum_batch AS batch))
+    ORDER BY ledger.event_id
+    FOR UPDATE;
     SELECT array_agg(batch.event_id ORDER BY batch.event_id), array_agg(batch.seq)
     INTO v_event_ids, v_seqs
     FROM pg_temp.spectrum_batch AS batch
@@ -3496,37 +3534,28 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_key bigint := spectrum._lock_key('batch');
-    v_wait text := spectrum._bound_lock_waits(CASE WHEN p_is_alone THEN 10 ELSE 1 END);
 BEGIN
-    IF p_is_alone THEN
-        PERFORM pg_advisory_xact_lock(v_key);
-    ELSE
-        PERFORM pg_advisory_xact_lock_shared(v_key);
-    END IF;
-    PERFORM set_config('lock_timeout', v_wait, true);
+    -- Both for as long: a batch that is parted takes its time, and others beside it, which go to
+    -- sleep until its transaction ends, could keep it from ever getting there.
+    PERFORM spectrum._wait_for_lock('batch', 10, NOT p_is_alone);
 EXCEPTION
     -- Then beside the others: a deadlock is the worst that may come of it. It may have come
     -- already: who met rows of an earlier try sleeps until this transaction ends.
     WHEN lock_not_available OR deadlock_detected THEN
-        PERFORM set_config('lock_timeout', v_wait, true);
+        NULL;
 END
 $$;
 COMMENT ON FUNCTION spectrum._wait_for_turn(boolean) IS
     'Lets a batch begin: beside others, or with none other under way; waits for that no longer '
-    'than config.lock_timeout, or ten times that.';
+    'than ten times config.lock_timeout.';
 
 CREATE FUNCTION spectrum._wait_for_erasure()
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_wait text := spectrum._bound_lock_waits(10);
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(spectrum._lock_key('forget'));
-    PERFORM set_config('lock_timeout', v_wait, true);
+    PERFORM spectrum._wait_for_lock('forget', 10, true);
     -- An older snapshot does not show who was forgotten meanwhile: this raises 40001 then.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM FROM spectrum.privacy FOR SHARE;
@@ -7032,6 +7061,8 @@ BEGIN
     PERFORM analytics._check_funnel(
         p_steps, p_window, p_order, p_entry, p_unit, p_breakdown, p_attribution, p_exclude
     );
+    -- First of all: who defines the name meanwhile is waited for, and replaced.
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.funnels WHERE funnel = p_name;
     INSERT INTO spectrum.funnels (
         funnel, steps, time_window, step_order, entry, unit, breakdown, attribution, exclusions
@@ -7055,6 +7086,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.funnels WHERE funnel = p_name;
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.funnels');
@@ -8178,6 +8210,8 @@ AS $$
 BEGIN
     PERFORM spectrum._check_name('p_name', p_name);
     PERFORM analytics._check_retention(p_period, p_periods, p_cohort, p_mode, p_where);
+    -- First of all: who defines the name meanwhile is waited for, and replaced.
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.retentions WHERE retention = p_name;
     INSERT INTO spectrum.retentions (
         retention, start_event, return_event, period_kind, periods, cohort_kind, mode,
@@ -8202,6 +8236,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM spectrum._hold_reports();
     DELETE FROM spectrum.retentions WHERE retention = p_name;
     IF NOT FOUND THEN
         PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.retentions');
@@ -23317,6 +23352,8 @@ BEGIN
         FROM spectrum.pii_rules
         WHERE rule <> 'keep'
     );
+    -- Hints, which name accounts as they were called until now.
+    DELETE FROM spectrum.floods;
     IF EXISTS (SELECT FROM warehouse.event_ledger) THEN
         RAISE NOTICE 'facts made before keep what they hold until their raw events are read again'
             USING HINT = 'CALL spectrum.reprocess(p_status => ''done''); and see docs/privacy.md '
@@ -24141,6 +24178,7 @@ COMMENT ON FUNCTION spectrum.remember_user(text) IS
 --   count    the views are brought up to the facts, so that what changes later is his doing
 --   events   his facts, 10,000 a step (anonymise: all in one), with their raw events
 --   rows     a look at every raw event, 50,000 a step: what failed, waits, or repeats others
+--   entries  a look at the ledger, 1,000 pages a step: his events whose facts were purged
 --   settle   refreshes until no table of a former report is left
 --   end      his name goes, and what else holds a trace
 -- Anonymise looks at the rows first, because names change all at once.
@@ -24168,7 +24206,7 @@ CREATE FUNCTION spectrum._erasure(
     OUT to_at timestamptz,
     OUT properties text[],
     OUT phase text,
-    OUT at_seq bigint,
+    OUT looked_to bigint,
     OUT total bigint
 )
 LANGUAGE plpgsql STABLE
@@ -24190,7 +24228,7 @@ BEGIN
             WHERE rule.field LIKE 'properties.%' AND rule.rule = 'hmac'),
         coalesce(task.outcome ->> 'phase', 'begin'), task.position, task.total
     INTO names, user_keys, is_whole, anonymises, event_type, from_at, to_at, properties, phase,
-        at_seq, total
+        looked_to, total
     FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
 END
 $$;
@@ -24202,8 +24240,6 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_wait text;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'in a transaction of isolation % the latest facts would not be seen',
@@ -24213,9 +24249,7 @@ BEGIN
     END IF;
     -- First of all, so that who holds refreshes up does not hold up batches.
     PERFORM spectrum._wait_for_reports();
-    v_wait := spectrum._bound_lock_waits();
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('forget'));
-    PERFORM set_config('lock_timeout', v_wait, true);
+    PERFORM spectrum._wait_for_lock('forget', 1, false);
 END
 $$;
 COMMENT ON FUNCTION spectrum._keep_batches_out() IS
@@ -24233,7 +24267,7 @@ DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
     v_phases text[] := CASE WHEN r_erasure.anonymises
         THEN '{begin, count, rows, events, settle, end}'::text[]
-        ELSE '{begin, count, events, rows, settle, end}'::text[] END;
+        ELSE '{begin, count, events, rows, entries, settle, end}'::text[] END;
     v_is_over boolean := true;
 BEGIN
     IF r_erasure.phase IN ('count', 'settle') THEN
@@ -24249,6 +24283,8 @@ BEGIN
             v_is_over := NOT spectrum._erase_events(p_task_id);
         ELSIF r_erasure.phase = 'rows' THEN
             v_is_over := NOT spectrum._erase_rows(p_task_id);
+        ELSIF r_erasure.phase = 'entries' THEN
+            v_is_over := NOT spectrum._erase_entries(p_task_id);
         ELSE
             PERFORM spectrum._end_erasure(p_task_id);
             RETURN false;
@@ -24261,8 +24297,9 @@ BEGIN
             PERFORM spectrum._note_state(p_task_id, r_erasure.user_keys, -1);
         END IF;
         UPDATE spectrum.tasks AS task
-        SET outcome = task.outcome || jsonb_build_object(
-            'phase', v_phases[array_position(v_phases, r_erasure.phase) + 1])
+        SET position = CASE r_erasure.phase WHEN 'rows' THEN 0 ELSE task.position END,
+            outcome = task.outcome || jsonb_build_object(
+                'phase', v_phases[array_position(v_phases, r_erasure.phase) + 1])
         WHERE task.task_id = p_task_id;
     END IF;
     RETURN true;
@@ -24371,7 +24408,7 @@ BEGIN
     SELECT max(chunk.seq), count(*) INTO v_until, v_looked
     FROM (
         SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq > r_erasure.at_seq AND raw.seq <= r_erasure.total
+        WHERE raw.seq > r_erasure.looked_to AND raw.seq <= r_erasure.total
         ORDER BY raw.seq
         LIMIT 50000
     ) AS chunk;
@@ -24382,7 +24419,7 @@ BEGIN
     -- A batch that holds one of them is waited for here, and looked at afterwards.
     v_seqs := ARRAY(
         SELECT raw.seq FROM @extschema@.raw_events AS raw
-        WHERE raw.seq > r_erasure.at_seq AND raw.seq <= v_until
+        WHERE raw.seq > r_erasure.looked_to AND raw.seq <= v_until
             AND raw.payload ->> 'user_id' = ANY (r_erasure.names)
         ORDER BY raw.seq
         FOR UPDATE
@@ -24431,6 +24468,44 @@ $$;
 COMMENT ON FUNCTION spectrum._erase_rows(bigint) IS
     'Step of forget_user: of the next raw events those that name him and do not count, or count '
     'for others; false at the end.';
+
+CREATE FUNCTION spectrum._erase_entries(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_facts_from timestamptz := spectrum._facts_from();
+    v_event_ids uuid[];
+    v_seqs bigint[];
+BEGIN
+    -- No event type is known of them any more.
+    IF v_facts_from = '-infinity' OR r_erasure.event_type IS NOT NULL
+        OR r_erasure.looked_to >= pg_relation_size('warehouse.event_ledger')
+            / current_setting('block_size')::bigint
+    THEN
+        RETURN false;
+    END IF;
+    SELECT array_agg(ledger.event_id ORDER BY ledger.event_id), array_agg(ledger.seq)
+    INTO v_event_ids, v_seqs
+    FROM warehouse.event_ledger AS ledger
+    WHERE ledger.ctid >= format('(%s,0)', r_erasure.looked_to)::tid
+        AND ledger.ctid < format('(%s,0)', r_erasure.looked_to + 1000)::tid
+        AND ledger.user_key = ANY (r_erasure.user_keys)
+        AND ledger.occurred_at < least(v_facts_from, r_erasure.to_at)
+        AND ledger.occurred_at >= r_erasure.from_at;
+    IF v_event_ids IS NOT NULL THEN
+        PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
+    END IF;
+    UPDATE spectrum.tasks SET position = r_erasure.looked_to + 1000 WHERE task_id = p_task_id;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase_entries(bigint) IS
+    'Step of forget_user: of the next pages of the ledger what names him and has no fact any more '
+    'because that was purged; false at the end.';
 
 CREATE FUNCTION spectrum._erase(p_task_id bigint, p_event_ids uuid[], p_seqs bigint[])
 RETURNS void
