@@ -27,6 +27,7 @@ SOURCES = $(addprefix extension/src/, \
 	50_rollups/00_reports.sql \
 	50_rollups/10_news.sql \
 	60_analytics/00_tenants.sql \
+	60_analytics/00_packed.sql \
 	60_analytics/00_events.sql \
 	60_analytics/05_ranges.sql \
 	60_analytics/06_served_reports.sql \
@@ -100,6 +101,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/40_verify.sql \
 	80_operations/51_pii_rules.sql \
 	80_operations/52_reprocess.sql \
+	80_operations/53_pack_facts.sql \
 	80_operations/54_purge_raw.sql \
 	80_operations/55_purge_facts.sql \
 	80_operations/56_forget_user.sql \

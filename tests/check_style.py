@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE_DIR = ROOT / "extension" / "src"
 # What users have already may be there, and is changed where it is.
 MIGRATIONS = SOURCE_DIR / "80_operations" / "85_migrations.sql"
+PACKED = SOURCE_DIR / "60_analytics" / "00_packed.sql"
 LINE_LIMIT, ROUTINE_LIMIT, FILE_LIMIT = 100, 90, 500
 
 ROUTINE = re.compile(
@@ -178,7 +179,7 @@ def main(arguments: list[str]) -> int:
             problems += [
                 f"{path.relative_to(ROOT)}:{line}: {problem}"
                 for line, problem in check(text)
-                if path != MIGRATIONS or problem not in MAY_BE_THERE
+                if path not in (MIGRATIONS, PACKED) or problem not in MAY_BE_THERE
             ]
     print(*problems, sep="\n", end="\n" if problems else "")
     return 1 if problems else 0

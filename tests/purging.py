@@ -44,11 +44,14 @@ def differences(db: psycopg.Connection, twin: psycopg.Connection) -> dict[str, A
     }
 
 
-def purge(db: psycopg.Connection, older_than: str, steps: int = 1000) -> int:
+def purge(
+    db: psycopg.Connection, older_than: str, steps: int = 1000, kind: str = "purge_facts"
+) -> int:
     """As purge_facts does it, inside the caller's transaction; how many steps it took."""
     task = value(
         db,
-        "SELECT spectrum.request('purge_facts', jsonb_build_object('older_than', %s::text))",
+        "SELECT spectrum.request(%s, jsonb_build_object('older_than', %s::text))",
+        kind,
         older_than,
     )
     taken = 1

@@ -302,6 +302,7 @@ PROCEDURES = """
         WHEN '_carry_out' THEN quote_literal('reprocess') || ', ' || quote_literal('{}') || ', '
             || quote_literal('requeued') || ', NULL'
         WHEN 'purge_raw' THEN quote_literal('1 day') || '::pg_catalog.interval'
+        WHEN 'pack_facts' THEN quote_literal('400 days') || '::pg_catalog.interval'
         WHEN 'purge_facts' THEN quote_literal('400 days') || '::pg_catalog.interval' ELSE '' END)
     FROM pg_proc
     WHERE prokind = 'p' AND pronamespace::regnamespace::text = ANY (%s) AND proname <> 'uninstall'

@@ -81,8 +81,8 @@ ROWS: list[Callable[[Object], bool]] = [
     lambda o: o.kind == "view" and o.schema == "analytics",
     among(
         "warehouse",
-        "fact_events visible_events caller own_account_keys event_type_names account_names"
-        " user_names place_names",
+        "fact_events packed_rows visible_events caller own_account_keys event_type_names"
+        " account_names user_names place_names",
     ),
     lambda o: (
         o.kind in RELATIONS

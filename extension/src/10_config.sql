@@ -69,7 +69,9 @@ BEGIN
         max_idle interval NOT NULL DEFAULT '5 minutes'
             CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
         facts_keep interval
-            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month')
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month'),
+        pack_facts_after interval
+            CONSTRAINT config_pack_facts_after_range CHECK (pack_facts_after >= '1 month')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -123,6 +125,8 @@ BEGIN
         'Age from which status() and health() name a transaction that is open and idle.';
     COMMENT ON COLUMN spectrum.config.facts_keep IS
         'Age at which whole months of facts are purged: see spectrum.purge_facts. NULL: never.';
+    COMMENT ON COLUMN spectrum.config.pack_facts_after IS
+        'Age at which whole months of facts are packed: see spectrum.pack_facts. NULL: never.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END

@@ -7,6 +7,9 @@
 --        purged              guard                     open
 --   ------------------|-----------------|------------------------------->  occurred_at
 --                facts_from         open_from
+--
+-- Months can be packed instead (53_pack_facts.sql): frozen in the same way, so nothing that keeps
+-- sums reads them any more, but questions do. These lie between packed_from and facts_from.
 
 CREATE FUNCTION spectrum._create_horizon()
 RETURNS void
@@ -25,17 +28,29 @@ BEGIN
         facts_from timestamptz,
         open_from timestamptz
             CONSTRAINT horizon_guards_what_is_purged
-            CHECK (facts_from IS NULL OR (open_from IS NOT NULL AND open_from > facts_from))
+            CHECK (facts_from IS NULL OR (open_from IS NOT NULL AND open_from > facts_from)),
+        packed_from timestamptz
+            CONSTRAINT horizon_packs_what_is_frozen
+            CHECK (packed_from IS NULL OR (facts_from IS NOT NULL AND packed_from < facts_from)),
+        packed_without text
+            CONSTRAINT horizon_packed_without_is_known
+            CHECK (packed_without IN ('users', 'events'))
     );
     COMMENT ON TABLE spectrum.horizon IS
-        'How far back facts go, one row. Moved by spectrum.purge_facts() alone.';
+        'How far back facts go, one row. Moved by purge_facts() and pack_facts() alone.';
     COMMENT ON COLUMN spectrum.horizon.is_only IS 'Always true: keeps the table at one row.';
     COMMENT ON COLUMN spectrum.horizon.facts_from IS
-        'Facts that occurred before are purged: what the standing views count of them is frozen. '
-        'NULL: none are.';
+        'Facts that occurred before are purged or packed: what the standing views count of them '
+        'is frozen. NULL: none are.';
     COMMENT ON COLUMN spectrum.horizon.open_from IS
         'Events that occurred before are closed: they fail, and raw events that were such events '
         'stay what they are. NULL: all are open.';
+    COMMENT ON COLUMN spectrum.horizon.packed_from IS
+        'Facts that occurred from here to facts_from are packed, or about to be: questions read '
+        'them still. NULL: none are.';
+    COMMENT ON COLUMN spectrum.horizon.packed_without IS
+        'What was erased of packed facts, which the sums count still: users, or events of users '
+        'who stay, whose days are kept still too. NULL: nothing.';
     INSERT INTO spectrum.horizon DEFAULT VALUES;
 END
 $$;
@@ -51,7 +66,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._facts_from() IS
-    'From when on there are facts; -infinity where none were purged.';
+    'From when on there are facts that are neither purged nor packed; -infinity where all are.';
 
 CREATE FUNCTION spectrum._hold_horizon()
 RETURNS void

@@ -13,7 +13,8 @@ BEGIN
 
     CREATE VIEW analytics.settings WITH (security_barrier) AS
     SELECT config.timezone, config.week_start, config.currency, config.refund_events,
-        horizon.facts_from
+        nullif(coalesce(horizon.packed_from, horizon.facts_from), '-infinity') AS facts_from,
+        CASE WHEN horizon.packed_from IS NOT NULL THEN horizon.facts_from END AS packed_before
     FROM spectrum.config
     CROSS JOIN spectrum.horizon;
     COMMENT ON VIEW analytics.settings IS
@@ -25,6 +26,8 @@ BEGIN
     COMMENT ON COLUMN analytics.settings.facts_from IS
         'Events that occurred before are purged: questions are answered without them, standing '
         'views count them still. NULL: none are.';
+    COMMENT ON COLUMN analytics.settings.packed_before IS
+        'Events that occurred before are packed: they take longer to read. NULL: none are.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_settings() IS 'Room 14: makes analytics.settings.';

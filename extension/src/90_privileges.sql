@@ -82,8 +82,9 @@ BEGIN
         'analytics.event_days', p_role, p_is_granted);
     -- What these read, with the rights of the caller; without USAGE of warehouse he cannot name it.
     PERFORM spectrum._set_privilege('SELECT ON warehouse.visible_events, warehouse.fact_events, '
-        'warehouse.caller, warehouse.own_account_keys, warehouse.event_type_names, '
-        'warehouse.account_names, warehouse.user_names, warehouse.place_names',
+        'warehouse.packed_rows, warehouse.caller, warehouse.own_account_keys, '
+        'warehouse.event_type_names, warehouse.account_names, warehouse.user_names, '
+        'warehouse.place_names',
         p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
     -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a

@@ -82,6 +82,24 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._month_name(date) IS 'Name of the partition of a month.';
 
+CREATE FUNCTION spectrum._fact_months()
+RETURNS TABLE (name text, ends_at timestamptz, is_attached boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT month.relname::text,
+        (to_date(right(month.relname, 7), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC',
+        month.relispartition
+    FROM pg_class AS month
+    WHERE month.relnamespace = 'warehouse'::regnamespace AND month.relkind = 'r'
+        AND month.relname ~ '^fact_events_[0-9]{4}_[0-9]{2}$';
+END
+$$;
+COMMENT ON FUNCTION spectrum._fact_months() IS
+    'The months of facts; one that is not attached is about to be dropped.';
+
 CREATE FUNCTION spectrum._bound_lock_waits(p_times integer DEFAULT 1)
 RETURNS text
 LANGUAGE plpgsql VOLATILE

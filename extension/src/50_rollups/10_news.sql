@@ -60,6 +60,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET enable_seqscan = off
 AS $$
+DECLARE
+    -- What counts of those before is frozen, also where one is erased.
+    v_facts_from timestamptz := spectrum._facts_from();
 BEGIN
     -- One statement, so one snapshot: notes and facts that belong together are seen together.
     -- Nothing that an earlier one saw of the notes may limit it: a batch may commit in between.
@@ -74,12 +77,13 @@ BEGIN
         FROM notes
         CROSS JOIN LATERAL unnest(notes.user_keys, notes.occurred_ats, notes.event_ids)
             AS came (user_key, occurred_at, event_id)
+        WHERE came.occurred_at >= v_facts_from
     ),
     went AS (DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *),
     was AS (
         SELECT DISTINCT ON (went.event_id, went.user_key, went.occurred_at) went.*
         FROM went
-        WHERE NOT EXISTS (
+        WHERE went.occurred_at >= v_facts_from AND NOT EXISTS (
             SELECT FROM came
             WHERE (came.event_id, came.user_key, came.occurred_at)
                 = (went.event_id, went.user_key, went.occurred_at) AND came.note_no < went.note_no

@@ -160,25 +160,50 @@ $$;
 COMMENT ON FUNCTION spectrum._create_lookups() IS
     'Room 60: makes analytics.event_types and analytics.accounts.';
 
-CREATE FUNCTION analytics._user_cuts()
+CREATE FUNCTION analytics._is_user_behind(p_user bigint, p_from timestamptz)
+RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM analytics.timelines AS t WHERE t.user_key >= p_user AND t.occurred_at >= p_from
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._is_user_behind(bigint, timestamptz) IS
+    'Whether there is an event of that user or one behind, from p_from on.';
+
+CREATE FUNCTION analytics._user_cuts(p_from timestamptz)
 RETURNS bigint[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+    v_packed timestamptz := (SELECT s.packed_before FROM analytics.settings AS s);
     v_step bigint := 1;
     v_last bigint;
 BEGIN
-    WHILE EXISTS (SELECT FROM analytics.timelines AS t WHERE t.user_key >= 4 * v_step) LOOP
+    -- What is packed would be read whole for each part.
+    IF v_packed > p_from THEN
+        RETURN ARRAY[1, 9223372036854775807];
+    END IF;
+    WHILE CASE WHEN v_packed IS NULL
+        THEN EXISTS (SELECT FROM analytics.timelines AS t WHERE t.user_key >= 4 * v_step)
+        ELSE analytics._is_user_behind(4 * v_step, v_packed) END
+    LOOP
         v_step := v_step * 2;
     END LOOP;
     -- The last key is between the half of that and all of it.
     v_last := 4 * v_step;
     FOR v_look IN 1 .. 3 LOOP
-        EXIT WHEN EXISTS (
-            SELECT FROM analytics.timelines AS t WHERE t.user_key >= v_last - v_step / 2
-        );
+        EXIT WHEN CASE WHEN v_packed IS NULL
+            THEN EXISTS (
+                SELECT FROM analytics.timelines AS t WHERE t.user_key >= v_last - v_step / 2
+            )
+            ELSE analytics._is_user_behind(v_last - v_step / 2, v_packed) END;
         v_last := v_last - v_step / 2;
     END LOOP;
     IF v_last <= 4096 THEN
@@ -187,8 +212,8 @@ BEGIN
     RETURN ARRAY[1, 1 + v_last / 16, 1 + v_last / 4, 1 + v_last / 2, 9223372036854775807];
 END
 $$;
-COMMENT ON FUNCTION analytics._user_cuts() IS
+COMMENT ON FUNCTION analytics._user_cuts(timestamptz) IS
     'Cuts the user keys, but for the unknown user, in four, for the workers: starts of the parts, '
-    'and an end; a few thousand are one part. By a few looks into an index, so the parts differ; '
-    'the first are small: keys follow the order of arrival and the oldest users have most of the '
-    'events.';
+    'and an end. One part where they are a few thousand, or where events from p_from on (NULL: '
+    'none are read) are packed. By a few looks into an index, so the parts differ; the first are '
+    'small: keys follow the order of arrival and the oldest users have most of the events.';

@@ -146,9 +146,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_cuts bigint[] := analytics._user_cuts();
-    v_is_cut boolean := cardinality(v_cuts) > 2;
     v_from timestamptz := coalesce(p_from, '-infinity');
+    v_cuts bigint[] := analytics._user_cuts(v_from);
+    v_is_cut boolean := cardinality(v_cuts) > 2;
     v_to timestamptz := coalesce(p_to, 'infinity');
 BEGIN
     -- An Append of functions is what several workers can share.

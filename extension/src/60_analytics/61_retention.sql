@@ -242,7 +242,8 @@ DECLARE
     v_is_all boolean := p_account IS NULL AND NOT p_by_account;
     v_is_by_day boolean := v_is_all AND analytics._keeps_days(p_from, p_to)
         AND num_nonnulls(p_start_event, p_return_event, p_where, p_from, p_to) = 0;
-    v_cuts bigint[] := CASE WHEN v_is_all THEN analytics._user_cuts()
+    v_cuts bigint[] := CASE WHEN v_is_all
+        THEN analytics._user_cuts(CASE WHEN NOT v_is_by_day THEN v_starts[1] END)
         ELSE '{1, 9223372036854775807}'::bigint[] END;
     v_is_cut boolean := cardinality(v_cuts) > 2;
     v_none bit varying := repeat('0', p_periods + 1)::bit varying;
@@ -259,8 +260,7 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT u.account_id, v_starts[c.number],
-        CASE
-            WHEN p_mode = 'on' THEN set_bit(
+        CASE WHEN p_mode = 'on' THEN set_bit(
                 substring(u.returned || v_none FROM c.number FOR p_periods + 1),
                 0, get_bit(u.returned_after, c.number - 1)
             )::bit varying

@@ -95,7 +95,8 @@ AS $$
 DECLARE
     v_is_all boolean := p_account IS NULL AND NOT p_by_account;
     v_is_by_day boolean := v_is_all AND analytics._keeps_days(p_from, p_to);
-    v_cuts bigint[] := CASE WHEN v_is_all THEN analytics._user_cuts()
+    v_cuts bigint[] := CASE WHEN v_is_all
+        THEN analytics._user_cuts(CASE WHEN NOT v_is_by_day THEN p_from END)
         ELSE '{1, 9223372036854775807}'::bigint[] END;
     v_is_cut boolean := cardinality(v_cuts) > 2;
 BEGIN

@@ -107,8 +107,8 @@ BEGIN
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'activity' AND report.state = 'served'
         ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
-            SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
-            FROM spectrum.horizon CROSS JOIN spectrum.config
+            SELECT (settings.facts_from AT TIME ZONE settings.timezone)::date
+            FROM analytics.settings
         )) IS NOT FALSE
         UNION ALL
         SELECT waiting.user_key, waiting.day
@@ -131,8 +131,8 @@ BEGIN
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served'
     ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
-        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
-        FROM spectrum.horizon CROSS JOIN spectrum.config
+        SELECT (settings.facts_from AT TIME ZONE settings.timezone)::date
+        FROM analytics.settings
     )) IS NOT FALSE
     UNION ALL
     SELECT came.day, count(*)
@@ -160,11 +160,13 @@ BEGIN
         SELECT count(*) FROM spectrum.reports AS report
         WHERE report.kind IN ('volume', 'activity') AND report.state = 'served'
             AND report.follows_news
-    -- No join: of tables with one row that nobody analyzed a plan expects thousands.
-    ) AND coalesce((
-            (SELECT horizon.facts_from FROM spectrum.horizon)
-            AT TIME ZONE (SELECT config.timezone FROM spectrum.config)
-        )::time = '00:00', true) AS is_exact,
+            AND (report.complete_from IS NULL
+                OR report.complete_from <= (SELECT settings.facts_from FROM analytics.settings))
+    ) AND NOT EXISTS (
+        SELECT FROM analytics.settings
+        WHERE (settings.facts_from AT TIME ZONE settings.timezone)::time <> '00:00'
+    ) AND NOT EXISTS (SELECT FROM spectrum.horizon WHERE horizon.packed_without IS NOT NULL)
+        AND coalesce(current_setting('spectrum.hot_only', true), '') <> 'on' AS is_exact,
     caller.sees_all AND (SELECT coalesce(sum(news.events), 0) FROM spectrum.news) <= greatest(
         10000, (SELECT ledger.reltuples / 20 FROM pg_class AS ledger
             WHERE ledger.oid = 'warehouse.event_ledger'::regclass)
@@ -174,7 +176,8 @@ BEGIN
         'Whether analytics.user_days, user_day_counts and event_days say just what '
         'analytics.events says, one row: not while facts that were taken back are still counted, '
         'nor after a change of the calendar until the days are cut anew, nor where facts are '
-        'purged up to the middle of a day, nor for a tenant.';
+        'purged up to the middle of a day, nor where packed ones were erased or the days made '
+        'anew without them, nor for who reads no packed ones, nor for a tenant.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether they do.';
     COMMENT ON COLUMN analytics.user_days_state.is_near IS
         'Whether few events wait for a refresh, 10,000 or a twentieth of all: to look up more of '

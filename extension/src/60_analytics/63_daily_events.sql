@@ -97,8 +97,8 @@ BEGIN
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'volume' AND report.state = 'served'
     ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
-        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
-        FROM spectrum.horizon CROSS JOIN spectrum.config
+        SELECT (settings.facts_from AT TIME ZONE settings.timezone)::date
+        FROM analytics.settings
     )) IS NOT FALSE
     UNION ALL
     SELECT scopes.account_id, waiting.day, fact.event_type_key, 1

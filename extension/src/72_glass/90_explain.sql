@@ -38,7 +38,7 @@ AS $$
 DECLARE
     r_found record := spectrum._find_raw_event(p_event_id);
     r_fact record;
-    v_view text;
+    r_view record;
 BEGIN
     RETURN QUERY
     SELECT CASE WHEN raw.seq = r_found.raw_seq THEN 'raw event' ELSE 'copy' END,
@@ -59,18 +59,22 @@ BEGIN
         )
     ORDER BY raw.seq;
 
+    PERFORM spectrum._read_packed_of(ledger.user_key::text)
+    FROM warehouse.event_ledger AS ledger
+    WHERE ledger.event_id = r_found.fact_id;
     SELECT event.* INTO r_fact
     FROM warehouse.event_ledger AS ledger
     JOIN analytics.events AS event ON event.user_key = ledger.user_key
         AND event.occurred_at = ledger.occurred_at AND event.event_id = ledger.event_id
     WHERE ledger.event_id = r_found.fact_id;
     IF NOT FOUND THEN
+        PERFORM spectrum._read_packed_of(NULL);
         RETURN QUERY
         SELECT 'fact', NULL::text, NULL::jsonb,
             'It is purged. The standing views that counted it do so still, as it was: frozen.',
             jsonb_build_object('event_id', ledger.event_id, 'occurred_at', ledger.occurred_at)
         FROM warehouse.event_ledger AS ledger
-        WHERE ledger.event_id = r_found.fact_id AND ledger.occurred_at < spectrum._facts_from();
+        WHERE ledger.event_id = r_found.fact_id AND ledger.occurred_at < spectrum._readable_from();
         RETURN;
     END IF;
     RETURN QUERY
@@ -87,20 +91,24 @@ BEGIN
     ) AS s
     WHERE r_fact.user_key <> 0 AND r_fact.occurred_at BETWEEN s.started_at AND s.ended_at;
 
-    FOR v_view IN
-        SELECT view.name
+    FOR r_view IN
+        SELECT view.name, kind.kind IN ('funnel', 'mrr') AS is_of_accounts
         FROM spectrum.report_kinds AS kind
         CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
         WHERE to_regprocedure(format(
             'analytics.%I(bigint, timestamptz, uuid)', '_cells_' || view.name)) IS NOT NULL
         ORDER BY kind.position, view.number
     LOOP
+        -- What counts accounts reads events of others.
+        PERFORM spectrum._read_packed_of(
+            CASE WHEN NOT r_view.is_of_accounts THEN r_fact.user_key::text END);
         RETURN QUERY EXECUTE format(
             'SELECT ''cell'', $1, counted.cell, counted.rule, NULL::jsonb '
             'FROM analytics.%I($2, $3, $4) AS counted ORDER BY counted.cell',
-            '_cells_' || v_view)
-        USING v_view, r_fact.user_key, r_fact.occurred_at, r_fact.event_id;
+            '_cells_' || r_view.name)
+        USING r_view.name, r_fact.user_key, r_fact.occurred_at, r_fact.event_id;
     END LOOP;
+    PERFORM spectrum._read_packed_of(NULL);
 END
 $$;
 COMMENT ON FUNCTION spectrum.explain_event(uuid) IS

@@ -237,6 +237,7 @@ DECLARE
     v_news_left boolean;
     v_built bigint;
     v_cleared bigint;
+    v_hot_only text := spectrum._read_hot_only('on');
 BEGIN
     PERFORM spectrum._hold_reports();
     v_as_of := least(now(), spectrum._pending_since());
@@ -262,6 +263,7 @@ BEGIN
         'reports built from ' || v_built || ' facts',
         v_cleared || ' rows of former reports deleted');
     counted := counted + coalesce(v_built, 0);
+    PERFORM spectrum._read_hot_only(v_hot_only);
 END
 $$;
 COMMENT ON FUNCTION spectrum._refresh_some(bigint) IS

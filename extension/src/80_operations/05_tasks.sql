@@ -67,7 +67,7 @@ RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY['reprocess', 'purge_raw', 'purge_facts', 'forget_user']
+    SELECT ARRAY['reprocess', 'purge_raw', 'pack_facts', 'purge_facts', 'forget_user']
 $$;
 COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
 

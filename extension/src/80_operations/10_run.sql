@@ -91,7 +91,9 @@ BEGIN
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
     PERFORM spectrum._request_purge_raw();
-    PERFORM spectrum._request_purge_facts();
+    PERFORM spectrum._request_months('purge_facts', config.facts_keep),
+        spectrum._request_months('pack_facts', config.pack_facts_after)
+    FROM spectrum.config;
     PERFORM spectrum._tidy_cap_notes();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
@@ -99,7 +101,7 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
     'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind. Asks '
-    'for the purge of raw events and facts that are older than is wanted.';
+    'for the purge of raw events and facts that are older than is wanted, and for packing.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean

@@ -9,7 +9,7 @@ SET jit = off
 SET enable_nestloop = off
 AS $$
 DECLARE
-    v_facts_from timestamptz := spectrum._facts_from();
+    v_facts_from timestamptz := spectrum._readable_from();
     -- What is closed stays as it is, whatever its raw event says today.
     v_open_from timestamptz := (
         SELECT coalesce(horizon.open_from, '-infinity') FROM spectrum.horizon
@@ -54,7 +54,8 @@ BEGIN
         WHERE known.occurred_at >= v_facts_from
     ) AS ledger
     FULL JOIN (
-        SELECT known.* FROM warehouse.fact_events AS known WHERE known.occurred_at >= v_facts_from
+        SELECT known.* FROM warehouse.visible_events AS known
+        WHERE known.occurred_at >= v_facts_from
     ) AS fact USING (event_id, occurred_at, user_key);
 
     RETURN QUERY
@@ -62,7 +63,7 @@ BEGIN
         WHERE dim_accounts.account_key IS NOT NULL AND dim_users.user_key IS NOT NULL
             AND dim_event_types.event_type_key IS NOT NULL AND dim_geography.geo_key IS NOT NULL
     )
-    FROM warehouse.fact_events AS fact
+    FROM warehouse.visible_events AS fact
     LEFT JOIN warehouse.dim_accounts USING (account_key)
     LEFT JOIN warehouse.dim_users USING (user_key)
     LEFT JOIN warehouse.dim_event_types USING (event_type_key)
@@ -113,10 +114,16 @@ AS $$
 DECLARE
     r_view record;
     v_source text := coalesce(current_setting('spectrum.from_facts', true), '');
+    v_hot_only text := coalesce(current_setting('spectrum.hot_only', true), '');
     v_from date := (
         SELECT (horizon.open_from AT TIME ZONE config.timezone)::date + 1
         FROM spectrum.horizon CROSS JOIN spectrum.config
         WHERE horizon.facts_from IS NOT NULL
+    );
+    -- All facts are there, packed or not, as they were when they were counted.
+    v_is_whole boolean := (
+        SELECT horizon.packed_from = '-infinity' AND horizon.packed_without IS NULL
+        FROM spectrum.horizon
     );
     v_frozen text[] := '{}'::text[];
 BEGIN
@@ -127,19 +134,29 @@ BEGIN
 
     FOR r_view IN
         SELECT view.name, string_agg(format('%I', shown.attname), ', ' ORDER BY shown.attnum)
-            AS columns, spectrum._reproducible(view.name, v_from) AS condition
+            AS columns, whole.is_whole,
+            spectrum._reproducible(view.name, CASE WHEN NOT whole.is_whole THEN v_from END)
+                AS condition
         FROM spectrum.report_kinds AS kind
         CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
+        CROSS JOIN LATERAL (
+            SELECT v_is_whole IS TRUE AND NOT EXISTS (
+                SELECT FROM spectrum.reports AS report
+                WHERE report.kind = kind.kind AND report.state = 'served'
+                    AND report.complete_from IS NOT NULL
+            ) AS is_whole
+        ) AS whole
         JOIN pg_attribute AS shown
             ON shown.attrelid = format('analytics.%I', view.name)::regclass
                 AND shown.attnum > 0 AND shown.attname <> 'as_of'
-        GROUP BY kind.position, view.number, view.name
+        GROUP BY kind.position, view.number, view.name, whole.is_whole
         ORDER BY kind.position, view.number
     LOOP
         IF r_view.condition <> 'true' THEN
             v_frozen := v_frozen || r_view.name;
             CONTINUE WHEN r_view.condition = 'false';
         END IF;
+        PERFORM spectrum._read_hot_only(CASE WHEN NOT r_view.is_whole THEN 'on' END);
         RETURN QUERY EXECUTE format(
             'WITH made_again AS MATERIALIZED (SELECT %s FROM analytics.%I() WHERE %5$s), shown AS '
             'MATERIALIZED (SELECT %1$s FROM analytics.%3$I WHERE %5$s), differences AS ('
@@ -149,11 +166,12 @@ BEGIN
             r_view.columns, '_standing_' || r_view.name, r_view.name,
             r_view.name || ': rows that differ when made again', r_view.condition);
     END LOOP;
-    IF v_from IS NOT NULL THEN
+    IF v_frozen <> '{}' THEN
         RETURN QUERY SELECT format('frozen before %s, and not made again: %s', v_from,
             array_to_string(v_frozen, ', ')), 0::bigint, 0::bigint, true;
     END IF;
     PERFORM set_config('spectrum.from_facts', v_source, true);
+    PERFORM spectrum._read_hot_only(v_hot_only);
 END
 $$;
 COMMENT ON FUNCTION spectrum.verify() IS

@@ -25,24 +25,6 @@ $$;
 COMMENT ON FUNCTION spectrum._closed_until(timestamptz) IS
     'The end of the guard: how far time must be closed so that facts before p_facts_from can go.';
 
-CREATE FUNCTION spectrum._fact_months()
-RETURNS TABLE (name text, ends_at timestamptz, is_attached boolean)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN QUERY
-    SELECT month.relname::text,
-        (to_date(right(month.relname, 7), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC',
-        month.relispartition
-    FROM pg_class AS month
-    WHERE month.relnamespace = 'warehouse'::regnamespace AND month.relkind = 'r'
-        AND month.relname ~ '^fact_events_[0-9]{4}_[0-9]{2}$';
-END
-$$;
-COMMENT ON FUNCTION spectrum._fact_months() IS
-    'The months of facts; one that is not attached is being purged.';
-
 CREATE FUNCTION spectrum._check_purge_facts(p_arguments jsonb)
 RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
@@ -97,7 +79,7 @@ $$;
 COMMENT ON FUNCTION spectrum._close_months(timestamptz) IS
     'Closes the time before p_facts_from, and the guard behind it.';
 
-CREATE FUNCTION spectrum._freeze_month(p_ends_at timestamptz)
+CREATE FUNCTION spectrum._freeze_month(p_ends_at timestamptz, p_is_packed boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -106,6 +88,7 @@ SET work_mem = '64MB'
 AS $$
 DECLARE
     v_from timestamptz := (p_ends_at AT TIME ZONE 'UTC' - interval '1 month') AT TIME ZONE 'UTC';
+    v_hot_only text := spectrum._read_hot_only('on');
     r_report record;
 BEGIN
     FOR r_report IN
@@ -120,45 +103,29 @@ BEGIN
         EXECUTE format('SELECT analytics.%I($1, $2, $3)', '_freeze_' || r_report.kind)
         USING r_report.report_id, v_from, p_ends_at;
     END LOOP;
-    UPDATE spectrum.horizon SET facts_from = p_ends_at;
+    UPDATE spectrum.horizon
+    SET facts_from = p_ends_at,
+        packed_from = CASE WHEN p_is_packed
+            THEN coalesce(packed_from, facts_from, '-infinity') END;
     PERFORM spectrum._begin_report(own.kind, own.name, own.definition)
     FROM spectrum.reports AS own
     WHERE own.kind = 'custom' AND own.state = 'served';
+    PERFORM spectrum._read_hot_only(v_hot_only);
 END
 $$;
-COMMENT ON FUNCTION spectrum._freeze_month(timestamptz) IS
+COMMENT ON FUNCTION spectrum._freeze_month(timestamptz, boolean) IS
     'Has each report keep what it will have to know of the month that ends then, and moves the '
-    'horizon to its end: from here on its facts are gone for all who keep numbers.';
+    'horizon to its end: from here on its facts are gone for all who keep numbers, and, unless '
+    'they are to be packed, for all who ask.';
 
-CREATE FUNCTION spectrum._purge_one_step(p_facts_from timestamptz)
+CREATE FUNCTION spectrum._freeze_one_step(p_ends_at timestamptz, p_is_packed boolean)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_facts_from timestamptz := spectrum._facts_from();
-    r_month record;
 BEGIN
-    SELECT month.* INTO r_month FROM spectrum._fact_months() AS month
-    WHERE month.ends_at <= greatest(p_facts_from, v_facts_from)
-    ORDER BY month.is_attached, month.ends_at
-    LIMIT 1;
-    IF r_month.name IS NULL THEN
-        -- The last months may have been empty, and without a partition.
-        UPDATE spectrum.horizon SET facts_from = greatest(facts_from, p_facts_from);
-        RETURN NULL;
-    ELSIF NOT r_month.is_attached THEN
-        EXECUTE format('DROP TABLE warehouse.%I', r_month.name);
-        RETURN 'dropped';
-    ELSIF r_month.ends_at <= v_facts_from THEN
-        EXECUTE format(
-            'ALTER TABLE warehouse.fact_events DETACH PARTITION warehouse.%I', r_month.name
-        );
-        RETURN 'detached';
-    END IF;
-
     -- Refreshes wait, so what counts and what is built stays as it is found here.
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+    PERFORM spectrum._hold_reports();
     IF EXISTS (SELECT FROM spectrum.news CROSS JOIN spectrum.horizon WHERE first_at < open_from)
         OR EXISTS (
             SELECT FROM spectrum.withdrawals CROSS JOIN spectrum.horizon
@@ -169,13 +136,96 @@ BEGIN
     THEN
         PERFORM spectrum._refresh_some(200000);
         RETURN 'counted';
-    ELSIF (SELECT open_from FROM spectrum.horizon) < spectrum._closed_until(r_month.ends_at) THEN
+    ELSIF (SELECT open_from FROM spectrum.horizon) < spectrum._closed_until(p_ends_at) THEN
         -- A definition came that looks further back.
-        PERFORM spectrum._close_months(r_month.ends_at);
+        PERFORM spectrum._close_months(p_ends_at);
         RETURN 'closed';
     END IF;
-    PERFORM spectrum._freeze_month(r_month.ends_at);
+    PERFORM spectrum._freeze_month(p_ends_at, p_is_packed);
     RETURN 'frozen';
+END
+$$;
+COMMENT ON FUNCTION spectrum._freeze_one_step(timestamptz, boolean) IS
+    'Does the next thing so that the month that ends then is frozen, and says what: counts what is '
+    'in it, closes more of the guard, or freezes it.';
+
+CREATE FUNCTION spectrum._drop_detached()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_month text;
+    v_dropped bigint := 0;
+BEGIN
+    FOR v_month IN
+        SELECT month.name FROM spectrum._fact_months() AS month WHERE NOT month.is_attached
+    LOOP
+        EXECUTE format('DROP TABLE IF EXISTS warehouse.%I', v_month);
+        v_dropped := v_dropped + 1;
+    END LOOP;
+    RETURN v_dropped;
+END
+$$;
+COMMENT ON FUNCTION spectrum._drop_detached() IS
+    'Drops the months that nobody reads any more, and returns how many.';
+
+CREATE FUNCTION spectrum._purge_packed(p_facts_from timestamptz)
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_month date;
+BEGIN
+    UPDATE spectrum.horizon
+    SET packed_from = CASE WHEN p_facts_from < facts_from THEN p_facts_from END,
+        packed_without = CASE WHEN p_facts_from < facts_from THEN packed_without END
+    WHERE packed_from < p_facts_from;
+    SELECT min(chunk.month) INTO v_month FROM warehouse.packed_events AS chunk
+    WHERE (chunk.month + interval '1 month') AT TIME ZONE 'UTC' <= spectrum._readable_from();
+    IF v_month IS NULL THEN
+        RETURN NULL;
+    END IF;
+    DELETE FROM warehouse.packed_events AS chunk WHERE chunk.month = v_month;
+    PERFORM spectrum._show_packed();
+    RETURN 'dropped';
+END
+$$;
+COMMENT ON FUNCTION spectrum._purge_packed(timestamptz) IS
+    'Deletes the oldest packed month before p_facts_from; NULL where there is none.';
+
+CREATE FUNCTION spectrum._purge_one_step(p_facts_from timestamptz)
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_packed text := spectrum._purge_packed(p_facts_from);
+    v_facts_from timestamptz := spectrum._facts_from();
+    r_month record;
+BEGIN
+    IF v_packed IS NOT NULL THEN
+        RETURN v_packed;
+    ELSIF spectrum._drop_detached() > 0 THEN
+        RETURN 'dropped';
+    END IF;
+    SELECT month.* INTO r_month FROM spectrum._fact_months() AS month
+    WHERE month.ends_at <= greatest(p_facts_from, spectrum._readable_from())
+    ORDER BY month.ends_at
+    LIMIT 1;
+    IF r_month.name IS NULL THEN
+        -- The last months may have been empty, and without a partition.
+        UPDATE spectrum.horizon SET facts_from = greatest(facts_from, p_facts_from);
+        RETURN NULL;
+    ELSIF r_month.ends_at <= v_facts_from THEN
+        EXECUTE format(
+            'ALTER TABLE warehouse.fact_events DETACH PARTITION warehouse.%I', r_month.name
+        );
+        RETURN 'detached';
+    END IF;
+
+    RETURN spectrum._freeze_one_step(r_month.ends_at, false);
 END
 $$;
 COMMENT ON FUNCTION spectrum._purge_one_step(timestamptz) IS
@@ -202,8 +252,14 @@ BEGIN
             'month', now() - (r_task.arguments ->> 'older_than')::interval, 'UTC'
         );
         r_task.total := (
-            SELECT count(*) FROM spectrum._fact_months() AS month
-            WHERE month.ends_at <= v_facts_from
+            SELECT count(*)
+            FROM (
+                SELECT month.ends_at FROM spectrum._fact_months() AS month
+                UNION
+                SELECT (chunk.month + interval '1 month') AT TIME ZONE 'UTC'
+                FROM warehouse.packed_events AS chunk
+            ) AS known
+            WHERE known.ends_at <= v_facts_from
         );
         IF r_task.total > 0 THEN
             PERFORM spectrum._close_months(v_facts_from);
@@ -232,35 +288,39 @@ $$;
 COMMENT ON FUNCTION spectrum._do_purge_facts(bigint) IS
     'Step of purge_facts. Its position is the second from which on facts are kept.';
 
-CREATE FUNCTION spectrum._request_purge_facts()
+CREATE FUNCTION spectrum._request_months(p_kind text, p_age interval)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET intervalstyle = 'postgres'
 AS $$
 DECLARE
-    v_keep interval := (SELECT config.facts_keep FROM spectrum.config);
+    v_until timestamptz := date_trunc('month', now() - p_age, 'UTC');
 BEGIN
-    IF EXISTS (
-        SELECT FROM spectrum._fact_months() AS month
-        WHERE month.ends_at <= date_trunc('month', now() - v_keep, 'UTC')
+    IF (
+        EXISTS (SELECT FROM spectrum._fact_months() AS month WHERE month.ends_at <= v_until)
+        OR (p_kind = 'purge_facts' AND EXISTS (
+            SELECT FROM warehouse.packed_events AS chunk
+            WHERE (chunk.month + interval '1 month') AT TIME ZONE 'UTC' <= v_until
+        ))
     ) AND NOT EXISTS (
         SELECT FROM spectrum.tasks AS task
-        WHERE task.kind = 'purge_facts'
+        WHERE task.kind = p_kind
             AND (task.state IN ('waiting', 'running') OR task.asked_at > now() - interval '1 day')
     ) THEN
-        PERFORM spectrum.request('purge_facts', jsonb_build_object('older_than', v_keep));
+        PERFORM spectrum.request(p_kind, jsonb_build_object('older_than', p_age));
     END IF;
 EXCEPTION
     -- The rest of the upkeep goes on; health() names the task.
     WHEN invalid_parameter_value OR object_not_in_prerequisite_state THEN
         INSERT INTO spectrum.tasks (kind, arguments, state, finished_at, error_msg)
-        VALUES ('purge_facts', jsonb_build_object('older_than', v_keep), 'failed',
+        VALUES (p_kind, jsonb_build_object('older_than', p_age), 'failed',
             clock_timestamp(), spectrum._one_line(format('%s (SQLSTATE %s)', sqlerrm, sqlstate)));
 END
 $$;
-COMMENT ON FUNCTION spectrum._request_purge_facts() IS
-    'Asks for the purge of months older than config.facts_keep, once a day at most.';
+COMMENT ON FUNCTION spectrum._request_months(text, interval) IS
+    'Asks for the purge or the packing (p_kind) of months of facts older than p_age, NULL never; '
+    'once a day at most.';
 
 CREATE PROCEDURE spectrum.purge_facts(
     p_older_than interval,

@@ -209,6 +209,7 @@ BEGIN
         OFFSET 0
     ) AS ledger;
     IF v_event_ids IS NULL THEN
+        PERFORM spectrum._erase_packed(p_task_id);
         RETURN false;
     END IF;
     PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
@@ -216,7 +217,41 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._erase_events(bigint) IS
-    'Step of forget_user: his next facts and their raw events; false where there are none.';
+    'Step of forget_user: his next facts and their raw events; where there are none, what is '
+    'packed, and false.';
+
+CREATE FUNCTION spectrum._erase_packed(p_task_id bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_event_ids uuid[];
+BEGIN
+    IF r_erasure.event_type IS NULL
+        OR analytics._event_key(r_erasure.event_type) IS NOT NULL
+    THEN
+        v_event_ids := spectrum._rewrite_packed(r_erasure.user_keys,
+            analytics._event_key(r_erasure.event_type), r_erasure.from_at, r_erasure.to_at);
+    END IF;
+    IF v_event_ids IS NULL THEN
+        RETURN;
+    END IF;
+    -- Of these only what is not kept any more is left: the raw events are looked at next.
+    DELETE FROM warehouse.event_ledger AS ledger WHERE ledger.event_id = ANY (v_event_ids);
+    UPDATE spectrum.horizon
+    SET packed_without = CASE WHEN r_erasure.is_whole THEN coalesce(packed_without, 'users')
+        ELSE 'events' END;
+    PERFORM spectrum._note_rows(
+        p_task_id, 'warehouse.packed_rows', 'rows removed', -cardinality(v_event_ids));
+    PERFORM spectrum._note_rows(
+        p_task_id, 'warehouse.event_ledger', 'rows removed', -cardinality(v_event_ids));
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase_packed(bigint) IS
+    'Takes packed facts out. What the standing views count of them is frozen, and stays.';
 
 CREATE FUNCTION spectrum._erase_rows(p_task_id bigint)
 RETURNS boolean
@@ -367,6 +402,14 @@ BEGIN
     PERFORM spectrum._withdraw(p_event_ids);
     v_facts := (SELECT count(*) FROM spectrum.withdrawals AS gone
         WHERE gone.event_id = ANY (p_event_ids));
+    -- The day in which the packed facts end may hold one of his still.
+    UPDATE spectrum.horizon
+    SET packed_without = CASE WHEN r_erasure.is_whole THEN coalesce(packed_without, 'users')
+        ELSE 'events' END
+    WHERE packed_from IS NOT NULL AND EXISTS (
+        SELECT FROM spectrum.withdrawals AS gone
+        WHERE gone.event_id = ANY (p_event_ids)
+            AND gone.occurred_at < facts_from + interval '25 hours');
     DELETE FROM @extschema@.raw_events AS raw WHERE raw.seq = ANY (v_seqs);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows removed', -v_count);
@@ -406,6 +449,7 @@ BEGIN
         PERFORM spectrum._note_rows(p_task_id, 'warehouse.dim_users', 'rows changed', v_count);
     END IF;
     PERFORM spectrum._forget_property_names();
+    PERFORM spectrum._drop_detached();
     IF r_erasure.is_whole THEN
         DELETE FROM spectrum.pii_values
         WHERE field = 'user_id' AND hash = ANY (r_erasure.names);

@@ -32,6 +32,10 @@ BEGIN
         WHERE known.event_id = his.event_id
         OFFSET 0
     ) AS ledger;
+    IF r_erasure.properties <> '{}' THEN
+        PERFORM spectrum._rewrite_packed(
+            r_erasure.user_keys, NULL, '-infinity', 'infinity', r_erasure.properties);
+    END IF;
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
@@ -315,20 +319,20 @@ DECLARE
 BEGIN
     PERFORM spectrum._keep_batches_out();
     PERFORM spectrum._count_all_news();
-    v_since := spectrum._facts_from();
+    v_since := spectrum._readable_from();
     UPDATE warehouse.dim_users AS dim
     SET user_id = 'unused-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
         last_seen = NULL
     WHERE dim.user_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
         AND dim.user_id !~ '^(unused|forgotten)-[0-9a-f-]{36}$'
         AND NOT EXISTS (
-            SELECT FROM warehouse.fact_events AS fact WHERE fact.user_key = dim.user_key);
+            SELECT FROM warehouse.visible_events AS fact WHERE fact.user_key = dim.user_key);
     GET DIAGNOSTICS v_users = ROW_COUNT;
     UPDATE warehouse.dim_accounts AS dim
     SET account_id = 'unused-' || gen_random_uuid(), first_seen = NULL, last_seen = NULL
     WHERE dim.account_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
         AND dim.account_id !~ '^unused-[0-9a-f-]{36}$'
-        AND dim.account_key NOT IN (SELECT fact.account_key FROM warehouse.fact_events AS fact)
+        AND dim.account_key NOT IN (SELECT fact.account_key FROM warehouse.visible_events AS fact)
         AND dim.account_key NOT IN (SELECT users.account_key FROM warehouse.dim_users AS users);
     GET DIAGNOSTICS v_accounts = ROW_COUNT;
     UPDATE warehouse.dim_geography AS dim
@@ -336,7 +340,7 @@ BEGIN
         last_seen = NULL
     WHERE dim.geo_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
         AND dim.city !~ '^unused-[0-9a-f-]{36}$'
-        AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.fact_events AS fact);
+        AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.visible_events AS fact);
     GET DIAGNOSTICS v_places = ROW_COUNT;
     UPDATE spectrum.cap_notes AS note SET account_id = '*'
     WHERE note.account_id NOT IN ('', '*') AND NOT EXISTS (

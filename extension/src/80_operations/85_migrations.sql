@@ -218,7 +218,16 @@ BEGIN
         ADD COLUMN IF NOT EXISTS max_idle interval NOT NULL DEFAULT '5 minutes'
             CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
         ADD COLUMN IF NOT EXISTS facts_keep interval
-            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month');
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month'),
+        ADD COLUMN IF NOT EXISTS pack_facts_after interval
+            CONSTRAINT config_pack_facts_after_range CHECK (pack_facts_after >= '1 month');
+    ALTER TABLE IF EXISTS spectrum.horizon
+        ADD COLUMN IF NOT EXISTS packed_from timestamptz
+            CONSTRAINT horizon_packs_what_is_frozen
+            CHECK (packed_from IS NULL OR (facts_from IS NOT NULL AND packed_from < facts_from)),
+        ADD COLUMN IF NOT EXISTS packed_without text
+            CONSTRAINT horizon_packed_without_is_known
+            CHECK (packed_without IN ('users', 'events'));
     ALTER TABLE spectrum.intake ADD COLUMN IF NOT EXISTS late_seq bigint NOT NULL DEFAULT 0;
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known

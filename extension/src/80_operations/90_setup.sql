@@ -55,8 +55,9 @@ BEGIN
     FOREACH v_room IN ARRAY ARRAY[
         'releases', 'config', 'run_log', 'horizon', 'settings', 'raw_events', 'intake',
         'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
-        'reports', 'tenants', 'served_reports', 'daily_events', 'events', 'active_users',
-        'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
+        'reports', 'tenants', 'packed', 'served_reports', 'daily_events', 'events',
+        'active_users', 'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels',
+        'retention', 'sessions',
         'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
         'event_catalog', 'experiments', 'tasks', 'receipts', 'status'
     ] LOOP
@@ -67,6 +68,7 @@ BEGIN
     END LOOP;
     IF v_migrates THEN
         PERFORM spectrum._migrate_reports(v_from);
+        PERFORM spectrum._show_packed();
     END IF;
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();

@@ -1,0 +1,282 @@
+"""Packed months: whoever asks gets the answer that he would get were nothing packed."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import Connect, MakeDb
+from forgetting import traces
+from histories import exploring, timezones
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline import drain, insert, prove, rows, value
+from purging import Twins, differences, purge, standing
+from tenancy import QUESTIONS, VARYING, question
+
+NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+EXAMPLES = int(os.environ.get("SPECTRUM_PACKED_EXAMPLES", "2"))
+EVENTS = "SELECT count(*) FROM analytics.events"
+IN_PLACE = "SELECT count(*) FROM warehouse.fact_events"
+
+
+@pytest.fixture
+def twin(make_db: MakeDb, connect: Connect) -> Iterator[psycopg.Connection]:
+    return connect(make_db("twin"))
+
+
+def answers(db: psycopg.Connection) -> dict[str, list[str]]:
+    """Of every function, and all events, without what keys differ in."""
+    told = {}
+    for template in [*QUESTIONS, "analytics.events"]:
+        asked = question(template).replace("'visit'", "'a'").replace("'button'", "'e'")
+        asked = asked.replace('"visit"', '"a"').replace('"buy"', '"b"').replace("'buy'", "'b'")
+        if "experiment(" in asked and not value(db, "SELECT count(*) FROM spectrum.experiments"):
+            continue
+        cursor = db.execute(f"SELECT * FROM {asked}")
+        assert cursor.description is not None
+        shown = [n for n, c in enumerate(cursor.description) if c.name not in VARYING]
+        told[asked] = sorted(repr([row[n] for n in shown]) for row in cursor)
+    return told
+
+
+def disagreements(db: psycopg.Connection, twin: psycopg.Connection) -> list[str]:
+    here, there = answers(db), answers(twin)
+    return [asked for asked in here if here[asked] != there[asked]]
+
+
+def explained(db: psycopg.Connection, twin: psycopg.Connection) -> list[str]:
+    """Of what is packed some events, where the two say other cells of them."""
+    names = "SELECT event_id::text FROM warehouse.packed_rows ORDER BY md5(event_id::text) LIMIT 4"
+    query = "SELECT what, view_name, cell, rule FROM spectrum.explain_event(%s)"
+    return [
+        name for (name,) in rows(db, names)
+        if sorted(map(repr, rows(db, query, name))) != sorted(map(repr, rows(twin, query, name)))
+    ]  # fmt: skip
+
+
+@settings(exploring, max_examples=EXAMPLES)
+@given(randoms=st.randoms(use_true_random=True), timezone=timezones)
+def test_a_twin_that_never_packs_says_the_same(
+    db: psycopg.Connection, twin: psycopg.Connection, randoms: Random, timezone: str
+) -> None:
+    with db.transaction(force_rollback=True), twin.transaction(force_rollback=True):
+        twins = Twins(db, twin, randoms, timezone)
+        kinds = [randoms.choice(["pack_facts", "pack_facts", "purge_facts"]) for _ in range(3)]
+        age = 6
+        for number in range(4):
+            twins.send(randoms.choice([20, 60]))
+            twins.correct()
+            twins.knock()
+            if number > 0:
+                age = max(3, age - randoms.choice([0, 1, 2]))
+                twins.settle()
+                purge(db, f"{age} months", randoms.choice([4, 9, 1000]), kinds[number - 1])
+        twins.settle()
+        assert differences(db, twin) == {}
+        assert rows(db, "SELECT * FROM spectrum.verify() WHERE NOT ok") == []
+        if value(db, "SELECT facts_from IS NULL FROM analytics.settings"):
+            assert disagreements(db, twin) == []
+            assert explained(db, twin) == []
+            frozen = "SELECT check_name FROM spectrum.verify() WHERE check_name LIKE 'frozen%'"
+            if value(db, "SELECT packed_from IS NOT NULL FROM spectrum.horizon"):
+                assert rows(db, frozen) == []
+
+
+def happened(days: float, event_type: str = "a", **fields: Any) -> dict[str, Any]:
+    """So long ago."""
+    at = (NOW - timedelta(days=days)).isoformat()
+    return {
+        "event_id": f"{fields.get('user_id', 'u1')} {days}",
+        "event_type": event_type,
+        "occurred_at": at,
+        "user_id": "u1",
+        "account_id": "one",
+    } | fields
+
+
+@pytest.fixture
+def old(db: psycopg.Connection) -> psycopg.Connection:
+    """Three events of old months, one of 10 days ago, counted."""
+    insert(db, [
+        happened(200, "start", properties={"secret": "zanzibar", "revenue": 3}),
+        happened(199, "b", properties={"plan": "pro"}),
+        happened(199, "b", user_id="u2", account_id="two", properties={"revenue": 5}),
+        happened(10),
+    ])  # fmt: skip
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    return db
+
+
+def test_what_is_packed_is_read_still(old: psycopg.Connection) -> None:
+    before, said = standing(old), answers(old)
+    assert value(old, "CALL spectrum.pack_facts('3 months')") in (1, 2)
+    assert value(old, IN_PLACE) == 1
+    assert value(old, "SELECT sum(events) FROM warehouse.packed_events") == 3
+    assert standing(old) == before
+    assert answers(old) == said
+    prove(old, views=True)
+    told = "SELECT what, detail ->> 'event_type' FROM spectrum.explain_event(%s)"
+    (event_id,) = rows(old, "SELECT event_id FROM analytics.events WHERE event_type = 'start'")[0]
+    assert ("fact", "start") in rows(old, told, event_id)
+    # Once more there is nothing to do; and what is closed is closed.
+    assert value(old, "CALL spectrum.pack_facts('3 months')") == 0
+    insert(old, [happened(198, "late"), happened(200, "other")])
+    assert drain(old)[1:] == (0, 1, 1)
+    # A purge of the same months leaves the view as it was at first.
+    old.execute("CALL spectrum.purge_facts('3 months')")
+    assert value(old, "SELECT count(*) FROM warehouse.packed_events") == 0
+    assert value(old, EVENTS) == 1
+    assert "packed" not in value(old, "SELECT pg_get_viewdef('warehouse.visible_events')")
+    assert standing(old) == before
+    prove(old, views=True)
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_forgetting_who_is_packed(old: psycopg.Connection, is_late: bool) -> None:
+    """Between two steps of the packing, or afterwards."""
+    purge(old, "3 months", 1000 if is_late else 3, "pack_facts")
+    before = standing(old)
+    old.execute("SELECT spectrum.forget_user('u1', p_event_type => 'b')")
+    assert value(old, EVENTS) == 3
+    old.execute("SELECT spectrum.forget_user('u1', 'anonymise', p_properties => '{secret}')")
+    assert traces(old, "zanzibar") == set()
+    assert value(old, "SELECT sum(revenue) FROM analytics.events") == 8
+    old.execute("SELECT spectrum.forget_user('u2')")
+    assert traces(old, "u2") == set()
+    assert standing(old)["daily_events"] == before["daily_events"]
+    assert value(old, EVENTS) == 2
+    purge(old, "3 months", kind="pack_facts")
+    assert value(old, EVENTS) == 2
+    assert value(old, IN_PLACE) == 1
+    prove(old, views=True)
+    # Days that are kept would say more than events do.
+    assert value(old, "SELECT sum(dau) FROM analytics.active_users()") == 2
+
+
+def test_accounts_are_told_apart_when_packed(
+    old: psycopg.Connection, connect: Connect, make_role: Any
+) -> None:
+    tenant, analyst = make_role(), make_role()
+    old.execute(f"SELECT spectrum.grant_tenant('{tenant}', 'two')")
+    old.execute(f"SELECT spectrum.grant_analyst('{analyst}')")
+    value(old, "CALL spectrum.pack_facts('3 months')")
+    for role, seen in ((tenant, 1), (analyst, 4)):
+        old.execute(f"SET ROLE {role}")
+        assert value(old, EVENTS) == seen
+        assert value(old, "SELECT count(*) FROM analytics.timelines") == seen
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            old.execute("SELECT FROM warehouse.packed_events")
+        old.execute("RESET ROLE")
+
+
+def test_killed_at_any_step_nothing_is_lost_or_doubled(
+    old: psycopg.Connection, connect: Connect
+) -> None:
+    before = standing(old)
+    task = value(old, """SELECT spectrum.request('pack_facts', '{"older_than": "3 months"}')""")
+    for _ in range(30):
+        victim = connect(autocommit=False)
+        victim.execute("SELECT spectrum._work_on_task(%s)", (task,))
+        value(old, "SELECT pg_terminate_backend(%s)", victim.info.backend_pid)
+        victim.close()
+        assert value(old, EVENTS) == 4
+        if not value(old, "SELECT spectrum._work_on_task(%s)", task):
+            break
+        assert value(old, EVENTS) == 4
+    assert rows(old, "SELECT state FROM spectrum.tasks") == [("done",)]
+    assert value(old, IN_PLACE) == 1
+    assert standing(old) == before
+    prove(old, views=True)
+
+
+def test_an_older_snapshot_is_waited_for(old: psycopg.Connection, connect: Connect) -> None:
+    old.execute("SELECT spectrum.configure('retry_delay', '0')")
+    reader = connect(autocommit=False)
+    reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    reader.execute("SELECT FROM spectrum.config")
+    with pytest.raises(psycopg.errors.LockNotAvailable, match="began before the last events"):
+        old.execute("CALL spectrum.pack_facts('3 months')")
+    assert value(reader, EVENTS) == 4
+    assert value(old, EVENTS) == 4
+    reader.rollback()
+    old.execute("CALL spectrum.run()")
+    assert rows(old, "SELECT state FROM spectrum.tasks") == [("done",)]
+    assert value(old, IN_PLACE) == 1
+
+
+def test_readers_count_the_same_all_the_while(old: psycopg.Connection, connect: Connect) -> None:
+    insert(old, [happened(190 + n / 100, event_id=f"m{n}") for n in range(500)])
+    drain(old)
+    counts, stop, reader = set(), threading.Event(), connect()
+
+    def read() -> None:
+        while not stop.is_set():
+            counts.add(value(reader, EVENTS))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        old.execute("CALL spectrum.pack_facts('3 months')")
+    finally:
+        stop.set()
+        thread.join()
+    assert counts == {504}
+    assert value(old, IN_PLACE) == 1
+
+
+def test_facts_changed_by_hand_are_noticed(old: psycopg.Connection) -> None:
+    purge(old, "3 months", 3, "pack_facts")
+    old.execute("DELETE FROM warehouse.fact_events WHERE revenue = 5")
+    with pytest.raises(psycopg.errors.DataCorrupted, match="are packed") as refused:
+        old.execute("CALL spectrum.pack_facts('3 months')")
+    assert refused.value.diag.message_hint
+    assert value(old, "SELECT min(facts_from) IS NULL FROM analytics.settings")
+
+
+def test_the_tick_packs_what_is_older_than_wanted(old: psycopg.Connection) -> None:
+    old.execute("SELECT spectrum.configure('pack_facts_after', '3 months')")
+    old.execute("CALL spectrum.run()")
+    old.execute("CALL spectrum.run()")
+    assert rows(old, "SELECT kind, state FROM spectrum.tasks") == [("pack_facts", "done")]
+    assert value(old, IN_PLACE) == 1
+    assert value(old, EVENTS) == 4
+
+
+def test_a_packed_event_takes_60_bytes(db: psycopg.Connection) -> None:
+    """With 85 bytes of properties, of 20,000 events of 1,000 users in one month."""
+    month = (NOW - timedelta(days=150)).replace(day=1)
+    db.execute("SELECT spectrum.ensure_partitions(%s, %s)", (month, month))
+    db.execute(
+        """
+        INSERT INTO raw_events (payload)
+        SELECT jsonb_build_object(
+            'event_id', md5(n::text)::uuid, 'user_id', 'user-' || n * 7919 %% 1000,
+            'account_id', 'account-' || n * 7919 %% 40, 'event_type', types.name,
+            'occurred_at', %s + n * n %% 2419200 * interval '1.000007 s',
+            'properties', jsonb_build_object('path', '/projects/' || n * n %% 400 || '/board',
+                'plan', (ARRAY['free', 'team', 'pro'])[1 + n %% 3], 'latency', n * 31 %% 900,
+                'visit', left(md5((n / 5)::text), 10)))
+        FROM generate_series(1, 20000) AS n
+        JOIN unnest('{page_view, feature_used, api_request, sign_in}'::text[])
+            WITH ORDINALITY AS types (name, number) ON number = 1 + n %% 4
+        """,
+        (month,),
+    )
+    drain(db)
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert 80 <= value(db, "SELECT avg(length(properties::text)) FROM warehouse.fact_events") <= 90
+    hot = value(db, "SELECT pg_total_relation_size(%s)", f"warehouse.fact_events_{month:%Y_%m}")
+    db.execute("CALL spectrum.pack_facts('3 months')")
+    db.execute("VACUUM warehouse.packed_events")
+    packed = value(db, "SELECT pg_total_relation_size('warehouse.packed_events')")
+    assert value(db, EVENTS) == 20000
+    assert packed / 20000 <= 60
+    assert hot / packed >= 3.5
