@@ -21,7 +21,7 @@ from purging import Twins, differences, purge, standing
 from tenancy import QUESTIONS, VARYING, question
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-EXAMPLES = int(os.environ.get("SPECTRUM_PACKED_EXAMPLES", "2"))
+EXAMPLES = int(os.environ.get("SPECTRUM_PACKED_EXAMPLES", "1"))
 EVENTS = "SELECT count(*) FROM analytics.events"
 IN_PLACE = "SELECT count(*) FROM warehouse.fact_events"
 
@@ -53,7 +53,7 @@ def disagreements(db: psycopg.Connection, twin: psycopg.Connection) -> list[str]
 
 def explained(db: psycopg.Connection, twin: psycopg.Connection) -> list[str]:
     """Of what is packed some events, where the two say other cells of them."""
-    names = "SELECT event_id::text FROM warehouse.packed_rows ORDER BY md5(event_id::text) LIMIT 4"
+    names = "SELECT event_id::text FROM warehouse.packed_rows ORDER BY md5(event_id::text) LIMIT 2"
     query = "SELECT what, view_name, cell, rule FROM spectrum.explain_event(%s)"
     return [
         name for (name,) in rows(db, names)
