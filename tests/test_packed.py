@@ -21,9 +21,25 @@ from purging import Twins, differences, purge, standing
 from tenancy import QUESTIONS, VARYING, question
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+MICROSECOND = timedelta(microseconds=1)
 EXAMPLES = int(os.environ.get("SPECTRUM_PACKED_EXAMPLES", "1"))
 EVENTS = "SELECT count(*) FROM analytics.events"
 IN_PLACE = "SELECT count(*) FROM warehouse.fact_events"
+KEPT = "SELECT analytics._keeps_days(NULL, NULL)"
+# What the days that are kept can tell.
+BY_DAY = [
+    "analytics.trend()",
+    "analytics.trend('a', 'month')",
+    "analytics.trend(NULL, 'week', p_breakdown => 'event_type')",
+    "analytics.trend(p_measure => 'users')",
+    "analytics.trend(NULL, 'month', p_measure => 'users')",
+    "analytics.active_users()",
+    "analytics.retention()",
+    "analytics.retention(p_period => 'month', p_cohort => 'recurring')",
+    "analytics.lifecycle('month')",
+    "analytics.stickiness('month')",
+    "analytics._settle_days(NULL, NULL, NULL)",
+]
 
 
 @pytest.fixture
@@ -34,7 +50,7 @@ def twin(make_db: MakeDb, connect: Connect) -> Iterator[psycopg.Connection]:
 def answers(db: psycopg.Connection) -> dict[str, list[str]]:
     """Of every function, and all events, without what keys differ in."""
     told = {}
-    for template in [*QUESTIONS, "analytics.events"]:
+    for template in [*QUESTIONS, *BY_DAY, "analytics.events"]:
         asked = question(template).replace("'visit'", "'a'").replace("'button'", "'e'")
         asked = asked.replace('"visit"', '"a"').replace('"buy"', '"b"').replace("'buy'", "'b'")
         if "experiment(" in asked and not value(db, "SELECT count(*) FROM spectrum.experiments"):
@@ -49,6 +65,18 @@ def answers(db: psycopg.Connection) -> dict[str, list[str]]:
 def disagreements(db: psycopg.Connection, twin: psycopg.Connection) -> list[str]:
     here, there = answers(db), answers(twin)
     return [asked for asked in here if here[asked] != there[asked]]
+
+
+def untrue_days(db: psycopg.Connection) -> list[str]:
+    """Where the days that are kept say other than the facts, packed or not."""
+    wrong = []
+    for asked in BY_DAY[:-1]:
+        told = sorted(map(repr, rows(db, f"SELECT * FROM {asked}")))
+        db.execute("SET spectrum.from_facts = on")
+        if told != sorted(map(repr, rows(db, f"SELECT * FROM {asked}"))):
+            wrong.append(asked)
+        db.execute("SET spectrum.from_facts = off")
+    return wrong
 
 
 def explained(db: psycopg.Connection, twin: psycopg.Connection) -> list[str]:
@@ -81,7 +109,9 @@ def test_a_twin_that_never_packs_says_the_same(
         twins.settle()
         assert differences(db, twin) == {}
         assert rows(db, "SELECT * FROM spectrum.verify() WHERE NOT ok") == []
+        assert untrue_days(db) == []
         if value(db, "SELECT facts_from IS NULL FROM analytics.settings"):
+            assert value(db, KEPT)
             assert disagreements(db, twin) == []
             assert explained(db, twin) == []
             frozen = "SELECT check_name FROM spectrum.verify() WHERE check_name LIKE 'frozen%'"
@@ -101,17 +131,24 @@ def happened(days: float, event_type: str = "a", **fields: Any) -> dict[str, Any
     } | fields
 
 
-@pytest.fixture
-def old(db: psycopg.Connection) -> psycopg.Connection:
-    """Three events of old months, one of 10 days ago, counted."""
-    insert(db, [
-        happened(200, "start", properties={"secret": "zanzibar", "revenue": 3}),
-        happened(199, "b", properties={"plan": "pro"}),
-        happened(199, "b", user_id="u2", account_id="two", properties={"revenue": 5}),
-        happened(10),
-    ])  # fmt: skip
+# Three events of old months, one of 10 days ago.
+OLD = [
+    happened(200, "start", properties={"secret": "zanzibar", "revenue": 3}),
+    happened(199, "b", properties={"plan": "pro"}),
+    happened(199, "b", user_id="u2", account_id="two", properties={"revenue": 5}),
+    happened(10),
+]
+
+
+def count(db: psycopg.Connection, *events: dict[str, Any]) -> None:
+    insert(db, list(events))
     drain(db)
     db.execute("CALL spectrum.refresh_analytics()")
+
+
+@pytest.fixture
+def old(db: psycopg.Connection) -> psycopg.Connection:
+    count(db, *OLD)
     return db
 
 
@@ -161,19 +198,91 @@ def test_forgetting_who_is_packed(old: psycopg.Connection, is_late: bool) -> Non
     assert value(old, "SELECT sum(dau) FROM analytics.active_users()") == 2
 
 
+def test_days_tell_of_packed_months(old: psycopg.Connection, twin: psycopg.Connection) -> None:
+    more = [happened(days, user_id=name) for days in (240, 230, 170, 40) for name in ("u1", "u3")]
+    count(old, *more)
+    count(twin, *OLD, *more)
+    old.execute("CALL spectrum.pack_facts('3 months')")
+    assert value(old, "SELECT sum(events) FROM warehouse.packed_events") == 9
+    for db in (old, twin):
+        # No refresh has counted it.
+        insert(db, [happened(9, user_id="u3")])
+        drain(db)
+    assert value(old, KEPT)
+    assert disagreements(old, twin) == []
+    assert untrue_days(old) == []
+    assert value(old, "SELECT sum(value) FROM analytics.trend()") == 13
+
+
+@pytest.mark.parametrize("what", ["user", "events", "rebuilt", "hot"])
+def test_days_are_not_asked_where_they_count_more_or_less(
+    old: psycopg.Connection, what: str
+) -> None:
+    value(old, "CALL spectrum.pack_facts('3 months')")
+    assert value(old, KEPT)
+    events = {"user": 3, "events": 3, "rebuilt": 4, "hot": 1}[what]
+    match what:
+        case "user":
+            old.execute("SELECT spectrum.forget_user('u2')")
+        case "events":
+            old.execute("SELECT spectrum.forget_user('u1', p_event_type => 'b')")
+        case "rebuilt":
+            old.execute("SELECT spectrum.rebuild_reports(p_lose_frozen => true)")
+        case "hot":
+            old.execute("SET spectrum.hot_only = on")
+    old.execute("CALL spectrum.refresh_analytics()")
+    assert not value(old, KEPT)
+    assert value(old, EVENTS) == events
+    assert value(old, "SELECT sum(value) FROM analytics.trend()") == events
+    assert untrue_days(old) == []
+
+
+def test_a_day_is_packed_in_part(old: psycopg.Connection) -> None:
+    """And the other part of it is forgotten."""
+    old.execute("SELECT spectrum.configure('timezone', 'America/New_York')")
+    border = value(old, "SELECT date_trunc('month', now() - interval '3 months', 'UTC')")
+    hour = timedelta(hours=1)
+    count(
+        old,
+        happened(0, "evening", user_id="u3", event_id="1", occurred_at=str(border - hour)),
+        happened(0, "night", user_id="u3", event_id="2", occurred_at=str(border + hour)),
+    )
+    value(old, "CALL spectrum.pack_facts('3 months')")
+    assert value(old, KEPT)
+    assert untrue_days(old) == []
+    old.execute("SELECT spectrum.forget_user('u3', p_event_type => 'night')")
+    old.execute("CALL spectrum.refresh_analytics()")
+    assert untrue_days(old) == []
+
+
 def test_accounts_are_told_apart_when_packed(
     old: psycopg.Connection, connect: Connect, make_role: Any
 ) -> None:
     tenant, analyst = make_role(), make_role()
     old.execute(f"SELECT spectrum.grant_tenant('{tenant}', 'two')")
     old.execute(f"SELECT spectrum.grant_analyst('{analyst}')")
+    insert(old, [happened(240)])
+    drain(old)
     value(old, "CALL spectrum.pack_facts('3 months')")
-    for role, seen in ((tenant, 1), (analyst, 4)):
+    month = "SELECT date_trunc('month', %s, 'UTC')"
+    expected = {tenant: (1, 199, 199), analyst: (5, 240, 10), "NONE": (5, 240, 10)}
+    for role, (seen, first, last) in expected.items():
         old.execute(f"SET ROLE {role}")
         assert value(old, EVENTS) == seen
         assert value(old, "SELECT count(*) FROM analytics.timelines") == seen
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            old.execute("SELECT FROM warehouse.packed_events")
+        for from_facts in ("off", "on"):
+            old.execute(f"SET spectrum.from_facts = {from_facts}")
+            for bounds in ("_months_of_events", "_event_bounds"):
+                first_at, end_at = rows(old, f"SELECT * FROM analytics.{bounds}()")[0]
+                assert value(old, month, first_at) == value(old, month, NOW - timedelta(first))
+                assert value(old, month, end_at - timedelta(seconds=1)) == value(
+                    old, month, NOW - timedelta(last)
+                )
+            (ends,) = rows(old, "SELECT * FROM analytics._settle_range(NULL, NULL, NULL)")
+            assert ends == (NOW - timedelta(first), NOW - timedelta(last) + MICROSECOND)
+        if role != "NONE":
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                old.execute("SELECT FROM warehouse.packed_events")
         old.execute("RESET ROLE")
 
 
