@@ -218,16 +218,44 @@ def test_days_tell_of_packed_months(old: psycopg.Connection, twin: psycopg.Conne
     assert value(old, "SELECT sum(value) FROM analytics.trend()") == 13
 
 
-@pytest.mark.parametrize("what", ["user", "events", "rebuilt", "hot"])
+def test_days_follow_who_is_forgotten(old: psycopg.Connection, twin: psycopg.Connection) -> None:
+    """They are told still, and as of a history without him."""
+    others = [happened(days, user_id="u3", account_id="two") for days in (240, 199, 40)]
+    his = [happened(days, "c", user_id="u2", account_id="one") for days in (230, 20)]
+    count(old, *others, *his)
+    value(old, "CALL spectrum.pack_facts('3 months')")
+    count(twin, *[e for e in OLD if e["user_id"] != "u2"], *others)
+    seen = "SELECT object, what, change::int FROM spectrum.forget_user('u2') WHERE cell IS NULL"
+    receipt = rows(old, seen)
+    assert ("warehouse.packed_rows", "rows removed", -2) in receipt
+    assert ("warehouse.event_ledger", "rows removed", -3) in receipt
+    assert rows(old, "SELECT FROM spectrum.receipts WHERE object = 'analytics.active_users'")
+    assert value(old, KEPT)
+    assert untrue_days(old) == []
+    assert disagreements(old, twin, BY_DAY) == []
+    here, there = standing(old), standing(twin)
+    assert here["daily_events"] == there["daily_events"]
+    assert here["active_users"] == there["active_users"]
+    assert traces(old, "u2") == set()
+    assert rows(old, "SELECT * FROM spectrum.verify() WHERE NOT ok") == []
+
+
+def test_who_is_packed_becomes_nobody(old: psycopg.Connection) -> None:
+    value(old, "CALL spectrum.pack_facts('3 months')")
+    old.execute("SELECT spectrum.forget_user('u1', 'anonymise', p_properties => '{revenue}')")
+    assert value(old, "SELECT sum(revenue) FROM analytics.events") == 5
+    assert rows(old, "SELECT * FROM spectrum.verify() WHERE NOT ok") == []
+    assert value(old, KEPT)
+
+
+@pytest.mark.parametrize("what", ["events", "rebuilt", "hot"])
 def test_days_are_not_asked_where_they_count_more_or_less(
     old: psycopg.Connection, what: str
 ) -> None:
     value(old, "CALL spectrum.pack_facts('3 months')")
     assert value(old, KEPT)
-    events = {"user": 3, "events": 3, "rebuilt": 4, "hot": 1}[what]
+    events = {"events": 3, "rebuilt": 4, "hot": 1}[what]
     match what:
-        case "user":
-            old.execute("SELECT spectrum.forget_user('u2')")
         case "events":
             old.execute("SELECT spectrum.forget_user('u1', p_event_type => 'b')")
         case "rebuilt":

@@ -34,7 +34,7 @@ BEGIN
             CHECK (packed_from IS NULL OR (facts_from IS NOT NULL AND packed_from < facts_from)),
         packed_without text
             CONSTRAINT horizon_packed_without_is_known
-            CHECK (packed_without IN ('users', 'events'))
+            CHECK (packed_without IN ('sums', 'days'))
     );
     COMMENT ON TABLE spectrum.horizon IS
         'How far back facts go, one row. Moved by purge_facts() and pack_facts() alone.';
@@ -49,8 +49,8 @@ BEGIN
         'Facts that occurred from here to facts_from are packed, or about to be: questions read '
         'them still. NULL: none are.';
     COMMENT ON COLUMN spectrum.horizon.packed_without IS
-        'What was erased of packed facts, which the sums count still: users, or events of users '
-        'who stay, whose days are kept still too. NULL: nothing.';
+        'What counts packed facts that were erased still: sums, but for those of days; or days '
+        'too, and questions by day read the facts. NULL: nothing.';
     INSERT INTO spectrum.horizon DEFAULT VALUES;
 END
 $$;

@@ -284,14 +284,19 @@ CREATE FUNCTION spectrum._rewrite_packed(
     p_to timestamptz,
     p_properties text[] DEFAULT NULL
 )
-RETURNS uuid[]
+RETURNS TABLE (
+    event_id uuid,
+    occurred_at timestamptz,
+    account_key bigint,
+    user_key bigint,
+    event_type_key integer
+)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-DECLARE
-    v_event_ids uuid[];
 BEGIN
+    RETURN QUERY
     WITH touched AS (
         DELETE FROM warehouse.packed_events AS chunk
         WHERE chunk.user_to >= (SELECT min(key) FROM unnest(p_users) AS key)
@@ -342,9 +347,9 @@ BEGIN
         WHERE p_properties IS NOT NULL OR NOT fact.is_his
         GROUP BY fact.month, fact.event_type_key, fact.chunk_no
     )
-    SELECT array_agg(facts.event_id ORDER BY facts.event_id) INTO v_event_ids
-    FROM facts WHERE facts.is_his;
-    RETURN v_event_ids;
+    SELECT fact.event_id, fact.occurred_at, fact.account_key, fact.user_key, fact.event_type_key
+    FROM facts AS fact
+    WHERE fact.is_his;
 END
 $$;
 COMMENT ON FUNCTION spectrum._rewrite_packed(

@@ -165,7 +165,7 @@ BEGIN
     ) AND NOT EXISTS (
         SELECT FROM analytics.settings
         WHERE (settings.facts_from AT TIME ZONE settings.timezone)::time <> '00:00'
-    ) AND NOT EXISTS (SELECT FROM spectrum.horizon WHERE horizon.packed_without IS NOT NULL)
+    ) AND NOT EXISTS (SELECT FROM spectrum.horizon WHERE horizon.packed_without = 'days')
         AND coalesce(current_setting('spectrum.hot_only', true), '') <> 'on' AS is_exact,
     caller.sees_all AND (SELECT coalesce(sum(news.events), 0) FROM spectrum.news) <= greatest(
         10000, (SELECT ledger.reltuples / 20 FROM pg_class AS ledger
@@ -176,8 +176,8 @@ BEGIN
         'Whether analytics.user_days, user_day_counts and event_days say just what '
         'analytics.events says, one row: not while facts that were taken back are still counted, '
         'nor after a change of the calendar until the days are cut anew, nor where facts are '
-        'purged up to the middle of a day, nor where packed ones were erased or the days made '
-        'anew without them, nor for who reads no packed ones, nor for a tenant.';
+        'purged up to the middle of a day, nor where some of a user were erased of packed ones or '
+        'the days made anew without them, nor for who reads no packed ones, nor for a tenant.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether they do.';
     COMMENT ON COLUMN analytics.user_days_state.is_near IS
         'Whether few events wait for a refresh, 10,000 or a twentieth of all: to look up more of '

@@ -228,30 +228,70 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
-    v_event_ids uuid[];
+    v_facts bigint;
 BEGIN
-    IF r_erasure.event_type IS NULL
-        OR analytics._event_key(r_erasure.event_type) IS NOT NULL
-    THEN
-        v_event_ids := spectrum._rewrite_packed(r_erasure.user_keys,
-            analytics._event_key(r_erasure.event_type), r_erasure.from_at, r_erasure.to_at);
-    END IF;
-    IF v_event_ids IS NULL THEN
+    PERFORM spectrum._empty_temporary('spectrum_erased', 'event_id uuid, '
+        'occurred_at timestamptz, account_key bigint, user_key bigint, event_type_key integer');
+    INSERT INTO pg_temp.spectrum_erased (
+        event_id, occurred_at, account_key, user_key, event_type_key)
+    SELECT gone.event_id, gone.occurred_at, gone.account_key, gone.user_key, gone.event_type_key
+    FROM spectrum._rewrite_packed(r_erasure.user_keys, analytics._event_key(r_erasure.event_type),
+        r_erasure.from_at, r_erasure.to_at) AS gone;
+    GET DIAGNOSTICS v_facts = ROW_COUNT;
+    IF v_facts = 0 THEN
         RETURN;
     END IF;
     -- Of these only what is not kept any more is left: the raw events are looked at next.
-    DELETE FROM warehouse.event_ledger AS ledger WHERE ledger.event_id = ANY (v_event_ids);
-    UPDATE spectrum.horizon
-    SET packed_without = CASE WHEN r_erasure.is_whole THEN coalesce(packed_without, 'users')
-        ELSE 'events' END;
-    PERFORM spectrum._note_rows(
-        p_task_id, 'warehouse.packed_rows', 'rows removed', -cardinality(v_event_ids));
-    PERFORM spectrum._note_rows(
-        p_task_id, 'warehouse.event_ledger', 'rows removed', -cardinality(v_event_ids));
+    DELETE FROM warehouse.event_ledger AS ledger
+    USING pg_temp.spectrum_erased AS gone WHERE ledger.event_id = gone.event_id;
+    PERFORM spectrum._note_rows(p_task_id, 'warehouse.packed_rows', 'rows removed', -v_facts);
+    PERFORM spectrum._note_rows(p_task_id, 'warehouse.event_ledger', 'rows removed', -v_facts);
+    PERFORM spectrum._uncount_packed(p_task_id, r_erasure.is_whole);
 END
 $$;
 COMMENT ON FUNCTION spectrum._erase_packed(bigint) IS
-    'Takes packed facts out. What the standing views count of them is frozen, and stays.';
+    'Takes packed facts out, and out of the sums of days.';
+
+CREATE FUNCTION spectrum._uncount_packed(p_task_id bigint, p_is_whole boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_accounts text[] := ARRAY(
+        SELECT DISTINCT dim.account_id
+        FROM pg_temp.spectrum_erased JOIN warehouse.dim_accounts AS dim USING (account_key)
+    ) || '*'::text;
+    v_is_exact boolean;
+BEGIN
+    PERFORM spectrum._count_all_news();
+    -- Of who stays, a day may go that what is frozen was made of.
+    v_is_exact := p_is_whole AND (SELECT state.is_exact FROM analytics.user_days_state AS state);
+    UPDATE spectrum.horizon SET packed_without = CASE WHEN v_is_exact
+        THEN coalesce(packed_without, 'sums') ELSE 'days' END;
+    IF NOT v_is_exact THEN
+        RETURN;
+    END IF;
+    PERFORM spectrum._copy_views(v_accounts);
+    PERFORM spectrum._clear_news();
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, user_key, account_key, event_type_key, occurred_at, event_id)
+    SELECT -1, gone.account_key, gone.user_key, gone.account_key, gone.event_type_key,
+        gone.occurred_at, gone.event_id
+    FROM pg_temp.spectrum_erased AS gone;
+    PERFORM spectrum._scope_news();
+    PERFORM CASE report.kind
+        WHEN 'volume' THEN analytics._maintain_daily_events(report.report_id, report.built_to)
+        WHEN 'activity' THEN analytics._maintain_active_users(report.report_id, report.built_to)
+        END
+    FROM spectrum.reports AS report
+    WHERE report.kind IN ('volume', 'activity') AND report.state = 'served';
+    PERFORM spectrum._note_after(p_task_id, v_accounts);
+END
+$$;
+COMMENT ON FUNCTION spectrum._uncount_packed(bigint, boolean) IS
+    'Has events by day and active users follow what was taken out of packed facts, so that days '
+    'that are kept are told still, where it was all of a user. What else is frozen stays.';
 
 CREATE FUNCTION spectrum._erase_rows(p_task_id bigint)
 RETURNS boolean
@@ -402,14 +442,12 @@ BEGIN
     PERFORM spectrum._withdraw(p_event_ids);
     v_facts := (SELECT count(*) FROM spectrum.withdrawals AS gone
         WHERE gone.event_id = ANY (p_event_ids));
-    -- The day in which the packed facts end may hold one of his still.
-    UPDATE spectrum.horizon
-    SET packed_without = CASE WHEN r_erasure.is_whole THEN coalesce(packed_without, 'users')
-        ELSE 'events' END
+    -- What is being packed is frozen, and the day in which it ends may hold one of his still.
+    UPDATE spectrum.horizon SET packed_without = 'days'
     WHERE packed_from IS NOT NULL AND EXISTS (
         SELECT FROM spectrum.withdrawals AS gone
-        WHERE gone.event_id = ANY (p_event_ids)
-            AND gone.occurred_at < facts_from + interval '25 hours');
+        WHERE gone.event_id = ANY (p_event_ids) AND gone.occurred_at
+            < facts_from + CASE WHEN r_erasure.is_whole THEN '0' ELSE '25 hours' END::interval);
     DELETE FROM @extschema@.raw_events AS raw WHERE raw.seq = ANY (v_seqs);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows removed', -v_count);

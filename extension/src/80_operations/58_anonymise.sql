@@ -32,9 +32,10 @@ BEGIN
         WHERE known.event_id = his.event_id
         OFFSET 0
     ) AS ledger;
-    IF r_erasure.properties <> '{}' THEN
-        PERFORM spectrum._rewrite_packed(
-            r_erasure.user_keys, NULL, '-infinity', 'infinity', r_erasure.properties);
+    IF r_erasure.properties <> '{}' AND EXISTS (SELECT FROM spectrum._rewrite_packed(
+        r_erasure.user_keys, NULL, '-infinity', 'infinity', r_erasure.properties))
+    THEN
+        UPDATE spectrum.horizon SET packed_without = coalesce(packed_without, 'sums');
     END IF;
     IF v_event_ids IS NULL THEN
         RETURN;

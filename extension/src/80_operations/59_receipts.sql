@@ -79,6 +79,24 @@ $$;
 COMMENT ON FUNCTION spectrum._standing_views() IS
     'The standing views, with the columns that name a cell and those that say something of it.';
 
+CREATE FUNCTION spectrum._copy_views(p_accounts text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_view text;
+BEGIN
+    FOR v_view IN SELECT DISTINCT known.view FROM spectrum._standing_views() AS known LOOP
+        EXECUTE format('CREATE TEMPORARY TABLE %I ON COMMIT DROP AS '
+            'SELECT * FROM analytics.%I WHERE account_id = ANY (%L)',
+            'spectrum_before_' || v_view, v_view, p_accounts);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._copy_views(text[]) IS
+    'Copies what the standing views say of some accounts.';
+
 CREATE FUNCTION spectrum._note_before(p_event_ids uuid[])
 RETURNS text[]
 LANGUAGE plpgsql VOLATILE
@@ -87,7 +105,6 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_accounts text[];
-    v_view text;
 BEGIN
     PERFORM spectrum._count_all_news();
     SELECT array_agg(DISTINCT dim.account_id) || '*'::text INTO v_accounts
@@ -95,11 +112,7 @@ BEGIN
     JOIN warehouse.fact_events AS fact USING (event_id, occurred_at, user_key)
     JOIN warehouse.dim_accounts AS dim USING (account_key)
     WHERE ledger.event_id = ANY (p_event_ids);
-    FOR v_view IN SELECT DISTINCT known.view FROM spectrum._standing_views() AS known LOOP
-        EXECUTE format('CREATE TEMPORARY TABLE %I ON COMMIT DROP AS '
-            'SELECT * FROM analytics.%I WHERE account_id = ANY (%L)',
-            'spectrum_before_' || v_view, v_view, v_accounts);
-    END LOOP;
+    PERFORM spectrum._copy_views(v_accounts);
     RETURN v_accounts;
 END
 $$;

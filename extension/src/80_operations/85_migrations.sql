@@ -227,7 +227,7 @@ BEGIN
             CHECK (packed_from IS NULL OR (facts_from IS NOT NULL AND packed_from < facts_from)),
         ADD COLUMN IF NOT EXISTS packed_without text
             CONSTRAINT horizon_packed_without_is_known
-            CHECK (packed_without IN ('users', 'events'));
+            CHECK (packed_without IN ('sums', 'days'));
     ALTER TABLE spectrum.intake ADD COLUMN IF NOT EXISTS late_seq bigint NOT NULL DEFAULT 0;
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
