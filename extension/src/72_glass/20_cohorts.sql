@@ -164,22 +164,28 @@ LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- A row that is shown holds both numbers: the size of its cohort stands in each period.
+    -- Materialized: else the events of the user are read once for each row that is shown.
+    -- Such a row holds both numbers: the size of its cohort stands in each period.
     RETURN QUERY
-    SELECT jsonb_build_object('account_id', scope.account_id, 'retention', report.name,
+    WITH found AS MATERIALIZED (
+        SELECT scope.account_id, report.name, report.definition, evidence.cohort, evidence.period
+        FROM analytics.served_reports AS report
+        CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+        CROSS JOIN LATERAL analytics._retention_evidence(
+            report.definition, scope.account_key, ARRAY[p_user]
+        ) AS evidence
+        WHERE report.kind = 'retention' AND evidence.occurred_at = p_at
+            AND evidence.event_id = p_event
+    )
+    SELECT jsonb_build_object('account_id', found.account_id, 'retention', found.name,
             'cohort', found.cohort, 'period', shown.period,
             'measure', CASE WHEN found.period < 0 THEN 'cohort_size' ELSE 'users' END),
-        analytics._retention_rule(report.definition, found.period)
-    FROM analytics.served_reports AS report
-    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
-    CROSS JOIN LATERAL analytics._retention_evidence(
-        report.definition, scope.account_key, ARRAY[p_user]
-    ) AS found
+        analytics._retention_rule(found.definition, found.period)
+    FROM found
     JOIN analytics.retention_cohorts AS shown
-        ON shown.account_id = scope.account_id AND shown.retention = report.name
+        ON shown.account_id = found.account_id AND shown.retention = found.name
             AND shown.cohort = found.cohort
-            AND (found.period < 0 OR shown.period = found.period)
-    WHERE report.kind = 'retention' AND found.occurred_at = p_at AND found.event_id = p_event;
+            AND (found.period < 0 OR shown.period = found.period);
 END
 $$;
 COMMENT ON FUNCTION analytics._cells_retention_cohorts(bigint, timestamptz, uuid) IS
