@@ -162,6 +162,7 @@ def test_what_is_packed_is_read_still(old: psycopg.Connection) -> None:
     assert value(old, "CALL spectrum.pack_facts('3 months')") in (1, 2)
     assert value(old, IN_PLACE) == 1
     assert value(old, "SELECT sum(events) FROM warehouse.packed_events") == 3
+    assert value(old, "SELECT packed_events FROM spectrum.status()") == 3
     assert standing(old) == before
     assert answers(old) == said
     prove(old, views=True)
@@ -343,6 +344,8 @@ def test_an_older_snapshot_is_waited_for(old: psycopg.Connection, connect: Conne
     reader.execute("SELECT FROM spectrum.config")
     with pytest.raises(psycopg.errors.LockNotAvailable, match="began before the last events"):
         old.execute("CALL spectrum.pack_facts('3 months')")
+    progress = "SELECT done > 0, total, unit FROM spectrum.progress WHERE work LIKE 'pack_facts%'"
+    assert rows(old, progress) == [(True, 3, "events")]
     assert value(reader, EVENTS) == 4
     assert value(old, EVENTS) == 4
     reader.rollback()

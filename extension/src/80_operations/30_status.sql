@@ -29,7 +29,10 @@ BEGIN
                 '; ' ORDER BY flood.waiting DESC)
             FROM (SELECT floods.account_id, floods.waiting FROM spectrum.floods
                 ORDER BY floods.waiting DESC
-                LIMIT 3) AS flood) AS flooded_by
+                LIMIT 3) AS flood) AS flooded_by,
+        (SELECT coalesce(sum(chunk.events), 0)::bigint FROM warehouse.packed_events AS chunk)
+            AS packed_events,
+        (SELECT settings.packed_before FROM analytics.settings) AS packed_before
     FROM (
         SELECT
             count(*) FILTER (WHERE raw.status = 'pending') AS pending,
@@ -85,6 +88,10 @@ BEGIN
         'Reports that are being built: see spectrum.progress.';
     COMMENT ON COLUMN spectrum.pipeline.flooded_by IS
         'Accounts of which batches pass over events, the largest three; NULL where there is none.';
+    COMMENT ON COLUMN spectrum.pipeline.packed_events IS
+        'Facts that are packed: see spectrum.pack_facts.';
+    COMMENT ON COLUMN spectrum.pipeline.packed_before IS
+        'Facts that occurred before are packed, or being packed; NULL: none are.';
 
     CREATE VIEW spectrum.progress AS
     SELECT
@@ -164,7 +171,9 @@ CREATE FUNCTION spectrum.status(
     OUT reports_building bigint,
     OUT flooded_by text,
     OUT cron_last_message text,
-    OUT idle_transactions text
+    OUT idle_transactions text,
+    OUT packed_events bigint,
+    OUT packed_before timestamptz
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -176,13 +185,15 @@ BEGIN
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
         state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
         state.uncounted, state.reports_building, state.flooded_by, job.last_message,
-        (SELECT string_agg(idle.who, '; ') FROM spectrum._idle_transactions() AS idle)
+        (SELECT string_agg(idle.who, '; ') FROM spectrum._idle_transactions() AS idle),
+        state.packed_events, state.packed_before
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
         lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
-        uncounted, reports_building, flooded_by, cron_last_message, idle_transactions
+        uncounted, reports_building, flooded_by, cron_last_message, idle_transactions,
+        packed_events, packed_before
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END

@@ -137,6 +137,7 @@ AS $$
 DECLARE
     r_task record;
     v_until timestamptz;
+    v_has_months boolean;
     v_outcome jsonb;
     v_wait text := spectrum._bound_lock_waits();
 BEGIN
@@ -148,16 +149,21 @@ BEGIN
         v_until := date_trunc(
             'month', now() - (r_task.arguments ->> 'older_than')::interval, 'UTC'
         );
-        r_task.total := (
-            SELECT count(*) FROM spectrum._fact_months() AS month
+        v_has_months := EXISTS (
+            SELECT FROM spectrum._fact_months() AS month
             WHERE month.is_attached AND month.ends_at > spectrum._readable_from()
                 AND month.ends_at <= greatest(v_until, spectrum._facts_from())
         );
-        IF r_task.total > 0 THEN
+        r_task.total := (
+            SELECT count(*) FROM warehouse.fact_events AS fact
+            WHERE fact.occurred_at >= spectrum._readable_from()
+                AND fact.occurred_at < greatest(v_until, spectrum._facts_from())
+        );
+        IF v_has_months THEN
             PERFORM spectrum._close_months(v_until);
         END IF;
         v_outcome := jsonb_build_object('months', 0, 'events', 0,
-            'step', CASE WHEN r_task.total > 0 THEN 'closed' END);
+            'step', CASE WHEN v_has_months THEN 'closed' END);
     ELSE
         v_until := to_timestamp(r_task.position);
         v_outcome := spectrum._pack_one_step(v_until, r_task.outcome);
@@ -167,8 +173,8 @@ BEGIN
     UPDATE spectrum.tasks AS task
     SET position = extract(epoch FROM v_until)::bigint,
         total = r_task.total,
-        done = (v_outcome ->> 'months')::bigint,
-        unit = 'months',
+        done = (v_outcome ->> 'events')::bigint,
+        unit = 'events',
         outcome = CASE WHEN v_outcome ->> 'step' IS NULL
             THEN v_outcome - '{step, open}'::text[] ELSE v_outcome END
     WHERE task.task_id = p_task_id;
