@@ -339,6 +339,7 @@ def test_killed_at_any_step_nothing_is_lost_or_doubled(
 
 def test_an_older_snapshot_is_waited_for(old: psycopg.Connection, connect: Connect) -> None:
     old.execute("SELECT spectrum.configure('retry_delay', '0')")
+    old.execute("SELECT spectrum.configure('lock_timeout', '20 ms')")
     reader = connect(autocommit=False)
     reader.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     reader.execute("SELECT FROM spectrum.config")

@@ -164,7 +164,7 @@ BEGIN
     FOREACH v_month IN ARRAY v_months LOOP
         v_view := v_view || format(
             ' UNION ALL SELECT %1$s FROM (SELECT * FROM warehouse.packed_rows UNION ALL '
-            'SELECT * FROM warehouse.packed_rows WHERE false) AS fact '
+            'SELECT (NULL::warehouse.packed_rows).* WHERE false) AS fact '
             'WHERE fact.month = %2$L AND fact.occurred_at >= %3$L AND fact.occurred_at < %4$L',
             v_columns, v_month, v_month::timestamp AT TIME ZONE 'UTC',
             (v_month + interval '1 month') AT TIME ZONE 'UTC');

@@ -131,6 +131,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_month timestamptz;
+    v_next timestamptz;
     v_end timestamptz;
 BEGIN
     from_at := p_from;
@@ -139,18 +140,21 @@ BEGIN
         RETURN;
     END IF;
     SELECT m.first_at, m.end_at INTO v_month, v_end FROM analytics._event_bounds() AS m;
+    -- Bounds that the planner knows: by them it leaves out months, packed ones too.
     IF p_to IS NULL THEN
+        v_next := v_end - interval '1 month';
         SELECT max(e.occurred_at) + interval '1 us' INTO to_at
         FROM analytics.events AS e
-        WHERE e.occurred_at >= v_end - interval '1 month' AND e.occurred_at < v_end;
+        WHERE e.occurred_at >= v_next AND e.occurred_at < v_end;
     END IF;
     -- Month by month: an account may begin after the first.
     WHILE from_at IS NULL AND v_month < v_end LOOP
+        v_next := v_month + interval '1 month';
         SELECT min(e.occurred_at) INTO from_at
         FROM analytics.events AS e
-        WHERE e.occurred_at >= v_month AND e.occurred_at < v_month + interval '1 month'
+        WHERE e.occurred_at >= v_month AND e.occurred_at < v_next
             AND (p_account IS NULL OR e.account_id = p_account);
-        v_month := v_month + interval '1 month';
+        v_month := v_next;
     END LOOP;
 END
 $$;

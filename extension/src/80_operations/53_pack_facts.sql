@@ -42,6 +42,27 @@ $$;
 COMMENT ON FUNCTION spectrum._open_transactions() IS
     'The transactions of other sessions in this database: each may read by an older snapshot.';
 
+CREATE FUNCTION spectrum._are_over(p_transactions jsonb)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_until timestamptz := clock_timestamp()
+        + (SELECT config.lock_timeout FROM spectrum.config);
+BEGIN
+    WHILE p_transactions ?| spectrum._open_transactions() LOOP
+        IF clock_timestamp() >= v_until THEN
+            RETURN false;
+        END IF;
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION spectrum._are_over(jsonb) IS
+    'Whether transactions are over; waits for them for config.lock_timeout.';
+
 CREATE FUNCTION spectrum._change_over(p_name text, p_month date)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -103,6 +124,12 @@ BEGIN
         RETURN;
     END IF;
 
+    IF NOT spectrum._are_over(nullif(outcome -> 'open', 'null')) THEN
+        RAISE EXCEPTION 'transactions are open that began before the last events of % were packed',
+            r_month.name
+            USING ERRCODE = 'lock_not_available',
+                HINT = 'It goes on when they are over. Which are old: spectrum.health().';
+    END IF;
     -- Who is forgotten is so in what is packed too: one after the other.
     PERFORM spectrum._hold_reports();
     v_month := to_date(right(r_month.name, 7), 'YYYY_MM');
@@ -113,11 +140,6 @@ BEGIN
     ELSIF nullif(outcome -> 'open', 'null') IS NULL THEN
         outcome := outcome || jsonb_build_object('step', 'waiting',
             'open', to_jsonb(spectrum._open_transactions()));
-    ELSIF outcome -> 'open' ?| spectrum._open_transactions() THEN
-        RAISE EXCEPTION 'transactions are open that began before the last events of % were packed',
-            r_month.name
-            USING ERRCODE = 'lock_not_available',
-                HINT = 'It goes on when they are over. Which are old: spectrum.health().';
     ELSE
         PERFORM spectrum._change_over(r_month.name, v_month);
         outcome := outcome || jsonb_build_object('step', 'changed', 'open', NULL,
