@@ -314,6 +314,17 @@ def test_accounts_are_told_apart_when_packed(
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 old.execute("SELECT FROM warehouse.packed_events")
         old.execute("RESET ROLE")
+    # What he brings along is shown his rows alone, however cheap it says it is.
+    shown: list[str] = []
+    old.add_notice_handler(lambda notice: shown.append(str(notice.message_primary)))
+    old.execute(
+        "CREATE FUNCTION public.shows(jsonb) RETURNS boolean LANGUAGE plpgsql COST 0.0001"
+        " AS $$ BEGIN RAISE NOTICE '%', $1; RETURN true; END $$"
+    )
+    old.execute(f"SET ROLE {tenant}")
+    assert value(old, EVENTS + " WHERE public.shows(properties)") == 1
+    assert shown == ['{"revenue": 5}']
+    old.execute("RESET ROLE")
 
 
 def test_killed_at_any_step_nothing_is_lost_or_doubled(

@@ -65,8 +65,8 @@ def found(db: psycopg.Connection, query: str) -> str:
     return "\n".join(str(row) for row in db.execute(query, parameters))
 
 
-# Some routines read pg_cron's tables, others temporary ones of a batch or a refresh: they have to
-# be there, and are after one of each kind of report was kept.
+# Some routines read pg_cron's tables, others temporary ones of a batch, a refresh or an
+# erasure: they have to be there, and are after one of each kind of report was kept.
 @pytest.fixture
 def checked_db(cron_db: psycopg.Connection) -> psycopg.Connection:
     need_extension("plpgsql_check")
@@ -94,6 +94,7 @@ def checked_db(cron_db: psycopg.Connection) -> psycopg.Connection:
     cron_db.execute("CALL spectrum.reprocess(p_status => 'done')")
     cron_db.execute("CALL spectrum.process_batch()")
     cron_db.execute("CALL spectrum.refresh_analytics()")
+    cron_db.execute("SELECT spectrum.forget_user('nobody')")
     return cron_db
 
 
