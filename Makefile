@@ -106,6 +106,7 @@ SOURCES = $(addprefix extension/src/, \
 	80_operations/55_purge_facts.sql \
 	80_operations/56_forget_user.sql \
 	80_operations/57_erasure.sql \
+	80_operations/57_erasure_packed.sql \
 	80_operations/58_anonymise.sql \
 	80_operations/59_receipts.sql \
 	80_operations/85_migrations.sql \
