@@ -97,7 +97,9 @@ BEGIN
         max_idle interval NOT NULL DEFAULT '5 minutes'
             CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
         facts_keep interval
-            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month')
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month'),
+        pack_facts_after interval
+            CONSTRAINT config_pack_facts_after_range CHECK (pack_facts_after >= '1 month')
     );
     COMMENT ON TABLE spectrum.config IS
         'Settings, one row. Change one with spectrum.configure(setting, value); it takes effect '
@@ -151,6 +153,8 @@ BEGIN
         'Age from which status() and health() name a transaction that is open and idle.';
     COMMENT ON COLUMN spectrum.config.facts_keep IS
         'Age at which whole months of facts are purged: see spectrum.purge_facts. NULL: never.';
+    COMMENT ON COLUMN spectrum.config.pack_facts_after IS
+        'Age at which whole months of facts are packed: see spectrum.pack_facts. NULL: never.';
 
     INSERT INTO spectrum.config DEFAULT VALUES;
 END
@@ -376,6 +380,9 @@ COMMENT ON FUNCTION spectrum._log_step(bigint, text, timestamptz, text, text) IS
 --        purged              guard                     open
 --   ------------------|-----------------|------------------------------->  occurred_at
 --                facts_from         open_from
+--
+-- Months can be packed instead (53_pack_facts.sql): frozen in the same way, so nothing that keeps
+-- sums reads them any more, but questions do. These lie between packed_from and facts_from.
 
 CREATE FUNCTION spectrum._create_horizon()
 RETURNS void
@@ -394,17 +401,29 @@ BEGIN
         facts_from timestamptz,
         open_from timestamptz
             CONSTRAINT horizon_guards_what_is_purged
-            CHECK (facts_from IS NULL OR (open_from IS NOT NULL AND open_from > facts_from))
+            CHECK (facts_from IS NULL OR (open_from IS NOT NULL AND open_from > facts_from)),
+        packed_from timestamptz
+            CONSTRAINT horizon_packs_what_is_frozen
+            CHECK (packed_from IS NULL OR (facts_from IS NOT NULL AND packed_from < facts_from)),
+        packed_without text
+            CONSTRAINT horizon_packed_without_is_known
+            CHECK (packed_without IN ('sums', 'days'))
     );
     COMMENT ON TABLE spectrum.horizon IS
-        'How far back facts go, one row. Moved by spectrum.purge_facts() alone.';
+        'How far back facts go, one row. Moved by purge_facts() and pack_facts() alone.';
     COMMENT ON COLUMN spectrum.horizon.is_only IS 'Always true: keeps the table at one row.';
     COMMENT ON COLUMN spectrum.horizon.facts_from IS
-        'Facts that occurred before are purged: what the standing views count of them is frozen. '
-        'NULL: none are.';
+        'Facts that occurred before are purged or packed: what the standing views count of them '
+        'is frozen. NULL: none are.';
     COMMENT ON COLUMN spectrum.horizon.open_from IS
         'Events that occurred before are closed: they fail, and raw events that were such events '
         'stay what they are. NULL: all are open.';
+    COMMENT ON COLUMN spectrum.horizon.packed_from IS
+        'Facts that occurred from here to facts_from are packed, or about to be: questions read '
+        'them still. NULL: none are.';
+    COMMENT ON COLUMN spectrum.horizon.packed_without IS
+        'What counts packed facts that were erased still: sums, but for those of days; or days '
+        'too, and questions by day read the facts. NULL: nothing.';
     INSERT INTO spectrum.horizon DEFAULT VALUES;
 END
 $$;
@@ -420,7 +439,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._facts_from() IS
-    'From when on there are facts; -infinity where none were purged.';
+    'From when on there are facts that are neither purged nor packed; -infinity where all are.';
 
 CREATE FUNCTION spectrum._hold_horizon()
 RETURNS void
@@ -464,7 +483,8 @@ BEGIN
 
     CREATE VIEW analytics.settings WITH (security_barrier) AS
     SELECT config.timezone, config.week_start, config.currency, config.refund_events,
-        horizon.facts_from
+        nullif(coalesce(horizon.packed_from, horizon.facts_from), '-infinity') AS facts_from,
+        CASE WHEN horizon.packed_from IS NOT NULL THEN horizon.facts_from END AS packed_before
     FROM spectrum.config
     CROSS JOIN spectrum.horizon;
     COMMENT ON VIEW analytics.settings IS
@@ -476,6 +496,8 @@ BEGIN
     COMMENT ON COLUMN analytics.settings.facts_from IS
         'Events that occurred before are purged: questions are answered without them, standing '
         'views count them still. NULL: none are.';
+    COMMENT ON COLUMN analytics.settings.packed_before IS
+        'Events that occurred before are packed: they take longer to read. NULL: none are.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_settings() IS 'Room 14: makes analytics.settings.';
@@ -2545,6 +2567,24 @@ AS $$
 $$;
 COMMENT ON FUNCTION spectrum._month_name(date) IS 'Name of the partition of a month.';
 
+CREATE FUNCTION spectrum._fact_months()
+RETURNS TABLE (name text, ends_at timestamptz, is_attached boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT month.relname::text,
+        (to_date(right(month.relname, 7), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC',
+        month.relispartition
+    FROM pg_class AS month
+    WHERE month.relnamespace = 'warehouse'::regnamespace AND month.relkind = 'r'
+        AND month.relname ~ '^fact_events_[0-9]{4}_[0-9]{2}$';
+END
+$$;
+COMMENT ON FUNCTION spectrum._fact_months() IS
+    'The months of facts; one that is not attached is about to be dropped.';
+
 CREATE FUNCTION spectrum._bound_lock_waits(p_times integer DEFAULT 1)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
@@ -4053,6 +4093,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 SET enable_seqscan = off
 AS $$
+DECLARE
+    -- What counts of those before is frozen, also where one is erased.
+    v_facts_from timestamptz := spectrum._facts_from();
 BEGIN
     -- One statement, so one snapshot: notes and facts that belong together are seen together.
     -- Nothing that an earlier one saw of the notes may limit it: a batch may commit in between.
@@ -4067,12 +4110,13 @@ BEGIN
         FROM notes
         CROSS JOIN LATERAL unnest(notes.user_keys, notes.occurred_ats, notes.event_ids)
             AS came (user_key, occurred_at, event_id)
+        WHERE came.occurred_at >= v_facts_from
     ),
     went AS (DELETE FROM spectrum.withdrawals WHERE note_no <= p_last_no RETURNING *),
     was AS (
         SELECT DISTINCT ON (went.event_id, went.user_key, went.occurred_at) went.*
         FROM went
-        WHERE NOT EXISTS (
+        WHERE went.occurred_at >= v_facts_from AND NOT EXISTS (
             SELECT FROM came
             WHERE (came.event_id, came.user_key, came.occurred_at)
                 = (went.event_id, went.user_key, went.occurred_at) AND came.note_no < went.note_no
@@ -4501,6 +4545,366 @@ COMMENT ON FUNCTION spectrum._guard_facts() IS
     'Keeps the policy all_accounts of warehouse.fact_events up to who sees all accounts: it shows '
     'no more than own_accounts, but saves analysts its price. Takes a short lock where that '
     'changed; raises 55P03 where it cannot be had within config.lock_timeout.';
+-- Room 60, packed facts: months that are closed (13_horizon.sql), kept small and still read. A row
+-- holds up to a thousand events of one event type and month, in the order of users and times, a
+-- column of theirs an array. Alike values side by side compress well where those of one event do
+-- not: PostgreSQL compresses nothing in rows below 2 kB. Properties stay jsonb: nobody parses.
+--
+-- A month is packed while its partition is still read; then, in one transaction, the view that
+-- all questions read (warehouse.visible_events) changes over from the one to the other. While
+-- nothing is packed the view is what it would be without this room.
+
+CREATE FUNCTION spectrum._create_packed()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_column text;
+BEGIN
+    IF to_regclass('warehouse.packed_events') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE warehouse.packed_events (
+        month date NOT NULL,
+        event_type_key integer NOT NULL,
+        chunk_no integer NOT NULL,
+        events integer NOT NULL,
+        user_from bigint NOT NULL,
+        user_to bigint NOT NULL,
+        event_ids uuid[] NOT NULL,
+        occurred_ats timestamptz[] NOT NULL,
+        account_keys bigint[] NOT NULL,
+        user_keys bigint[] NOT NULL,
+        geo_keys integer[] NOT NULL,
+        properties jsonb[] NOT NULL,
+        revenues numeric[],
+        currencies text[],
+        CONSTRAINT packed_events_pkey PRIMARY KEY (month, event_type_key, chunk_no)
+    );
+    FOREACH v_column IN ARRAY '{event_ids, occurred_ats, account_keys, user_keys, geo_keys,
+        properties, revenues, currencies}'::text[]
+    LOOP
+        -- Statistics of arrays would cost much and help nobody.
+        EXECUTE format('ALTER TABLE warehouse.packed_events ALTER COLUMN %I SET STATISTICS 0',
+            v_column);
+        IF 'lz4' = ANY ((SELECT setting.enumvals FROM pg_settings AS setting
+            WHERE setting.name = 'default_toast_compression')::text[])
+        THEN
+            EXECUTE format('ALTER TABLE warehouse.packed_events ALTER COLUMN %I '
+                'SET COMPRESSION lz4', v_column);
+        END IF;
+    END LOOP;
+    COMMENT ON TABLE warehouse.packed_events IS
+        'Facts of closed months, many in a row: see spectrum.pack_facts. An event is the elements '
+        'of one number of all arrays.';
+    COMMENT ON COLUMN warehouse.packed_events.month IS 'First day of the month (UTC).';
+    COMMENT ON COLUMN warehouse.packed_events.event_type_key IS 'Of all events of the row.';
+    COMMENT ON COLUMN warehouse.packed_events.chunk_no IS
+        'In the order of (user_key, occurred_at, event_id), in which the elements are too.';
+    COMMENT ON COLUMN warehouse.packed_events.events IS 'How many: the length of the arrays.';
+    COMMENT ON COLUMN warehouse.packed_events.user_from IS 'The lowest of user_keys.';
+    COMMENT ON COLUMN warehouse.packed_events.user_to IS 'The highest of user_keys.';
+    COMMENT ON COLUMN warehouse.packed_events.event_ids IS 'As in fact_events; so are the others.';
+    COMMENT ON COLUMN warehouse.packed_events.revenues IS 'NULL: none has any.';
+    COMMENT ON COLUMN warehouse.packed_events.currencies IS 'NULL: none has any.';
+
+    -- All in one list of columns: unnest() in FROM would write each array down before it is read.
+    -- The planner takes unnest() for 10 rows, generate_series() for 1000, as there are.
+    CREATE VIEW warehouse.packed_rows WITH (security_barrier) AS
+    SELECT packed.*
+    FROM (
+        SELECT
+            chunk.month, chunk.event_type_key,
+            unnest(chunk.event_ids) AS event_id,
+            unnest(chunk.occurred_ats) AS occurred_at,
+            unnest(chunk.account_keys) AS account_key,
+            unnest(chunk.user_keys) AS user_key,
+            unnest(chunk.geo_keys) AS geo_key,
+            unnest(chunk.properties) AS properties,
+            unnest(chunk.revenues) AS revenue,
+            unnest(chunk.currencies) AS currency,
+            generate_series(1, chunk.events) AS number
+        FROM warehouse.packed_events AS chunk
+        WHERE coalesce(current_setting('spectrum.hot_only', true), '') <> 'on'
+            AND coalesce(nullif(current_setting('spectrum.packed_user', true), '')::bigint
+                BETWEEN chunk.user_from AND chunk.user_to, true)
+    ) AS packed
+    WHERE (SELECT caller.sees_all FROM warehouse.caller)
+        OR packed.account_key IN (SELECT own.account_key FROM warehouse.own_account_keys AS own);
+    COMMENT ON VIEW warehouse.packed_rows IS
+        'Packed facts, a row an event, of the accounts that the caller sees. None for who works '
+        'on facts that are not packed alone, as refreshes do: they SET spectrum.hot_only = on. Who '
+        'wants those of one user SETs spectrum.packed_user, and is given a few others with them.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_packed() IS
+    'Room 60: makes warehouse.packed_events and the view that reads it.';
+
+CREATE FUNCTION spectrum._readable_from()
+RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN coalesce(
+        (SELECT coalesce(horizon.packed_from, horizon.facts_from) FROM spectrum.horizon),
+        '-infinity'
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._readable_from() IS
+    'From when on facts can be read, packed or not; -infinity where none were purged.';
+
+CREATE FUNCTION spectrum._read_hot_only(p_hot_only text)
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_before text := coalesce(current_setting('spectrum.hot_only', true), '');
+BEGIN
+    -- No SET clause of a function: who is no superuser may not make one with a name of ours.
+    PERFORM set_config('spectrum.hot_only', p_hot_only, true);
+    RETURN v_before;
+END
+$$;
+COMMENT ON FUNCTION spectrum._read_hot_only(text) IS
+    'on: from here on this transaction reads no packed facts. Returns what it was, for who sets '
+    'it back.';
+
+CREATE FUNCTION spectrum._read_packed_of(p_user text)
+RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM set_config('spectrum.packed_user', p_user, true);
+END
+$$;
+COMMENT ON FUNCTION spectrum._read_packed_of(text) IS
+    'From here on this transaction wants packed facts of one user (his key); NULL of all.';
+
+CREATE FUNCTION spectrum._show_packed(p_also date DEFAULT NULL)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+AS $$
+DECLARE
+    v_columns text := 'fact.event_id, fact.occurred_at, fact.event_type_key, fact.account_key, '
+        'fact.user_key, fact.geo_key, fact.properties, fact.revenue, fact.currency';
+    v_months date[] := ARRAY(
+        SELECT DISTINCT chunk.month FROM warehouse.packed_events AS chunk
+        WHERE chunk.month = p_also OR NOT EXISTS (
+            SELECT FROM spectrum._fact_months() AS month
+            WHERE month.is_attached AND month.name = spectrum._month_name(chunk.month)
+        )
+        ORDER BY chunk.month DESC
+    );
+    v_month date;
+    v_view text := format('SELECT %s FROM warehouse.fact_events AS fact', v_columns);
+BEGIN
+    -- The planner leaves out a part whose times contradict those of a question, if it is a part of
+    -- an Append: so each month is one.
+    FOREACH v_month IN ARRAY v_months LOOP
+        v_view := v_view || format(
+            ' UNION ALL SELECT %1$s FROM (SELECT * FROM warehouse.packed_rows UNION ALL '
+            'SELECT (NULL::warehouse.packed_rows).* WHERE false) AS fact '
+            'WHERE fact.month = %2$L AND fact.occurred_at >= %3$L AND fact.occurred_at < %4$L',
+            v_columns, v_month, v_month::timestamp AT TIME ZONE 'UTC',
+            (v_month + interval '1 month') AT TIME ZONE 'UTC');
+    END LOOP;
+    EXECUTE 'CREATE OR REPLACE VIEW warehouse.visible_events WITH (security_invoker) AS ' || v_view;
+END
+$$;
+COMMENT ON FUNCTION spectrum._show_packed(date) IS
+    'Has all questions read the packed months that have no partition any more, and p_also.';
+
+CREATE FUNCTION spectrum._pack_type(p_month date, p_event_type integer, p_limit bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    v_from timestamptz := p_month::timestamp AT TIME ZONE 'UTC';
+    v_to timestamptz := (p_month + interval '1 month') AT TIME ZONE 'UTC';
+    v_last_no integer;
+    v_user bigint;
+    v_at timestamptz;
+    v_event uuid;
+    v_packed bigint;
+BEGIN
+    SELECT chunk.chunk_no, chunk.user_keys[chunk.events], chunk.occurred_ats[chunk.events],
+        chunk.event_ids[chunk.events]
+    INTO v_last_no, v_user, v_at, v_event
+    FROM warehouse.packed_events AS chunk
+    WHERE chunk.month = p_month AND chunk.event_type_key = p_event_type
+    ORDER BY chunk.chunk_no DESC
+    LIMIT 1;
+    WITH facts AS (
+        SELECT next.*, row_number() OVER (
+            ORDER BY next.user_key, next.occurred_at, next.event_id) AS number
+        FROM (
+            SELECT known.* FROM warehouse.fact_events AS known
+            WHERE known.occurred_at >= v_from AND known.occurred_at < v_to
+                AND known.event_type_key = p_event_type
+                AND (known.user_key, known.occurred_at, known.event_id) > (coalesce(v_user, -1),
+                    coalesce(v_at, '-infinity'),
+                    coalesce(v_event, '00000000-0000-0000-0000-000000000000'))
+            ORDER BY known.user_key, known.occurred_at, known.event_id
+            LIMIT p_limit
+        ) AS next
+    ), parted AS (
+        SELECT facts.*, (number - 1) / 1000 + sum(pg_column_size(properties)) OVER (
+            ORDER BY number ROWS UNBOUNDED PRECEDING) / 1000000 AS part
+        FROM facts
+    ), packed AS (
+        INSERT INTO warehouse.packed_events (
+            month, event_type_key, chunk_no, events, user_from, user_to, event_ids,
+            occurred_ats, account_keys, user_keys, geo_keys, properties, revenues, currencies
+        )
+        SELECT p_month, p_event_type,
+            coalesce(v_last_no, 0) + row_number() OVER (ORDER BY fact.part), count(*),
+            min(fact.user_key), max(fact.user_key),
+            array_agg(fact.event_id ORDER BY fact.number),
+            array_agg(fact.occurred_at ORDER BY fact.number),
+            array_agg(fact.account_key ORDER BY fact.number),
+            array_agg(fact.user_key ORDER BY fact.number),
+            array_agg(fact.geo_key ORDER BY fact.number),
+            array_agg(fact.properties ORDER BY fact.number),
+            CASE WHEN count(fact.revenue) > 0
+                THEN array_agg(fact.revenue ORDER BY fact.number) END,
+            CASE WHEN count(fact.currency) > 0
+                THEN array_agg(fact.currency ORDER BY fact.number) END
+        FROM parted AS fact
+        GROUP BY fact.part
+        RETURNING events
+    )
+    SELECT coalesce(sum(packed.events), 0) INTO v_packed FROM packed;
+    RETURN v_packed;
+END
+$$;
+COMMENT ON FUNCTION spectrum._pack_type(date, integer, bigint) IS
+    'Packs the next events of one type of a month, up to p_limit, and returns how many. Rows hold '
+    'fewer where properties are long.';
+
+CREATE FUNCTION spectrum._pack_some(p_month date, p_limit bigint)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_from timestamptz := p_month::timestamp AT TIME ZONE 'UTC';
+    v_to timestamptz := (p_month + interval '1 month') AT TIME ZONE 'UTC';
+    v_type integer := (
+        SELECT max(chunk.event_type_key) FROM warehouse.packed_events AS chunk
+        WHERE chunk.month = p_month
+    );
+    v_packed bigint := 0;
+BEGIN
+    LOOP
+        v_packed := v_packed
+            + spectrum._pack_type(p_month, coalesce(v_type, -1), p_limit - v_packed);
+        EXIT WHEN v_packed >= p_limit;
+        v_type := (
+            SELECT min(known.event_type_key) FROM warehouse.fact_events AS known
+            WHERE known.occurred_at >= v_from AND known.occurred_at < v_to
+                AND known.event_type_key > coalesce(v_type, -1)
+        );
+        EXIT WHEN v_type IS NULL;
+    END LOOP;
+    RETURN v_packed;
+END
+$$;
+COMMENT ON FUNCTION spectrum._pack_some(date, bigint) IS
+    'Packs the next events of a month, up to p_limit, and returns how many: 0 where all are.';
+
+CREATE FUNCTION spectrum._rewrite_packed(
+    p_users bigint[],
+    p_event_type integer,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_properties text[] DEFAULT NULL
+)
+RETURNS TABLE (
+    event_id uuid,
+    occurred_at timestamptz,
+    account_key bigint,
+    user_key bigint,
+    event_type_key integer
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    WITH touched AS (
+        DELETE FROM warehouse.packed_events AS chunk
+        WHERE chunk.user_to >= (SELECT min(key) FROM unnest(p_users) AS key)
+            AND chunk.user_from <= (SELECT max(key) FROM unnest(p_users) AS key)
+            AND chunk.user_keys && p_users
+            AND (p_event_type IS NULL OR chunk.event_type_key = p_event_type)
+        RETURNING chunk.*
+    ), facts AS MATERIALIZED (
+        SELECT touched.month, touched.event_type_key, touched.chunk_no, fact.*, his.is_his,
+            his.is_his AND p_properties && ARRAY['*', config.revenue_property] AS is_unpaid,
+            config.currency AS default_currency
+        FROM touched
+        CROSS JOIN spectrum.config
+        CROSS JOIN LATERAL unnest(touched.event_ids, touched.occurred_ats, touched.account_keys,
+            touched.user_keys, touched.geo_keys, touched.properties, touched.revenues,
+            touched.currencies) WITH ORDINALITY AS fact (event_id, occurred_at, account_key,
+            user_key, geo_key, properties, revenue, currency, number)
+        CROSS JOIN LATERAL (
+            SELECT fact.user_key = ANY (p_users) AND fact.occurred_at >= p_from
+                AND fact.occurred_at < p_to AS is_his
+        ) AS his
+    ), forgotten AS (
+        DELETE FROM spectrum.pii_values AS value
+        USING facts JOIN spectrum.pii_rules AS rule ON rule.field LIKE 'properties.%'
+        WHERE facts.is_his AND value.field = rule.field
+            AND value.hash = facts.properties #>> (string_to_array(rule.field, '.'))[2:]
+    ), kept AS (
+        INSERT INTO warehouse.packed_events (
+            month, event_type_key, chunk_no, events, user_from, user_to, event_ids,
+            occurred_ats, account_keys, user_keys, geo_keys, properties, revenues, currencies
+        )
+        SELECT fact.month, fact.event_type_key, fact.chunk_no, count(*), min(fact.user_key),
+            max(fact.user_key),
+            array_agg(fact.event_id ORDER BY fact.number),
+            array_agg(fact.occurred_at ORDER BY fact.number),
+            array_agg(fact.account_key ORDER BY fact.number),
+            array_agg(fact.user_key ORDER BY fact.number),
+            array_agg(fact.geo_key ORDER BY fact.number),
+            array_agg(CASE WHEN NOT fact.is_his THEN fact.properties
+                WHEN '*' = ANY (p_properties) THEN '{}'
+                ELSE fact.properties - p_properties END ORDER BY fact.number),
+            array_agg(CASE WHEN fact.is_unpaid IS NOT TRUE THEN fact.revenue END
+                ORDER BY fact.number),
+            array_agg(CASE WHEN fact.is_unpaid THEN NULL
+                WHEN fact.is_his AND fact.revenue IS NOT NULL AND p_properties && '{*, currency}'
+                THEN fact.default_currency ELSE fact.currency END ORDER BY fact.number)
+        FROM facts AS fact
+        WHERE p_properties IS NOT NULL OR NOT fact.is_his
+        GROUP BY fact.month, fact.event_type_key, fact.chunk_no
+    )
+    SELECT fact.event_id, fact.occurred_at, fact.account_key, fact.user_key, fact.event_type_key
+    FROM facts AS fact
+    WHERE fact.is_his;
+END
+$$;
+COMMENT ON FUNCTION spectrum._rewrite_packed(
+    bigint[], integer, timestamptz, timestamptz, text[]
+) IS
+    'Takes packed events of users, of one type or (NULL) all, that occurred in [p_from, p_to) out, '
+    'or, where p_properties are given, these from their properties; and what the hashes in their '
+    'properties stand for. Returns which they are.';
 -- Room 60, the events: every question reads analytics.events, or one of its narrower sisters, and
 -- nothing below. Whoever is to see less is shown less in one place beneath all three: the policies
 -- of warehouse.fact_events (room 60, tenants). So these views run with the rights of the caller,
@@ -4663,25 +5067,50 @@ $$;
 COMMENT ON FUNCTION spectrum._create_lookups() IS
     'Room 60: makes analytics.event_types and analytics.accounts.';
 
-CREATE FUNCTION analytics._user_cuts()
+CREATE FUNCTION analytics._is_user_behind(p_user bigint, p_from timestamptz)
+RETURNS boolean
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM analytics.timelines AS t WHERE t.user_key >= p_user AND t.occurred_at >= p_from
+    );
+END
+$$;
+COMMENT ON FUNCTION analytics._is_user_behind(bigint, timestamptz) IS
+    'Whether there is an event of that user or one behind, from p_from on.';
+
+CREATE FUNCTION analytics._user_cuts(p_from timestamptz)
 RETURNS bigint[]
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+    v_packed timestamptz := (SELECT s.packed_before FROM analytics.settings AS s);
     v_step bigint := 1;
     v_last bigint;
 BEGIN
-    WHILE EXISTS (SELECT FROM analytics.timelines AS t WHERE t.user_key >= 4 * v_step) LOOP
+    -- What is packed would be read whole for each part.
+    IF v_packed > p_from THEN
+        RETURN ARRAY[1, 9223372036854775807];
+    END IF;
+    WHILE CASE WHEN v_packed IS NULL
+        THEN EXISTS (SELECT FROM analytics.timelines AS t WHERE t.user_key >= 4 * v_step)
+        ELSE analytics._is_user_behind(4 * v_step, v_packed) END
+    LOOP
         v_step := v_step * 2;
     END LOOP;
     -- The last key is between the half of that and all of it.
     v_last := 4 * v_step;
     FOR v_look IN 1 .. 3 LOOP
-        EXIT WHEN EXISTS (
-            SELECT FROM analytics.timelines AS t WHERE t.user_key >= v_last - v_step / 2
-        );
+        EXIT WHEN CASE WHEN v_packed IS NULL
+            THEN EXISTS (
+                SELECT FROM analytics.timelines AS t WHERE t.user_key >= v_last - v_step / 2
+            )
+            ELSE analytics._is_user_behind(v_last - v_step / 2, v_packed) END;
         v_last := v_last - v_step / 2;
     END LOOP;
     IF v_last <= 4096 THEN
@@ -4690,11 +5119,11 @@ BEGIN
     RETURN ARRAY[1, 1 + v_last / 16, 1 + v_last / 4, 1 + v_last / 2, 9223372036854775807];
 END
 $$;
-COMMENT ON FUNCTION analytics._user_cuts() IS
+COMMENT ON FUNCTION analytics._user_cuts(timestamptz) IS
     'Cuts the user keys, but for the unknown user, in four, for the workers: starts of the parts, '
-    'and an end; a few thousand are one part. By a few looks into an index, so the parts differ; '
-    'the first are small: keys follow the order of arrival and the oldest users have most of the '
-    'events.';
+    'and an end. One part where they are a few thousand, or where events from p_from on (NULL: '
+    'none are read) are packed. By a few looks into an index, so the parts differ; the first are '
+    'small: keys follow the order of arrival and the oldest users have most of the events.';
 -- Room 60, ranges: how a question's range of time is checked and how its open ends are settled.
 -- Reads analytics.events; read by every question.
 --
@@ -4828,6 +5257,7 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_month timestamptz;
+    v_next timestamptz;
     v_end timestamptz;
 BEGIN
     from_at := p_from;
@@ -4836,18 +5266,21 @@ BEGIN
         RETURN;
     END IF;
     SELECT m.first_at, m.end_at INTO v_month, v_end FROM analytics._event_bounds() AS m;
+    -- Bounds that the planner knows: by them it leaves out months, packed ones too.
     IF p_to IS NULL THEN
+        v_next := v_end - interval '1 month';
         SELECT max(e.occurred_at) + interval '1 us' INTO to_at
         FROM analytics.events AS e
-        WHERE e.occurred_at >= v_end - interval '1 month' AND e.occurred_at < v_end;
+        WHERE e.occurred_at >= v_next AND e.occurred_at < v_end;
     END IF;
     -- Month by month: an account may begin after the first.
     WHILE from_at IS NULL AND v_month < v_end LOOP
+        v_next := v_month + interval '1 month';
         SELECT min(e.occurred_at) INTO from_at
         FROM analytics.events AS e
-        WHERE e.occurred_at >= v_month AND e.occurred_at < v_month + interval '1 month'
+        WHERE e.occurred_at >= v_month AND e.occurred_at < v_next
             AND (p_account IS NULL OR e.account_id = p_account);
-        v_month := v_month + interval '1 month';
+        v_month := v_next;
     END LOOP;
 END
 $$;
@@ -4941,7 +5374,12 @@ BEGIN
             AND report.follows_news
             AND NOT EXISTS (SELECT FROM spectrum.news)
             AND NOT EXISTS (SELECT FROM spectrum.withdrawals)
-            AND (SELECT horizon.facts_from FROM spectrum.horizon) IS NULL AS is_current
+            AND report.complete_from IS NULL
+            AND EXISTS (
+                SELECT FROM spectrum.horizon
+                WHERE horizon.facts_from IS NULL
+                    OR (horizon.packed_from = '-infinity' AND horizon.packed_without IS NULL)
+            ) AS is_current
     FROM spectrum.reports AS report
     WHERE report.state = 'served';
     COMMENT ON VIEW analytics.served_reports IS
@@ -4954,7 +5392,8 @@ BEGIN
     COMMENT ON COLUMN analytics.served_reports.created_at IS 'When it was defined.';
     COMMENT ON COLUMN analytics.served_reports.is_current IS
         'Whether its view says just what the events say: none waits to be counted, no change of '
-        'the calendar either, and none was purged, which the view counts still. Never to a tenant.';
+        'the calendar either, and none was purged, nor erased where it is packed, which the view '
+        'counts still. Never to a tenant.';
 END
 $$;
 COMMENT ON FUNCTION spectrum._create_served_reports() IS
@@ -5400,9 +5839,9 @@ SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    v_cuts bigint[] := analytics._user_cuts();
-    v_is_cut boolean := cardinality(v_cuts) > 2;
     v_from timestamptz := coalesce(p_from, '-infinity');
+    v_cuts bigint[] := analytics._user_cuts(v_from);
+    v_is_cut boolean := cardinality(v_cuts) > 2;
     v_to timestamptz := coalesce(p_to, 'infinity');
 BEGIN
     -- An Append of functions is what several workers can share.
@@ -7340,7 +7779,8 @@ DECLARE
     v_is_all boolean := p_account IS NULL AND NOT p_by_account;
     v_is_by_day boolean := v_is_all AND analytics._keeps_days(p_from, p_to)
         AND num_nonnulls(p_start_event, p_return_event, p_where, p_from, p_to) = 0;
-    v_cuts bigint[] := CASE WHEN v_is_all THEN analytics._user_cuts()
+    v_cuts bigint[] := CASE WHEN v_is_all
+        THEN analytics._user_cuts(CASE WHEN NOT v_is_by_day THEN v_starts[1] END)
         ELSE '{1, 9223372036854775807}'::bigint[] END;
     v_is_cut boolean := cardinality(v_cuts) > 2;
     v_none bit varying := repeat('0', p_periods + 1)::bit varying;
@@ -7357,8 +7797,7 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT u.account_id, v_starts[c.number],
-        CASE
-            WHEN p_mode = 'on' THEN set_bit(
+        CASE WHEN p_mode = 'on' THEN set_bit(
                 substring(u.returned || v_none FROM c.number FOR p_periods + 1),
                 0, get_bit(u.returned_after, c.number - 1)
             )::bit varying
@@ -8343,7 +8782,8 @@ AS $$
 DECLARE
     v_is_all boolean := p_account IS NULL AND NOT p_by_account;
     v_is_by_day boolean := v_is_all AND analytics._keeps_days(p_from, p_to);
-    v_cuts bigint[] := CASE WHEN v_is_all THEN analytics._user_cuts()
+    v_cuts bigint[] := CASE WHEN v_is_all
+        THEN analytics._user_cuts(CASE WHEN NOT v_is_by_day THEN p_from END)
         ELSE '{1, 9223372036854775807}'::bigint[] END;
     v_is_cut boolean := cardinality(v_cuts) > 2;
 BEGIN
@@ -8637,8 +9077,8 @@ BEGIN
             SELECT report.report_id FROM spectrum.reports AS report
             WHERE report.kind = 'activity' AND report.state = 'served'
         ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
-            SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
-            FROM spectrum.horizon CROSS JOIN spectrum.config
+            SELECT (settings.facts_from AT TIME ZONE settings.timezone)::date
+            FROM analytics.settings
         )) IS NOT FALSE
         UNION ALL
         SELECT waiting.user_key, waiting.day
@@ -8661,8 +9101,8 @@ BEGIN
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'activity' AND report.state = 'served'
     ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
-        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
-        FROM spectrum.horizon CROSS JOIN spectrum.config
+        SELECT (settings.facts_from AT TIME ZONE settings.timezone)::date
+        FROM analytics.settings
     )) IS NOT FALSE
     UNION ALL
     SELECT came.day, count(*)
@@ -8690,11 +9130,13 @@ BEGIN
         SELECT count(*) FROM spectrum.reports AS report
         WHERE report.kind IN ('volume', 'activity') AND report.state = 'served'
             AND report.follows_news
-    -- No join: of tables with one row that nobody analyzed a plan expects thousands.
-    ) AND coalesce((
-            (SELECT horizon.facts_from FROM spectrum.horizon)
-            AT TIME ZONE (SELECT config.timezone FROM spectrum.config)
-        )::time = '00:00', true) AS is_exact,
+            AND (report.complete_from IS NULL
+                OR report.complete_from <= (SELECT settings.facts_from FROM analytics.settings))
+    ) AND NOT EXISTS (
+        SELECT FROM analytics.settings
+        WHERE (settings.facts_from AT TIME ZONE settings.timezone)::time <> '00:00'
+    ) AND NOT EXISTS (SELECT FROM spectrum.horizon WHERE horizon.packed_without = 'days')
+        AND coalesce(current_setting('spectrum.hot_only', true), '') <> 'on' AS is_exact,
     caller.sees_all AND (SELECT coalesce(sum(news.events), 0) FROM spectrum.news) <= greatest(
         10000, (SELECT ledger.reltuples / 20 FROM pg_class AS ledger
             WHERE ledger.oid = 'warehouse.event_ledger'::regclass)
@@ -8704,7 +9146,8 @@ BEGIN
         'Whether analytics.user_days, user_day_counts and event_days say just what '
         'analytics.events says, one row: not while facts that were taken back are still counted, '
         'nor after a change of the calendar until the days are cut anew, nor where facts are '
-        'purged up to the middle of a day, nor for a tenant.';
+        'purged up to the middle of a day, nor where some of a user were erased of packed ones or '
+        'the days made anew without them, nor for who reads no packed ones, nor for a tenant.';
     COMMENT ON COLUMN analytics.user_days_state.is_exact IS 'Whether they do.';
     COMMENT ON COLUMN analytics.user_days_state.is_near IS
         'Whether few events wait for a refresh, 10,000 or a twentieth of all: to look up more of '
@@ -10109,8 +10552,8 @@ BEGIN
         SELECT report.report_id FROM spectrum.reports AS report
         WHERE report.kind = 'volume' AND report.state = 'served'
     ) AND (SELECT caller.sees_all FROM warehouse.caller) AND (kept.day >= (
-        SELECT (horizon.facts_from AT TIME ZONE config.timezone)::date
-        FROM spectrum.horizon CROSS JOIN spectrum.config
+        SELECT (settings.facts_from AT TIME ZONE settings.timezone)::date
+        FROM analytics.settings
     )) IS NOT FALSE
     UNION ALL
     SELECT scopes.account_id, waiting.day, fact.event_type_key, 1
@@ -19974,22 +20417,28 @@ LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- A row that is shown holds both numbers: the size of its cohort stands in each period.
+    -- Materialized: else the events of the user are read once for each row that is shown.
+    -- Such a row holds both numbers: the size of its cohort stands in each period.
     RETURN QUERY
-    SELECT jsonb_build_object('account_id', scope.account_id, 'retention', report.name,
+    WITH found AS MATERIALIZED (
+        SELECT scope.account_id, report.name, report.definition, evidence.cohort, evidence.period
+        FROM analytics.served_reports AS report
+        CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+        CROSS JOIN LATERAL analytics._retention_evidence(
+            report.definition, scope.account_key, ARRAY[p_user]
+        ) AS evidence
+        WHERE report.kind = 'retention' AND evidence.occurred_at = p_at
+            AND evidence.event_id = p_event
+    )
+    SELECT jsonb_build_object('account_id', found.account_id, 'retention', found.name,
             'cohort', found.cohort, 'period', shown.period,
             'measure', CASE WHEN found.period < 0 THEN 'cohort_size' ELSE 'users' END),
-        analytics._retention_rule(report.definition, found.period)
-    FROM analytics.served_reports AS report
-    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
-    CROSS JOIN LATERAL analytics._retention_evidence(
-        report.definition, scope.account_key, ARRAY[p_user]
-    ) AS found
+        analytics._retention_rule(found.definition, found.period)
+    FROM found
     JOIN analytics.retention_cohorts AS shown
-        ON shown.account_id = scope.account_id AND shown.retention = report.name
+        ON shown.account_id = found.account_id AND shown.retention = found.name
             AND shown.cohort = found.cohort
-            AND (found.period < 0 OR shown.period = found.period)
-    WHERE report.kind = 'retention' AND found.occurred_at = p_at AND found.event_id = p_event;
+            AND (found.period < 0 OR shown.period = found.period);
 END
 $$;
 COMMENT ON FUNCTION analytics._cells_retention_cohorts(bigint, timestamptz, uuid) IS
@@ -21593,7 +22042,7 @@ AS $$
 DECLARE
     r_found record := spectrum._find_raw_event(p_event_id);
     r_fact record;
-    v_view text;
+    r_view record;
 BEGIN
     RETURN QUERY
     SELECT CASE WHEN raw.seq = r_found.raw_seq THEN 'raw event' ELSE 'copy' END,
@@ -21614,18 +22063,22 @@ BEGIN
         )
     ORDER BY raw.seq;
 
+    PERFORM spectrum._read_packed_of(ledger.user_key::text)
+    FROM warehouse.event_ledger AS ledger
+    WHERE ledger.event_id = r_found.fact_id;
     SELECT event.* INTO r_fact
     FROM warehouse.event_ledger AS ledger
     JOIN analytics.events AS event ON event.user_key = ledger.user_key
         AND event.occurred_at = ledger.occurred_at AND event.event_id = ledger.event_id
     WHERE ledger.event_id = r_found.fact_id;
     IF NOT FOUND THEN
+        PERFORM spectrum._read_packed_of(NULL);
         RETURN QUERY
         SELECT 'fact', NULL::text, NULL::jsonb,
             'It is purged. The standing views that counted it do so still, as it was: frozen.',
             jsonb_build_object('event_id', ledger.event_id, 'occurred_at', ledger.occurred_at)
         FROM warehouse.event_ledger AS ledger
-        WHERE ledger.event_id = r_found.fact_id AND ledger.occurred_at < spectrum._facts_from();
+        WHERE ledger.event_id = r_found.fact_id AND ledger.occurred_at < spectrum._readable_from();
         RETURN;
     END IF;
     RETURN QUERY
@@ -21642,20 +22095,24 @@ BEGIN
     ) AS s
     WHERE r_fact.user_key <> 0 AND r_fact.occurred_at BETWEEN s.started_at AND s.ended_at;
 
-    FOR v_view IN
-        SELECT view.name
+    FOR r_view IN
+        SELECT view.name, kind.kind IN ('funnel', 'mrr') AS is_of_accounts
         FROM spectrum.report_kinds AS kind
         CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
         WHERE to_regprocedure(format(
             'analytics.%I(bigint, timestamptz, uuid)', '_cells_' || view.name)) IS NOT NULL
         ORDER BY kind.position, view.number
     LOOP
+        -- What counts accounts reads events of others.
+        PERFORM spectrum._read_packed_of(
+            CASE WHEN NOT r_view.is_of_accounts THEN r_fact.user_key::text END);
         RETURN QUERY EXECUTE format(
             'SELECT ''cell'', $1, counted.cell, counted.rule, NULL::jsonb '
             'FROM analytics.%I($2, $3, $4) AS counted ORDER BY counted.cell',
-            '_cells_' || v_view)
-        USING v_view, r_fact.user_key, r_fact.occurred_at, r_fact.event_id;
+            '_cells_' || r_view.name)
+        USING r_view.name, r_fact.user_key, r_fact.occurred_at, r_fact.event_id;
     END LOOP;
+    PERFORM spectrum._read_packed_of(NULL);
 END
 $$;
 COMMENT ON FUNCTION spectrum.explain_event(uuid) IS
@@ -21902,6 +22359,7 @@ DECLARE
     v_news_left boolean;
     v_built bigint;
     v_cleared bigint;
+    v_hot_only text := spectrum._read_hot_only('on');
 BEGIN
     PERFORM spectrum._hold_reports();
     v_as_of := least(now(), spectrum._pending_since());
@@ -21927,6 +22385,7 @@ BEGIN
         'reports built from ' || v_built || ' facts',
         v_cleared || ' rows of former reports deleted');
     counted := counted + coalesce(v_built, 0);
+    PERFORM spectrum._read_hot_only(v_hot_only);
 END
 $$;
 COMMENT ON FUNCTION spectrum._refresh_some(bigint) IS
@@ -22024,7 +22483,7 @@ RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT ARRAY['reprocess', 'purge_raw', 'purge_facts', 'forget_user']
+    SELECT ARRAY['reprocess', 'purge_raw', 'pack_facts', 'purge_facts', 'forget_user']
 $$;
 COMMENT ON FUNCTION spectrum._task_kinds() IS 'The kinds of tasks there are.';
 
@@ -22364,7 +22823,9 @@ BEGIN
     WHERE started_at < now() - (SELECT config.run_log_keep FROM spectrum.config);
     GET DIAGNOSTICS v_log_rows = ROW_COUNT;
     PERFORM spectrum._request_purge_raw();
-    PERFORM spectrum._request_purge_facts();
+    PERFORM spectrum._request_months('purge_facts', config.facts_keep),
+        spectrum._request_months('pack_facts', config.pack_facts_after)
+    FROM spectrum.config;
     PERFORM spectrum._tidy_cap_notes();
     RETURN format('%s run log rows and %s pg_cron log rows deleted, %s forgotten events found',
         v_log_rows, spectrum._clean_cron_log(), v_found);
@@ -22372,7 +22833,7 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._upkeep() IS
     'Step of a run: old log rows, pg_cron''s log, and a look at a part of what lies behind. Asks '
-    'for the purge of raw events and facts that are older than is wanted.';
+    'for the purge of raw events and facts that are older than is wanted, and for packing.';
 
 CREATE FUNCTION spectrum._do_step(p_run_id bigint, p_step text)
 RETURNS boolean
@@ -22832,7 +23293,10 @@ BEGIN
                 '; ' ORDER BY flood.waiting DESC)
             FROM (SELECT floods.account_id, floods.waiting FROM spectrum.floods
                 ORDER BY floods.waiting DESC
-                LIMIT 3) AS flood) AS flooded_by
+                LIMIT 3) AS flood) AS flooded_by,
+        (SELECT coalesce(sum(chunk.events), 0)::bigint FROM warehouse.packed_events AS chunk)
+            AS packed_events,
+        (SELECT settings.packed_before FROM analytics.settings) AS packed_before
     FROM (
         SELECT
             count(*) FILTER (WHERE raw.status = 'pending') AS pending,
@@ -22888,6 +23352,10 @@ BEGIN
         'Reports that are being built: see spectrum.progress.';
     COMMENT ON COLUMN spectrum.pipeline.flooded_by IS
         'Accounts of which batches pass over events, the largest three; NULL where there is none.';
+    COMMENT ON COLUMN spectrum.pipeline.packed_events IS
+        'Facts that are packed: see spectrum.pack_facts.';
+    COMMENT ON COLUMN spectrum.pipeline.packed_before IS
+        'Facts that occurred before are packed, or being packed; NULL: none are.';
 
     CREATE VIEW spectrum.progress AS
     SELECT
@@ -22967,7 +23435,9 @@ CREATE FUNCTION spectrum.status(
     OUT reports_building bigint,
     OUT flooded_by text,
     OUT cron_last_message text,
-    OUT idle_transactions text
+    OUT idle_transactions text,
+    OUT packed_events bigint,
+    OUT packed_before timestamptz
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -22979,13 +23449,15 @@ BEGIN
         state.last_run_error, state.months_ready, state.last_refresh_at, state.as_of,
         state.lag_seconds, job.remark, job.schedule, job.last_status, job.last_end,
         state.uncounted, state.reports_building, state.flooded_by, job.last_message,
-        (SELECT string_agg(idle.who, '; ') FROM spectrum._idle_transactions() AS idle)
+        (SELECT string_agg(idle.who, '; ') FROM spectrum._idle_transactions() AS idle),
+        state.packed_events, state.packed_before
     INTO
         pending, processing, done, failed, to_retry,
         oldest_pending_seconds, last_batch_at, last_run_at,
         last_run_error, months_ready, last_refresh_at, as_of,
         lag_seconds, cron, cron_schedule, cron_last_status, cron_last_end,
-        uncounted, reports_building, flooded_by, cron_last_message, idle_transactions
+        uncounted, reports_building, flooded_by, cron_last_message, idle_transactions,
+        packed_events, packed_before
     FROM spectrum.pipeline AS state
     CROSS JOIN spectrum._cron_state() AS job;
 END
@@ -23185,7 +23657,7 @@ SET jit = off
 SET enable_nestloop = off
 AS $$
 DECLARE
-    v_facts_from timestamptz := spectrum._facts_from();
+    v_facts_from timestamptz := spectrum._readable_from();
     -- What is closed stays as it is, whatever its raw event says today.
     v_open_from timestamptz := (
         SELECT coalesce(horizon.open_from, '-infinity') FROM spectrum.horizon
@@ -23230,7 +23702,8 @@ BEGIN
         WHERE known.occurred_at >= v_facts_from
     ) AS ledger
     FULL JOIN (
-        SELECT known.* FROM warehouse.fact_events AS known WHERE known.occurred_at >= v_facts_from
+        SELECT known.* FROM warehouse.visible_events AS known
+        WHERE known.occurred_at >= v_facts_from
     ) AS fact USING (event_id, occurred_at, user_key);
 
     RETURN QUERY
@@ -23238,7 +23711,7 @@ BEGIN
         WHERE dim_accounts.account_key IS NOT NULL AND dim_users.user_key IS NOT NULL
             AND dim_event_types.event_type_key IS NOT NULL AND dim_geography.geo_key IS NOT NULL
     )
-    FROM warehouse.fact_events AS fact
+    FROM warehouse.visible_events AS fact
     LEFT JOIN warehouse.dim_accounts USING (account_key)
     LEFT JOIN warehouse.dim_users USING (user_key)
     LEFT JOIN warehouse.dim_event_types USING (event_type_key)
@@ -23289,10 +23762,16 @@ AS $$
 DECLARE
     r_view record;
     v_source text := coalesce(current_setting('spectrum.from_facts', true), '');
+    v_hot_only text := coalesce(current_setting('spectrum.hot_only', true), '');
     v_from date := (
         SELECT (horizon.open_from AT TIME ZONE config.timezone)::date + 1
         FROM spectrum.horizon CROSS JOIN spectrum.config
         WHERE horizon.facts_from IS NOT NULL
+    );
+    -- All facts are there, packed or not, as they were when they were counted.
+    v_is_whole boolean := (
+        SELECT horizon.packed_from = '-infinity' AND horizon.packed_without IS NULL
+        FROM spectrum.horizon
     );
     v_frozen text[] := '{}'::text[];
 BEGIN
@@ -23303,19 +23782,29 @@ BEGIN
 
     FOR r_view IN
         SELECT view.name, string_agg(format('%I', shown.attname), ', ' ORDER BY shown.attnum)
-            AS columns, spectrum._reproducible(view.name, v_from) AS condition
+            AS columns, whole.is_whole,
+            spectrum._reproducible(view.name, CASE WHEN NOT whole.is_whole THEN v_from END)
+                AS condition
         FROM spectrum.report_kinds AS kind
         CROSS JOIN LATERAL unnest(kind.views) WITH ORDINALITY AS view (name, number)
+        CROSS JOIN LATERAL (
+            SELECT v_is_whole IS TRUE AND NOT EXISTS (
+                SELECT FROM spectrum.reports AS report
+                WHERE report.kind = kind.kind AND report.state = 'served'
+                    AND report.complete_from IS NOT NULL
+            ) AS is_whole
+        ) AS whole
         JOIN pg_attribute AS shown
             ON shown.attrelid = format('analytics.%I', view.name)::regclass
                 AND shown.attnum > 0 AND shown.attname <> 'as_of'
-        GROUP BY kind.position, view.number, view.name
+        GROUP BY kind.position, view.number, view.name, whole.is_whole
         ORDER BY kind.position, view.number
     LOOP
         IF r_view.condition <> 'true' THEN
             v_frozen := v_frozen || r_view.name;
             CONTINUE WHEN r_view.condition = 'false';
         END IF;
+        PERFORM spectrum._read_hot_only(CASE WHEN NOT r_view.is_whole THEN 'on' END);
         RETURN QUERY EXECUTE format(
             'WITH made_again AS MATERIALIZED (SELECT %s FROM analytics.%I() WHERE %5$s), shown AS '
             'MATERIALIZED (SELECT %1$s FROM analytics.%3$I WHERE %5$s), differences AS ('
@@ -23325,11 +23814,12 @@ BEGIN
             r_view.columns, '_standing_' || r_view.name, r_view.name,
             r_view.name || ': rows that differ when made again', r_view.condition);
     END LOOP;
-    IF v_from IS NOT NULL THEN
+    IF v_frozen <> '{}' THEN
         RETURN QUERY SELECT format('frozen before %s, and not made again: %s', v_from,
             array_to_string(v_frozen, ', ')), 0::bigint, 0::bigint, true;
     END IF;
     PERFORM set_config('spectrum.from_facts', v_source, true);
+    PERFORM spectrum._read_hot_only(v_hot_only);
 END
 $$;
 COMMENT ON FUNCTION spectrum.verify() IS
@@ -23576,6 +24066,232 @@ COMMENT ON PROCEDURE spectrum.reprocess(timestamptz, timestamptz, text, text, te
     'status failed (default), done or all, of one event type, with an error_msg LIKE p_error. The '
     'next batches read them again, with today''s rules and settings; nothing is counted twice. '
     'Done in steps, a commit after each: call it outside of a transaction block.';
+-- Room 80, packing: months that are old enough are closed and frozen, as for a purge
+-- (55_purge_facts.sql), but their facts stay to be asked for, in a sixth of the space
+-- (60_analytics/00_packed.sql). Month by month from the oldest:
+--   freeze    what was counted of it stays as it is; nobody but questions reads its facts any more
+--   pack      100,000 events a step are written down packed, and read by nobody yet
+--   wait      until all transactions are over that may not see the last of these
+--   change    the questions' view reads what is packed, and the partition is detached
+--   drop      the partition
+-- So an event is never in two places, nor in none, for anybody.
+
+CREATE FUNCTION spectrum._check_pack_facts(p_arguments jsonb)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- What holds for those who keep numbers holds here.
+    PERFORM spectrum._check_purge_facts(p_arguments);
+END
+$$;
+COMMENT ON FUNCTION spectrum._check_pack_facts(jsonb) IS 'Refuses what pack_facts cannot take.';
+
+CREATE FUNCTION spectrum._open_transactions()
+RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT held.virtualxid
+        FROM pg_locks AS held
+        JOIN pg_stat_activity AS session USING (pid)
+        WHERE held.locktype = 'virtualxid' AND held.granted AND held.pid <> pg_backend_pid()
+            AND session.backend_type IS DISTINCT FROM 'autovacuum worker'
+            AND session.datid = (
+                SELECT own.oid FROM pg_database AS own WHERE own.datname = current_database()
+            )
+        ORDER BY held.virtualxid
+    );
+END
+$$;
+COMMENT ON FUNCTION spectrum._open_transactions() IS
+    'The transactions of other sessions in this database: each may read by an older snapshot.';
+
+CREATE FUNCTION spectrum._are_over(p_transactions jsonb)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_until timestamptz := clock_timestamp()
+        + (SELECT config.lock_timeout FROM spectrum.config);
+BEGIN
+    WHILE p_transactions ?| spectrum._open_transactions() LOOP
+        IF clock_timestamp() >= v_until THEN
+            RETURN false;
+        END IF;
+        PERFORM pg_sleep(0.02);
+    END LOOP;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION spectrum._are_over(jsonb) IS
+    'Whether transactions are over; waits for them for config.lock_timeout.';
+
+CREATE FUNCTION spectrum._change_over(p_name text, p_month date)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_facts bigint := (
+        SELECT count(*) FROM warehouse.fact_events AS fact
+        WHERE fact.occurred_at >= p_month::timestamp AT TIME ZONE 'UTC'
+            AND fact.occurred_at < (p_month + interval '1 month') AT TIME ZONE 'UTC'
+    );
+    v_packed bigint := (
+        SELECT coalesce(sum(chunk.events), 0) FROM warehouse.packed_events AS chunk
+        WHERE chunk.month = p_month
+    );
+BEGIN
+    IF v_facts <> v_packed THEN
+        RAISE EXCEPTION '% of % events of % are packed', v_packed, v_facts, p_name
+            USING
+                ERRCODE = 'data_corrupted',
+                HINT = 'Nothing is lost. Facts of a closed month were changed by hand: have it '
+                    'packed anew, DELETE FROM warehouse.packed_events WHERE month = '
+                    || quote_literal(p_month) || ';';
+    END IF;
+    -- The view first, as readers do.
+    PERFORM spectrum._show_packed(p_month);
+    EXECUTE format('ALTER TABLE warehouse.fact_events DETACH PARTITION warehouse.%I', p_name);
+END
+$$;
+COMMENT ON FUNCTION spectrum._change_over(text, date) IS
+    'Has questions read the packed events of a month, and not its partition, from the commit on. '
+    'Raises XX001 where they are not as many.';
+
+CREATE FUNCTION spectrum._pack_one_step(p_until timestamptz, p_outcome jsonb, OUT outcome jsonb)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_facts_from timestamptz := spectrum._facts_from();
+    v_readable_from timestamptz := spectrum._readable_from();
+    v_packed bigint;
+    v_month date;
+    r_month record;
+BEGIN
+    outcome := p_outcome || '{"step": null}';
+    IF spectrum._drop_detached() > 0 THEN
+        outcome := outcome || '{"step": "dropped"}';
+        RETURN;
+    END IF;
+    SELECT month.* INTO r_month FROM spectrum._fact_months() AS month
+    WHERE month.ends_at > v_readable_from AND month.ends_at <= greatest(p_until, v_facts_from)
+    ORDER BY month.ends_at
+    LIMIT 1;
+    IF r_month.name IS NULL THEN
+        RETURN;
+    ELSIF r_month.ends_at > v_facts_from THEN
+        outcome := outcome || jsonb_build_object(
+            'step', spectrum._freeze_one_step(r_month.ends_at, true));
+        RETURN;
+    END IF;
+
+    IF NOT spectrum._are_over(nullif(outcome -> 'open', 'null')) THEN
+        RAISE EXCEPTION 'transactions are open that began before the last events of % were packed',
+            r_month.name
+            USING ERRCODE = 'lock_not_available',
+                HINT = 'It goes on when they are over. Which are old: spectrum.health().';
+    END IF;
+    -- Who is forgotten is so in what is packed too: one after the other.
+    PERFORM spectrum._hold_reports();
+    v_month := to_date(right(r_month.name, 7), 'YYYY_MM');
+    v_packed := spectrum._pack_some(v_month, 100000);
+    IF v_packed > 0 THEN
+        outcome := outcome || jsonb_build_object('step', 'packed', 'open', NULL,
+            'events', coalesce((outcome ->> 'events')::bigint, 0) + v_packed);
+    ELSIF nullif(outcome -> 'open', 'null') IS NULL THEN
+        outcome := outcome || jsonb_build_object('step', 'waiting',
+            'open', to_jsonb(spectrum._open_transactions()));
+    ELSE
+        PERFORM spectrum._change_over(r_month.name, v_month);
+        outcome := outcome || jsonb_build_object('step', 'changed', 'open', NULL,
+            'months', coalesce((outcome ->> 'months')::bigint, 0) + 1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION spectrum._pack_one_step(timestamptz, jsonb) IS
+    'Does the next thing on the way of the oldest month before p_until, and says what it did '
+    '(step; NULL where no month is left) and what came of all so far.';
+
+CREATE FUNCTION spectrum._do_pack_facts(p_task_id bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    r_task record;
+    v_until timestamptz;
+    v_has_months boolean;
+    v_outcome jsonb;
+    v_wait text := spectrum._bound_lock_waits();
+BEGIN
+    PERFORM pg_advisory_xact_lock(spectrum._lock_key('purge'));
+    SELECT task.position, task.total, task.arguments, task.outcome INTO r_task
+    FROM spectrum.tasks AS task WHERE task.task_id = p_task_id;
+    PERFORM spectrum._check_pack_facts(r_task.arguments);
+    IF r_task.total IS NULL THEN
+        v_until := date_trunc(
+            'month', now() - (r_task.arguments ->> 'older_than')::interval, 'UTC'
+        );
+        v_has_months := EXISTS (
+            SELECT FROM spectrum._fact_months() AS month
+            WHERE month.is_attached AND month.ends_at > spectrum._readable_from()
+                AND month.ends_at <= greatest(v_until, spectrum._facts_from())
+        );
+        r_task.total := (
+            SELECT count(*) FROM warehouse.fact_events AS fact
+            WHERE fact.occurred_at >= spectrum._readable_from()
+                AND fact.occurred_at < greatest(v_until, spectrum._facts_from())
+        );
+        IF v_has_months THEN
+            PERFORM spectrum._close_months(v_until);
+        END IF;
+        v_outcome := jsonb_build_object('months', 0, 'events', 0,
+            'step', CASE WHEN v_has_months THEN 'closed' END);
+    ELSE
+        v_until := to_timestamp(r_task.position);
+        v_outcome := spectrum._pack_one_step(v_until, r_task.outcome);
+    END IF;
+    PERFORM set_config('lock_timeout', v_wait, true);
+
+    UPDATE spectrum.tasks AS task
+    SET position = extract(epoch FROM v_until)::bigint,
+        total = r_task.total,
+        done = (v_outcome ->> 'events')::bigint,
+        unit = 'events',
+        outcome = CASE WHEN v_outcome ->> 'step' IS NULL
+            THEN v_outcome - '{step, open}'::text[] ELSE v_outcome END
+    WHERE task.task_id = p_task_id;
+    RETURN v_outcome ->> 'step' IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION spectrum._do_pack_facts(bigint) IS
+    'Step of pack_facts. Its position is the second up to which months are packed.';
+
+CREATE PROCEDURE spectrum.pack_facts(
+    p_older_than interval,
+    p_own_reports text DEFAULT 'refuse',
+    INOUT months bigint DEFAULT NULL
+)
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    CALL spectrum._carry_out('pack_facts', pg_catalog.jsonb_build_object(
+        'older_than', p_older_than, 'own_reports', p_own_reports
+    ), 'months', months);
+END
+$$;
+COMMENT ON PROCEDURE spectrum.pack_facts(interval, text, bigint) IS
+    'Packs the facts of whole months (UTC) that lie before now() - p_older_than, and returns how '
+    'many months. They are closed, and what the standing views count of them is frozen, as by '
+    'purge_facts; but all questions read them still. Done in steps, a commit after each: call it '
+    'outside of a transaction block.';
 -- Room 80, purge_raw: raw events that are done may go after a while. Their facts stay, and so do
 -- their entries in the ledger: a copy that comes later is still a copy. What goes with them is the
 -- way back: they cannot be read again, and nothing can be compared with them.
@@ -23776,24 +24492,6 @@ $$;
 COMMENT ON FUNCTION spectrum._closed_until(timestamptz) IS
     'The end of the guard: how far time must be closed so that facts before p_facts_from can go.';
 
-CREATE FUNCTION spectrum._fact_months()
-RETURNS TABLE (name text, ends_at timestamptz, is_attached boolean)
-LANGUAGE plpgsql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN QUERY
-    SELECT month.relname::text,
-        (to_date(right(month.relname, 7), 'YYYY_MM') + interval '1 month') AT TIME ZONE 'UTC',
-        month.relispartition
-    FROM pg_class AS month
-    WHERE month.relnamespace = 'warehouse'::regnamespace AND month.relkind = 'r'
-        AND month.relname ~ '^fact_events_[0-9]{4}_[0-9]{2}$';
-END
-$$;
-COMMENT ON FUNCTION spectrum._fact_months() IS
-    'The months of facts; one that is not attached is being purged.';
-
 CREATE FUNCTION spectrum._check_purge_facts(p_arguments jsonb)
 RETURNS void
 LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
@@ -23848,7 +24546,7 @@ $$;
 COMMENT ON FUNCTION spectrum._close_months(timestamptz) IS
     'Closes the time before p_facts_from, and the guard behind it.';
 
-CREATE FUNCTION spectrum._freeze_month(p_ends_at timestamptz)
+CREATE FUNCTION spectrum._freeze_month(p_ends_at timestamptz, p_is_packed boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -23857,6 +24555,7 @@ SET work_mem = '64MB'
 AS $$
 DECLARE
     v_from timestamptz := (p_ends_at AT TIME ZONE 'UTC' - interval '1 month') AT TIME ZONE 'UTC';
+    v_hot_only text := spectrum._read_hot_only('on');
     r_report record;
 BEGIN
     FOR r_report IN
@@ -23871,45 +24570,29 @@ BEGIN
         EXECUTE format('SELECT analytics.%I($1, $2, $3)', '_freeze_' || r_report.kind)
         USING r_report.report_id, v_from, p_ends_at;
     END LOOP;
-    UPDATE spectrum.horizon SET facts_from = p_ends_at;
+    UPDATE spectrum.horizon
+    SET facts_from = p_ends_at,
+        packed_from = CASE WHEN p_is_packed
+            THEN coalesce(packed_from, facts_from, '-infinity') END;
     PERFORM spectrum._begin_report(own.kind, own.name, own.definition)
     FROM spectrum.reports AS own
     WHERE own.kind = 'custom' AND own.state = 'served';
+    PERFORM spectrum._read_hot_only(v_hot_only);
 END
 $$;
-COMMENT ON FUNCTION spectrum._freeze_month(timestamptz) IS
+COMMENT ON FUNCTION spectrum._freeze_month(timestamptz, boolean) IS
     'Has each report keep what it will have to know of the month that ends then, and moves the '
-    'horizon to its end: from here on its facts are gone for all who keep numbers.';
+    'horizon to its end: from here on its facts are gone for all who keep numbers, and, unless '
+    'they are to be packed, for all who ask.';
 
-CREATE FUNCTION spectrum._purge_one_step(p_facts_from timestamptz)
+CREATE FUNCTION spectrum._freeze_one_step(p_ends_at timestamptz, p_is_packed boolean)
 RETURNS text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    v_facts_from timestamptz := spectrum._facts_from();
-    r_month record;
 BEGIN
-    SELECT month.* INTO r_month FROM spectrum._fact_months() AS month
-    WHERE month.ends_at <= greatest(p_facts_from, v_facts_from)
-    ORDER BY month.is_attached, month.ends_at
-    LIMIT 1;
-    IF r_month.name IS NULL THEN
-        -- The last months may have been empty, and without a partition.
-        UPDATE spectrum.horizon SET facts_from = greatest(facts_from, p_facts_from);
-        RETURN NULL;
-    ELSIF NOT r_month.is_attached THEN
-        EXECUTE format('DROP TABLE warehouse.%I', r_month.name);
-        RETURN 'dropped';
-    ELSIF r_month.ends_at <= v_facts_from THEN
-        EXECUTE format(
-            'ALTER TABLE warehouse.fact_events DETACH PARTITION warehouse.%I', r_month.name
-        );
-        RETURN 'detached';
-    END IF;
-
     -- Refreshes wait, so what counts and what is built stays as it is found here.
-    PERFORM pg_advisory_xact_lock(spectrum._lock_key('refresh'));
+    PERFORM spectrum._hold_reports();
     IF EXISTS (SELECT FROM spectrum.news CROSS JOIN spectrum.horizon WHERE first_at < open_from)
         OR EXISTS (
             SELECT FROM spectrum.withdrawals CROSS JOIN spectrum.horizon
@@ -23920,13 +24603,96 @@ BEGIN
     THEN
         PERFORM spectrum._refresh_some(200000);
         RETURN 'counted';
-    ELSIF (SELECT open_from FROM spectrum.horizon) < spectrum._closed_until(r_month.ends_at) THEN
+    ELSIF (SELECT open_from FROM spectrum.horizon) < spectrum._closed_until(p_ends_at) THEN
         -- A definition came that looks further back.
-        PERFORM spectrum._close_months(r_month.ends_at);
+        PERFORM spectrum._close_months(p_ends_at);
         RETURN 'closed';
     END IF;
-    PERFORM spectrum._freeze_month(r_month.ends_at);
+    PERFORM spectrum._freeze_month(p_ends_at, p_is_packed);
     RETURN 'frozen';
+END
+$$;
+COMMENT ON FUNCTION spectrum._freeze_one_step(timestamptz, boolean) IS
+    'Does the next thing so that the month that ends then is frozen, and says what: counts what is '
+    'in it, closes more of the guard, or freezes it.';
+
+CREATE FUNCTION spectrum._drop_detached()
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_month text;
+    v_dropped bigint := 0;
+BEGIN
+    FOR v_month IN
+        SELECT month.name FROM spectrum._fact_months() AS month WHERE NOT month.is_attached
+    LOOP
+        EXECUTE format('DROP TABLE IF EXISTS warehouse.%I', v_month);
+        v_dropped := v_dropped + 1;
+    END LOOP;
+    RETURN v_dropped;
+END
+$$;
+COMMENT ON FUNCTION spectrum._drop_detached() IS
+    'Drops the months that nobody reads any more, and returns how many.';
+
+CREATE FUNCTION spectrum._purge_packed(p_facts_from timestamptz)
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_month date;
+BEGIN
+    UPDATE spectrum.horizon
+    SET packed_from = CASE WHEN p_facts_from < facts_from THEN p_facts_from END,
+        packed_without = CASE WHEN p_facts_from < facts_from THEN packed_without END
+    WHERE packed_from < p_facts_from;
+    SELECT min(chunk.month) INTO v_month FROM warehouse.packed_events AS chunk
+    WHERE (chunk.month + interval '1 month') AT TIME ZONE 'UTC' <= spectrum._readable_from();
+    IF v_month IS NULL THEN
+        RETURN NULL;
+    END IF;
+    DELETE FROM warehouse.packed_events AS chunk WHERE chunk.month = v_month;
+    PERFORM spectrum._show_packed();
+    RETURN 'dropped';
+END
+$$;
+COMMENT ON FUNCTION spectrum._purge_packed(timestamptz) IS
+    'Deletes the oldest packed month before p_facts_from; NULL where there is none.';
+
+CREATE FUNCTION spectrum._purge_one_step(p_facts_from timestamptz)
+RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_packed text := spectrum._purge_packed(p_facts_from);
+    v_facts_from timestamptz := spectrum._facts_from();
+    r_month record;
+BEGIN
+    IF v_packed IS NOT NULL THEN
+        RETURN v_packed;
+    ELSIF spectrum._drop_detached() > 0 THEN
+        RETURN 'dropped';
+    END IF;
+    SELECT month.* INTO r_month FROM spectrum._fact_months() AS month
+    WHERE month.ends_at <= greatest(p_facts_from, spectrum._readable_from())
+    ORDER BY month.ends_at
+    LIMIT 1;
+    IF r_month.name IS NULL THEN
+        -- The last months may have been empty, and without a partition.
+        UPDATE spectrum.horizon SET facts_from = greatest(facts_from, p_facts_from);
+        RETURN NULL;
+    ELSIF r_month.ends_at <= v_facts_from THEN
+        EXECUTE format(
+            'ALTER TABLE warehouse.fact_events DETACH PARTITION warehouse.%I', r_month.name
+        );
+        RETURN 'detached';
+    END IF;
+
+    RETURN spectrum._freeze_one_step(r_month.ends_at, false);
 END
 $$;
 COMMENT ON FUNCTION spectrum._purge_one_step(timestamptz) IS
@@ -23953,8 +24719,14 @@ BEGIN
             'month', now() - (r_task.arguments ->> 'older_than')::interval, 'UTC'
         );
         r_task.total := (
-            SELECT count(*) FROM spectrum._fact_months() AS month
-            WHERE month.ends_at <= v_facts_from
+            SELECT count(*)
+            FROM (
+                SELECT month.ends_at FROM spectrum._fact_months() AS month
+                UNION
+                SELECT (chunk.month + interval '1 month') AT TIME ZONE 'UTC'
+                FROM warehouse.packed_events AS chunk
+            ) AS known
+            WHERE known.ends_at <= v_facts_from
         );
         IF r_task.total > 0 THEN
             PERFORM spectrum._close_months(v_facts_from);
@@ -23983,35 +24755,39 @@ $$;
 COMMENT ON FUNCTION spectrum._do_purge_facts(bigint) IS
     'Step of purge_facts. Its position is the second from which on facts are kept.';
 
-CREATE FUNCTION spectrum._request_purge_facts()
+CREATE FUNCTION spectrum._request_months(p_kind text, p_age interval)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 SET intervalstyle = 'postgres'
 AS $$
 DECLARE
-    v_keep interval := (SELECT config.facts_keep FROM spectrum.config);
+    v_until timestamptz := date_trunc('month', now() - p_age, 'UTC');
 BEGIN
-    IF EXISTS (
-        SELECT FROM spectrum._fact_months() AS month
-        WHERE month.ends_at <= date_trunc('month', now() - v_keep, 'UTC')
+    IF (
+        EXISTS (SELECT FROM spectrum._fact_months() AS month WHERE month.ends_at <= v_until)
+        OR (p_kind = 'purge_facts' AND EXISTS (
+            SELECT FROM warehouse.packed_events AS chunk
+            WHERE (chunk.month + interval '1 month') AT TIME ZONE 'UTC' <= v_until
+        ))
     ) AND NOT EXISTS (
         SELECT FROM spectrum.tasks AS task
-        WHERE task.kind = 'purge_facts'
+        WHERE task.kind = p_kind
             AND (task.state IN ('waiting', 'running') OR task.asked_at > now() - interval '1 day')
     ) THEN
-        PERFORM spectrum.request('purge_facts', jsonb_build_object('older_than', v_keep));
+        PERFORM spectrum.request(p_kind, jsonb_build_object('older_than', p_age));
     END IF;
 EXCEPTION
     -- The rest of the upkeep goes on; health() names the task.
     WHEN invalid_parameter_value OR object_not_in_prerequisite_state THEN
         INSERT INTO spectrum.tasks (kind, arguments, state, finished_at, error_msg)
-        VALUES ('purge_facts', jsonb_build_object('older_than', v_keep), 'failed',
+        VALUES (p_kind, jsonb_build_object('older_than', p_age), 'failed',
             clock_timestamp(), spectrum._one_line(format('%s (SQLSTATE %s)', sqlerrm, sqlstate)));
 END
 $$;
-COMMENT ON FUNCTION spectrum._request_purge_facts() IS
-    'Asks for the purge of months older than config.facts_keep, once a day at most.';
+COMMENT ON FUNCTION spectrum._request_months(text, interval) IS
+    'Asks for the purge or the packing (p_kind) of months of facts older than p_age, NULL never; '
+    'once a day at most.';
 
 CREATE PROCEDURE spectrum.purge_facts(
     p_older_than interval,
@@ -24380,6 +25156,7 @@ BEGIN
         OFFSET 0
     ) AS ledger;
     IF v_event_ids IS NULL THEN
+        PERFORM spectrum._erase_packed(p_task_id);
         RETURN false;
     END IF;
     PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
@@ -24387,7 +25164,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION spectrum._erase_events(bigint) IS
-    'Step of forget_user: his next facts and their raw events; false where there are none.';
+    'Step of forget_user: his next facts and their raw events; where there are none, what is '
+    'packed, and false.';
 
 CREATE FUNCTION spectrum._erase_rows(p_task_id bigint)
 RETURNS boolean
@@ -24477,12 +25255,12 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     r_erasure record := spectrum._erasure(p_task_id);
-    v_facts_from timestamptz := spectrum._facts_from();
+    v_readable_from timestamptz := spectrum._readable_from();
     v_event_ids uuid[];
     v_seqs bigint[];
 BEGIN
     -- No event type is known of them any more.
-    IF v_facts_from = '-infinity' OR r_erasure.event_type IS NOT NULL
+    IF v_readable_from = '-infinity' OR r_erasure.event_type IS NOT NULL
         OR r_erasure.looked_to >= pg_relation_size('warehouse.event_ledger')
             / current_setting('block_size')::bigint
     THEN
@@ -24494,7 +25272,7 @@ BEGIN
     WHERE ledger.ctid >= format('(%s,0)', r_erasure.looked_to)::tid
         AND ledger.ctid < format('(%s,0)', r_erasure.looked_to + 1000)::tid
         AND ledger.user_key = ANY (r_erasure.user_keys)
-        AND ledger.occurred_at < least(v_facts_from, r_erasure.to_at)
+        AND ledger.occurred_at < least(v_readable_from, r_erasure.to_at)
         AND ledger.occurred_at >= r_erasure.from_at;
     IF v_event_ids IS NOT NULL THEN
         PERFORM spectrum._erase(p_task_id, v_event_ids, v_seqs);
@@ -24538,6 +25316,12 @@ BEGIN
     PERFORM spectrum._withdraw(p_event_ids);
     v_facts := (SELECT count(*) FROM spectrum.withdrawals AS gone
         WHERE gone.event_id = ANY (p_event_ids));
+    -- What is being packed is frozen, and the day in which it ends may hold one of his still.
+    UPDATE spectrum.horizon SET packed_without = 'days'
+    WHERE packed_from IS NOT NULL AND EXISTS (
+        SELECT FROM spectrum.withdrawals AS gone
+        WHERE gone.event_id = ANY (p_event_ids) AND gone.occurred_at
+            < facts_from + CASE WHEN r_erasure.is_whole THEN '0' ELSE '25 hours' END::interval);
     DELETE FROM @extschema@.raw_events AS raw WHERE raw.seq = ANY (v_seqs);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM spectrum._note_rows(p_task_id, '@extschema@.raw_events', 'rows removed', -v_count);
@@ -24577,6 +25361,7 @@ BEGIN
         PERFORM spectrum._note_rows(p_task_id, 'warehouse.dim_users', 'rows changed', v_count);
     END IF;
     PERFORM spectrum._forget_property_names();
+    PERFORM spectrum._drop_detached();
     IF r_erasure.is_whole THEN
         DELETE FROM spectrum.pii_values
         WHERE field = 'user_id' AND hash = ANY (r_erasure.names);
@@ -24599,6 +25384,81 @@ END
 $$;
 COMMENT ON FUNCTION spectrum._end_erasure(bigint) IS
     'Last step of forget_user: his name, what is kept by his key, texts of errors, tasks.';
+-- Room 80, erasure of packed facts (60_analytics/00_packed.sql): a part of the step `events` of
+-- forget_user. What is frozen counts them still, but for the days: questions are asked of these.
+
+CREATE FUNCTION spectrum._erase_packed(p_task_id bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    r_erasure record := spectrum._erasure(p_task_id);
+    v_facts bigint;
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_erased', 'event_id uuid, '
+        'occurred_at timestamptz, account_key bigint, user_key bigint, event_type_key integer');
+    INSERT INTO pg_temp.spectrum_erased (
+        event_id, occurred_at, account_key, user_key, event_type_key)
+    SELECT gone.event_id, gone.occurred_at, gone.account_key, gone.user_key, gone.event_type_key
+    FROM spectrum._rewrite_packed(r_erasure.user_keys, analytics._event_key(r_erasure.event_type),
+        r_erasure.from_at, r_erasure.to_at) AS gone;
+    GET DIAGNOSTICS v_facts = ROW_COUNT;
+    IF v_facts = 0 THEN
+        RETURN;
+    END IF;
+    -- Of these only what is not kept any more is left: the raw events are looked at next.
+    DELETE FROM warehouse.event_ledger AS ledger
+    USING pg_temp.spectrum_erased AS gone WHERE ledger.event_id = gone.event_id;
+    PERFORM spectrum._note_rows(p_task_id, 'warehouse.packed_rows', 'rows removed', -v_facts);
+    PERFORM spectrum._note_rows(p_task_id, 'warehouse.event_ledger', 'rows removed', -v_facts);
+    PERFORM spectrum._uncount_packed(p_task_id, r_erasure.is_whole);
+END
+$$;
+COMMENT ON FUNCTION spectrum._erase_packed(bigint) IS
+    'Takes packed facts out, and out of the sums of days.';
+
+CREATE FUNCTION spectrum._uncount_packed(p_task_id bigint, p_is_whole boolean)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_accounts text[] := ARRAY(
+        SELECT DISTINCT dim.account_id
+        FROM pg_temp.spectrum_erased JOIN warehouse.dim_accounts AS dim USING (account_key)
+    ) || '*'::text;
+    v_is_exact boolean;
+BEGIN
+    PERFORM spectrum._count_all_news();
+    -- Of who stays, a day may go that what is frozen was made of.
+    v_is_exact := p_is_whole AND (SELECT state.is_exact FROM analytics.user_days_state AS state);
+    UPDATE spectrum.horizon SET packed_without = CASE WHEN v_is_exact
+        THEN coalesce(packed_without, 'sums') ELSE 'days' END;
+    IF NOT v_is_exact THEN
+        RETURN;
+    END IF;
+    PERFORM spectrum._copy_views(v_accounts);
+    PERFORM spectrum._clear_news();
+    INSERT INTO pg_temp.spectrum_news (
+        sign, scope, user_key, account_key, event_type_key, occurred_at, event_id)
+    SELECT -1, gone.account_key, gone.user_key, gone.account_key, gone.event_type_key,
+        gone.occurred_at, gone.event_id
+    FROM pg_temp.spectrum_erased AS gone;
+    PERFORM spectrum._scope_news();
+    PERFORM CASE report.kind
+        WHEN 'volume' THEN analytics._maintain_daily_events(report.report_id, report.built_to)
+        WHEN 'activity' THEN analytics._maintain_active_users(report.report_id, report.built_to)
+        END
+    FROM spectrum.reports AS report
+    WHERE report.kind IN ('volume', 'activity') AND report.state = 'served';
+    PERFORM spectrum._note_after(p_task_id, v_accounts);
+END
+$$;
+COMMENT ON FUNCTION spectrum._uncount_packed(bigint, boolean) IS
+    'Has events by day and active users follow what was taken out of packed facts, so that days '
+    'that are kept are told still, where it was all of a user. What else is frozen stays.';
 -- Room 80, erasure: how somebody becomes nobody, and where else there are traces of him.
 
 CREATE FUNCTION spectrum._anonymise_events(p_task_id bigint)
@@ -24633,6 +25493,11 @@ BEGIN
         WHERE known.event_id = his.event_id
         OFFSET 0
     ) AS ledger;
+    IF r_erasure.properties <> '{}' AND EXISTS (SELECT FROM spectrum._rewrite_packed(
+        r_erasure.user_keys, NULL, '-infinity', 'infinity', r_erasure.properties))
+    THEN
+        UPDATE spectrum.horizon SET packed_without = coalesce(packed_without, 'sums');
+    END IF;
     IF v_event_ids IS NULL THEN
         RETURN;
     END IF;
@@ -24916,20 +25781,20 @@ DECLARE
 BEGIN
     PERFORM spectrum._keep_batches_out();
     PERFORM spectrum._count_all_news();
-    v_since := spectrum._facts_from();
+    v_since := spectrum._readable_from();
     UPDATE warehouse.dim_users AS dim
     SET user_id = 'unused-' || gen_random_uuid(), account_key = 0, first_seen = NULL,
         last_seen = NULL
     WHERE dim.user_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
         AND dim.user_id !~ '^(unused|forgotten)-[0-9a-f-]{36}$'
         AND NOT EXISTS (
-            SELECT FROM warehouse.fact_events AS fact WHERE fact.user_key = dim.user_key);
+            SELECT FROM warehouse.visible_events AS fact WHERE fact.user_key = dim.user_key);
     GET DIAGNOSTICS v_users = ROW_COUNT;
     UPDATE warehouse.dim_accounts AS dim
     SET account_id = 'unused-' || gen_random_uuid(), first_seen = NULL, last_seen = NULL
     WHERE dim.account_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
         AND dim.account_id !~ '^unused-[0-9a-f-]{36}$'
-        AND dim.account_key NOT IN (SELECT fact.account_key FROM warehouse.fact_events AS fact)
+        AND dim.account_key NOT IN (SELECT fact.account_key FROM warehouse.visible_events AS fact)
         AND dim.account_key NOT IN (SELECT users.account_key FROM warehouse.dim_users AS users);
     GET DIAGNOSTICS v_accounts = ROW_COUNT;
     UPDATE warehouse.dim_geography AS dim
@@ -24937,7 +25802,7 @@ BEGIN
         last_seen = NULL
     WHERE dim.geo_key <> 0 AND coalesce(dim.first_seen >= v_since, true)
         AND dim.city !~ '^unused-[0-9a-f-]{36}$'
-        AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.fact_events AS fact);
+        AND dim.geo_key NOT IN (SELECT fact.geo_key FROM warehouse.visible_events AS fact);
     GET DIAGNOSTICS v_places = ROW_COUNT;
     UPDATE spectrum.cap_notes AS note SET account_id = '*'
     WHERE note.account_id NOT IN ('', '*') AND NOT EXISTS (
@@ -25030,6 +25895,24 @@ $$;
 COMMENT ON FUNCTION spectrum._standing_views() IS
     'The standing views, with the columns that name a cell and those that say something of it.';
 
+CREATE FUNCTION spectrum._copy_views(p_accounts text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_view text;
+BEGIN
+    FOR v_view IN SELECT DISTINCT known.view FROM spectrum._standing_views() AS known LOOP
+        EXECUTE format('CREATE TEMPORARY TABLE %I ON COMMIT DROP AS '
+            'SELECT * FROM analytics.%I WHERE account_id = ANY (%L)',
+            'spectrum_before_' || v_view, v_view, p_accounts);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION spectrum._copy_views(text[]) IS
+    'Copies what the standing views say of some accounts.';
+
 CREATE FUNCTION spectrum._note_before(p_event_ids uuid[])
 RETURNS text[]
 LANGUAGE plpgsql VOLATILE
@@ -25038,7 +25921,6 @@ SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_accounts text[];
-    v_view text;
 BEGIN
     PERFORM spectrum._count_all_news();
     SELECT array_agg(DISTINCT dim.account_id) || '*'::text INTO v_accounts
@@ -25046,11 +25928,7 @@ BEGIN
     JOIN warehouse.fact_events AS fact USING (event_id, occurred_at, user_key)
     JOIN warehouse.dim_accounts AS dim USING (account_key)
     WHERE ledger.event_id = ANY (p_event_ids);
-    FOR v_view IN SELECT DISTINCT known.view FROM spectrum._standing_views() AS known LOOP
-        EXECUTE format('CREATE TEMPORARY TABLE %I ON COMMIT DROP AS '
-            'SELECT * FROM analytics.%I WHERE account_id = ANY (%L)',
-            'spectrum_before_' || v_view, v_view, v_accounts);
-    END LOOP;
+    PERFORM spectrum._copy_views(v_accounts);
     RETURN v_accounts;
 END
 $$;
@@ -25528,7 +26406,16 @@ BEGIN
         ADD COLUMN IF NOT EXISTS max_idle interval NOT NULL DEFAULT '5 minutes'
             CONSTRAINT config_max_idle_range CHECK (max_idle >= '1 ms'),
         ADD COLUMN IF NOT EXISTS facts_keep interval
-            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month');
+            CONSTRAINT config_facts_keep_range CHECK (facts_keep >= '1 month'),
+        ADD COLUMN IF NOT EXISTS pack_facts_after interval
+            CONSTRAINT config_pack_facts_after_range CHECK (pack_facts_after >= '1 month');
+    ALTER TABLE IF EXISTS spectrum.horizon
+        ADD COLUMN IF NOT EXISTS packed_from timestamptz
+            CONSTRAINT horizon_packs_what_is_frozen
+            CHECK (packed_from IS NULL OR (facts_from IS NOT NULL AND packed_from < facts_from)),
+        ADD COLUMN IF NOT EXISTS packed_without text
+            CONSTRAINT horizon_packed_without_is_known
+            CHECK (packed_without IN ('sums', 'days'));
     ALTER TABLE spectrum.intake ADD COLUMN IF NOT EXISTS late_seq bigint NOT NULL DEFAULT 0;
     ALTER TABLE spectrum.run_log DROP CONSTRAINT IF EXISTS run_log_step_is_known;
     ALTER TABLE spectrum.run_log ADD CONSTRAINT run_log_step_is_known
@@ -25669,10 +26556,10 @@ BEGIN
     FOREACH v_room IN ARRAY ARRAY[
         'releases', 'config', 'run_log', 'horizon', 'settings', 'raw_events', 'intake',
         'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
-        'reports', 'tenants', 'served_reports', 'daily_events', 'events', 'active_users',
-        'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels', 'retention', 'sessions',
-        'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr', 'operations',
-        'event_catalog', 'experiments', 'tasks', 'receipts', 'status'
+        'reports', 'tenants', 'packed', 'served_reports', 'daily_events', 'events',
+        'active_users', 'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels',
+        'retention', 'sessions', 'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr',
+        'operations', 'event_catalog', 'experiments', 'tasks', 'receipts', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
@@ -25681,6 +26568,7 @@ BEGIN
     END LOOP;
     IF v_migrates THEN
         PERFORM spectrum._migrate_reports(v_from);
+        PERFORM spectrum._show_packed();
     END IF;
     PERFORM spectrum._provision();
     PERFORM spectrum._serve_first_reports();
@@ -25779,8 +26667,9 @@ BEGIN
         'analytics.event_days', p_role, p_is_granted);
     -- What these read, with the rights of the caller; without USAGE of warehouse he cannot name it.
     PERFORM spectrum._set_privilege('SELECT ON warehouse.visible_events, warehouse.fact_events, '
-        'warehouse.caller, warehouse.own_account_keys, warehouse.event_type_names, '
-        'warehouse.account_names, warehouse.user_names, warehouse.place_names',
+        'warehouse.packed_rows, warehouse.caller, warehouse.own_account_keys, '
+        'warehouse.event_type_names, warehouse.account_names, warehouse.user_names, '
+        'warehouse.place_names',
         p_role, p_is_granted);
     PERFORM spectrum._set_privilege('USAGE ON SCHEMA spectrum', p_role, p_is_granted);
     -- All questions, and what they call: mathematics, checks, the calendar. They may stand in a
