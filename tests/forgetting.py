@@ -25,9 +25,11 @@ TRACES = {
     "spectrum.rollup_features",
     "spectrum.rollup_latencies",
     "spectrum.rollup_contributions",
+    "spectrum.rollup_conversions",
     "spectrum.rollup_property_names",
     "spectrum.rollup_experiment_units",
     "spectrum.rollup_subscription_events",
+    "analytics.mv_attributed_conversions",
     "analytics.mv_conversion_funnels",
     "analytics.mv_event_catalog",
     "analytics.mv_feature_adoption",
@@ -102,6 +104,7 @@ def define(db: psycopg.Connection) -> None:
     db.execute(
         """SELECT spectrum.define_experiment('button', '{"a": 0.5, "b": 0.5}', 'a', '["bought"]')"""
     )
+    db.execute("""SELECT spectrum.define_attribution('buys', '"buy"')""")
     db.execute(OWN_REPORT)
     db.execute("SELECT spectrum.define_report('plans', 'public.plans')")
 

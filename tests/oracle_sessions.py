@@ -259,32 +259,32 @@ def standing_sessions_daily(
     return {key: (*(found := summary(some))[:5], *found[6:]) for key, some in cells.items()}
 
 
-def attribution(
+Credit = tuple[str | None, ...]
+Amounts = tuple[int, int, Decimal | None]
+
+
+def conversions(
     payloads: Sequence[Payload],
     event: str,
     where: Mapping[str, Any],
     model: str,
-    start: datetime | None = None,
-    end: datetime | None = None,
     account: str | None = None,
-) -> dict[tuple[str | None, ...], tuple[int, int, Decimal | None]]:
+) -> Iterator[tuple[datetime, Credit, str, Decimal | None]]:
+    """When, what it is given to (with its currency), by whom, and its money."""
     everything = visits(payloads, account)
-    found: dict[tuple[str | None, ...], list[tuple[str, Decimal | None]]] = {}
     for visit in everything:
-        touches = touches_before(visit, everything)
-        touch = touches[0 if model == "first" else -1]
         for payload in visit.payloads:
             properties = payload.get("properties", {})
-            if (
-                payload["event_type"] == event
-                and contains(properties, where)
-                and inside(at_of(payload), start, end)
-            ):
+            if payload["event_type"] == event and contains(properties, where):
+                touch = touches_before(visit, everything)[0 if model == "first" else -1]
                 amount = number(properties.get("revenue"))
                 currency = None if amount is None else properties.get("currency", "USD")
                 source = touch.source if touch.is_tagged else touch.host
-                key = (touch.channel, source, touch.medium, touch.campaign, currency)
-                found.setdefault(key, []).append((visit.user, amount))
+                credit = (touch.channel, source, touch.medium, touch.campaign, currency)
+                yield at_of(payload), credit, visit.user, amount
+
+
+def added_up(found: Mapping[Any, Sequence[tuple[str, Decimal | None]]]) -> dict[Any, Amounts]:
     return {
         key: (
             len(conversions),
@@ -293,6 +293,38 @@ def attribution(
         )
         for key, conversions in found.items()
     }
+
+
+def attribution(
+    payloads: Sequence[Payload],
+    event: str,
+    where: Mapping[str, Any],
+    model: str,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    account: str | None = None,
+) -> dict[Credit, Amounts]:
+    found: dict[Credit, list[tuple[str, Decimal | None]]] = {}
+    for at, credit, user, amount in conversions(payloads, event, where, model, account):
+        if inside(at, start, end):
+            found.setdefault(credit, []).append((user, amount))
+    return added_up(found)
+
+
+def standing_attribution(
+    payloads: Sequence[Payload],
+    calendar: Calendar,
+    event: str,
+    where: Mapping[str, Any],
+    model: str,
+) -> dict[tuple[Any, ...], Amounts]:
+    """By account (* is all), day and what a conversion is given to."""
+    found: dict[tuple[Any, ...], list[tuple[str, Decimal | None]]] = {}
+    for account in {None, *(payload.get("account_id") for payload in payloads)}:
+        for at, credit, user, amount in conversions(payloads, event, where, model, account):
+            key = (account or "*", calendar.day(at), *credit)
+            found.setdefault(key, []).append((user, amount))
+    return added_up(found)
 
 
 def paths(

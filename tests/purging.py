@@ -106,6 +106,8 @@ class Twins:
             choose(["first", "recurring"]),
         )  # fmt: skip
         self.both("SELECT spectrum.define_feature('ft', 'c')")
+        self.both("SELECT spectrum.define_attribution('at', %s, %s)",
+                  choose(['"a"', '"b"']), choose(["last", "first"]))  # fmt: skip
         self.both("SELECT spectrum.define_metric('m1', 'proportion', 'a', p_window => '60 days')")
         self.both("SELECT spectrum.define_metric('m2', 'mean', 'b', p_property => 'revenue')")
         self.both(

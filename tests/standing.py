@@ -45,6 +45,10 @@ DEFINITIONS: dict[str, list[dict[str, Any]]] = {
         {"p_name": "pages", "p_event": "page_view"},
         {"p_name": "pro", "p_where": {"plan": "pro"}},
     ],
+    "attribution": [
+        {"p_name": "bought", "p_conversion": {"event": "purchase"}},
+        {"p_name": "signed up", "p_conversion": {"event": "signup"}, "p_model": "first"},
+    ],
     "metric": [
         {"p_name": "bought", "p_kind": "proportion", "p_event": "purchase"},
         {"p_name": "paid", "p_kind": "mean", "p_event": "purchase", "p_property": "amount",

@@ -243,6 +243,21 @@ def test_a_new_session_builds_what_another_defined(db: psycopg.Connection, conne
         assert rows(db, "SELECT * FROM spectrum.verify() WHERE NOT ok") == []
 
 
+@pytest.mark.parametrize("kind", ["activity", "cohort", "sessions"])
+def test_what_others_are_kept_by_is_made_anew(db: psycopg.Connection, kind: str) -> None:
+    """Alone it would not tell them of news while it is being built."""
+    refresh(db, event("u1", "05-06"), event("u2", "05-06"), event("u2", "05-07", "feature_used"))
+    db.execute("""SELECT spectrum.define_attribution('visits', '"visit"')""")
+    db.execute("CALL spectrum.refresh_analytics()")
+    db.execute("SELECT spectrum.rebuild_reports(%s)", (kind,))
+    letter = {"properties": {"utm_source": "letter", "feature": "export"}}
+    insert(db, [event("u1", "05-05", "feature_used") | letter, event("u2", "05-20") | letter])
+    drain(db)
+    db.execute("SELECT spectrum._refresh_some(1)")
+    db.execute("CALL spectrum.refresh_analytics()")
+    assert rows(db, "SELECT * FROM spectrum.verify() WHERE NOT ok") == []
+
+
 def define_function(db: psycopg.Connection, body: str, name: str = "public.said") -> None:
     db.execute(f"""
         CREATE OR REPLACE FUNCTION {name} (p_users bigint[])

@@ -43,6 +43,7 @@ def test_a_table_that_was_vacuumed_empty_is_not_scanned_for_each_row(
     """What VACUUM found empty, the planner takes for empty while a statement fills it: a scan for
     each new row then costs the square of the news."""
     db.execute("""SELECT spectrum.define_funnel('shop', '["visit", "purchase"]', '9 days')""")
+    db.execute("""SELECT spectrum.define_attribution('sales', '"purchase"')""")
     db.execute("VACUUM (ANALYZE)")
     insert(db, a_lot())
     assert process(db, EVENTS).loaded == EVENTS

@@ -133,6 +133,7 @@ def test_whoever_is_forgotten_whenever(
     with db.transaction(force_rollback=True):
         db.execute("SELECT spectrum.configure('timezone', %s)", (timezone,))
         db.execute("""SELECT spectrum.define_funnel('f', '["visit", "buy"]')""")
+        db.execute("""SELECT spectrum.define_attribution('a', '"buy"')""")
         told = Life(db, random)
         waiting = [p | {"event_id": str(uuid.UUID(int=random.getrandbits(128)))} for p in history]
         while waiting:

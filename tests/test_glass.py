@@ -28,6 +28,8 @@ NUMBERS = {
 }
 MORE_NUMBERS = {
     "sessions_daily": "day, breakdown, value; sessions, users, bounces, events, page_views",
+    "attributed_conversions": "attribution, day, channel, source, medium, campaign, currency;"
+    " conversions, users, revenue",
     "mrr_movements": "period_kind, period, currency; new, expansion, contraction, churn,"
     " reactivation, new_accounts, churned_accounts, reactivated_accounts",
     "operations": "day, endpoint; requests, errors, measured",
@@ -41,7 +43,7 @@ MORE_NUMBERS = {
 }
 ALL_NUMBERS = NUMBERS | MORE_NUMBERS
 SUMS = (
-    "gross", "refunds", "net", "value",
+    "gross", "refunds", "net", "value", "revenue",
     "new", "expansion", "contraction", "churn", "reactivation",
 )  # fmt: skip
 START = datetime(2024, 3, 25, tzinfo=UTC)
@@ -193,7 +195,7 @@ def test_cells_and_events_tell_the_same(db: psycopg.Connection, random: Random, 
 PROPERTIES: dict[str, dict[str, list[Any]]] = {
     "page_view": {"path": ["/", "/a", ""], "utm_source": ["ads"], "utm_medium": ["cpc", "email"],
                   "referrer": ["https://google.com/", "https://x.org/"]},
-    "click": {"a": [1, "x", None], "(other properties)": [1]},
+    "click": {"a": [1, "x", None], "(other properties)": [1], "revenue": [5, -2]},
     "feature_used": {"feature": ["search", "export", "buy", 5, "", None]},
     "request": {"endpoint": ["/x", "/y", ""], "latency_ms": [5, "7.5", -1, "x"],
                 "status": [200, 500, "503"], "error": [True, False], "service": ["web", ""],
@@ -240,6 +242,9 @@ def test_more_cells_and_events_tell_the_same(db: psycopg.Connection, seed: int) 
         db.execute("SELECT spectrum.configure('timezone', %s)", (zone,))
         db.execute("SELECT spectrum.define_feature('export', 'click')")
         db.execute("SELECT spectrum.define_feature('fast', NULL, %s)", (Jsonb({"version": "1"}),))
+        db.execute("SELECT spectrum.define_attribution('clicks', %s)", (Jsonb("click"),))
+        db.execute("SELECT spectrum.define_attribution('uses', %s, 'first')",
+                   (Jsonb({"event": "feature_used", "where": {"feature": "buy"}}),))  # fmt: skip
         for _ in range(2):
             load(db, [any_deed(random, start.replace(tzinfo=UTC)) for _ in range(size)])
             db.execute("CALL spectrum.refresh_analytics()")

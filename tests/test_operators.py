@@ -46,13 +46,17 @@ def test_operator_defines_and_drops(
     for call in (
         """define_funnel('f', '["visit", "buy"]')""", "define_retention('r', 'visit')",
         "define_metric('m', 'proportion', 'buy')", "define_feature('x', 'buy')",
+        """define_attribution('a', '"buy"')""",
         """define_experiment('e', '{"a": 1, "b": 1}', 'a', '["m"]')""",
     ):  # fmt: skip
         operator.execute(f"SELECT spectrum.{call}")
     owner_db.execute("CALL spectrum.run()")
     assert value(owner_db, "SELECT count(*) FROM analytics.conversion_funnels") == 2
     assert value(operator, "SELECT count(*) FROM spectrum.experiments") == 1
-    for call in ("experiment('e')", "feature('x')", "metric('m')", "retention('r')", "funnel('f')"):
+    for call in (
+        "experiment('e')", "feature('x')", "metric('m')", "retention('r')", "funnel('f')",
+        "attribution('a')",
+    ):  # fmt: skip
         operator.execute(f"SELECT spectrum.drop_{call}")
     assert value(operator, "SELECT count(*) FROM spectrum.funnels") == 0
     # And with the owner's checks.
@@ -167,6 +171,7 @@ def test_operator_does_not_become_the_owner(
         f"define_retention({literal}, {literal}, {literal})",
         f"define_metric({literal}, 'mean', {literal}, {literal})",
         f"define_feature({literal}, {literal})",
+        f"""define_attribution({literal}, '{event_name.replace("'", "''")}')""",
         f"""define_experiment({literal}, '{{"a": 1, "b": 1}}', 'a',
             jsonb_build_array({literal}))""",
     ):

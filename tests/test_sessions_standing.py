@@ -19,6 +19,14 @@ DAILY = """
         events, page_views
     FROM analytics.sessions_daily
 """
+ATTRIBUTED = """
+    SELECT account_id, day, channel, source, medium, campaign, currency, conversions, users, revenue
+    FROM analytics.attributed_conversions WHERE attribution = %s
+"""
+ATTRIBUTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "last buy": ("buy", {}, "last"),
+    "first professional click": ("click", {"plan": "pro"}, "first"),
+}
 SEND_AGAIN = """
     UPDATE raw_events SET payload = %(payload)s, status = 'pending'
     WHERE payload ->> 'event_id' = %(event_id)s AND status IN ('done', 'failed')
@@ -35,11 +43,22 @@ def changed(random: Random, payload: Payload) -> Payload:
     ])  # fmt: skip
 
 
+def define(db: psycopg.Connection) -> None:
+    for name, (event_type, where, model) in ATTRIBUTIONS.items():
+        conversion = json.dumps({"event": event_type, "where": where} if where else event_type)
+        db.execute("SELECT spectrum.define_attribution(%s, %s, %s)", (name, conversion, model))
+
+
 def live(random: Random, db: psycopg.Connection, history: list[Payload]) -> list[Payload]:
     """Sends the history in pieces, corrects some of it, and refreshes now and then: what the events
-    are in the end. All copies of an event say the same."""
+    are in the end. All copies of an event say the same. Somewhere in between attributions are
+    defined."""
     left, sent = list(history), {}
+    defined_at = random.choice([0, len(history), len(history) // 2])
     while left:
+        if defined_at is not None and len(left) <= len(history) - defined_at:
+            defined_at = None
+            define(db)
         size = random.choice([1, 3, 30, 300])
         piece, left = left[:size], left[size:]
         load(db, [sent.setdefault(payload["event_id"], payload) for payload in piece])
@@ -50,7 +69,15 @@ def live(random: Random, db: psycopg.Connection, history: list[Payload]) -> list
             db.execute("CALL spectrum.process_batch(%s)", (random.choice([1, 10_000]),))
         for refresh in random.choices(REFRESHES, k=random.choice([0, 1, 2])):
             db.execute(refresh)
+    if defined_at is not None:
+        define(db)
     return [payload for payload in sent.values() if payload["event_type"]]
+
+
+def attributed(db: psycopg.Connection, name: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    rows = db.execute(ATTRIBUTED, (name,)).fetchall()
+    assert len({row[:7] for row in rows}) == len(rows)
+    return {row[:7]: row[7:] for row in rows}
 
 
 def standing(db: psycopg.Connection) -> dict[tuple[Any, ...], tuple[Any, ...]]:
@@ -77,6 +104,11 @@ def test_any_life(
             note(f"{zone}: {found.keys() ^ expected.keys()}")
             assert found.keys() == expected.keys()
             assert [key for key in found if not same(found[key], expected[key])] == []
+            for name, asked in ATTRIBUTIONS.items():
+                calendar = Calendar(zone)
+                assert attributed(db, name) == oracle.standing_attribution(
+                    history, calendar, *asked
+                ), name
 
 
 def spans(db: psycopg.Connection) -> list[tuple[str, str, int]]:
@@ -127,3 +159,34 @@ def test_a_page_longer_than_an_index_can_hold(db: psycopg.Connection) -> None:
         "SELECT value, sessions FROM analytics.sessions_daily WHERE breakdown = 'entry_page'"
     ).fetchall()
     assert sorted(shown) == sorted((page, 1) for page in pages)
+
+
+def test_touches_that_come_late_change_and_go(db: psycopg.Connection) -> None:
+    """As far before a conversion as can be: 30 days from start to start of the sessions, and 24
+    hours from there."""
+    db.execute("SET timezone = 'UTC'")
+    db.execute("""SELECT spectrum.define_attribution('sale', '"buy"')""")
+    stay = [
+        event(f"{at:%m-%dT%H:%M}", "buy" if hours == 24 else "page_view")
+        for hours in (n / 2 for n in range(49))
+        for at in [datetime(2024, 7, 3, 10) + timedelta(hours=hours)]
+    ]
+    ask = "SELECT day, channel, source FROM analytics.attributed_conversions"
+
+    def told(*events: Payload) -> list[tuple[Any, ...]]:
+        load(db, events)
+        db.execute("CALL spectrum.refresh_analytics()")
+        return [(f"{day:%m-%d}", *credit) for day, *credit in db.execute(ask).fetchall()]
+
+    letter = event("06-03T10:00", utm_source="letter", utm_medium="email") | {"event_id": "late"}
+    assert told(*stay) == [("07-04", "direct", None)]
+    assert told(letter) == [("07-04", "email", "letter")]
+    for at, properties, credit in (
+        ("10:00", {"utm_source": "ads", "utm_medium": "email"}, ("email", "ads")),
+        ("09:59", {"utm_source": "ads"}, ("direct", None)),
+        ("10:01", {"referrer": "https://x.example/"}, ("referral", "x.example")),
+        ("10:01", {}, ("direct", None)),
+    ):
+        again = event(f"06-03T{at}") | {"event_id": "late", "properties": properties}
+        db.execute(SEND_AGAIN, {"event_id": "late", "payload": json.dumps(again)})
+        assert told() == [("07-04", *credit)], at

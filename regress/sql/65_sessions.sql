@@ -58,6 +58,14 @@ SELECT breakdown, value, sum(sessions) AS sessions, sum(users) AS user_days
 FROM analytics.sessions_daily
 WHERE account_id = '*' AND day BETWEEN '2003-05-01' AND '2003-06-01'
 GROUP BY breakdown, value ORDER BY breakdown, value;
+-- What each day's conversions are given to, once it is defined.
+SELECT spectrum.define_attribution('buys', '"buy"');
+SELECT spectrum.define_attribution('professionals', '{"event": "buy", "where": {"plan": "pro"}}',
+    'first');
+CALL spectrum.refresh_analytics() \gset
+SELECT account_id, attribution, day, channel, source, medium, campaign, currency, conversions,
+    users, revenue
+FROM analytics.attributed_conversions ORDER BY attribution, account_id, day, currency;
 -- A late event begins a session earlier and gives it a touch; a wrong one leaves for good.
 SAVEPOINT later;
 INSERT INTO raw_events (payload) VALUES ('{"event_id": "sessions 8", "event_type": "page_view",
@@ -71,8 +79,13 @@ SELECT breakdown, value, sessions, users, bounces, mean_seconds
 FROM analytics.sessions_daily
 WHERE account_id = 'sessions x' AND day = '2003-05-06' AND breakdown IN ('entry_page', 'last_touch')
 ORDER BY breakdown, value;
+SELECT attribution, day, channel, currency, conversions, users, revenue
+FROM analytics.attributed_conversions WHERE account_id = '*' ORDER BY attribution, day, currency;
 SELECT count(*) FROM analytics.sessions_daily WHERE day = '2003-05-08';
-SELECT check_name, ok FROM spectrum.verify() WHERE check_name LIKE 'sessions_daily%';
+SELECT check_name, ok FROM spectrum.verify()
+WHERE check_name LIKE 'sessions_daily%' OR check_name LIKE 'attributed_conversions%';
+SELECT spectrum.drop_attribution('buys');
+SELECT count(*) FROM analytics.attributed_conversions WHERE attribution = 'buys';
 ROLLBACK TO later;
 
 SELECT spectrum.configure('timezone', 'Europe/Berlin');
@@ -107,3 +120,7 @@ SELECT * FROM analytics.sessions_daily(p_breakdown => 'plan');
 SELECT * FROM analytics.attribution('"buy"', p_model => 'linear');
 SELECT * FROM analytics.attribution('["buy"]');
 SELECT * FROM analytics.attribution(NULL);
+SELECT spectrum.define_attribution('', '"buy"');
+SELECT spectrum.define_attribution('buys', NULL);
+SELECT spectrum.define_attribution('buys', '"buy"', 'linear');
+SELECT spectrum.drop_attribution('never defined');

@@ -193,6 +193,22 @@ COMMENT ON FUNCTION spectrum._begin_report(text, text, jsonb) IS
     'Begins a report by a new or changed definition. Refreshes build it, and serve it when it is '
     'complete.';
 
+CREATE FUNCTION spectrum._kinds_kept_with(p_kind text)
+RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p_kind || CASE p_kind
+        WHEN 'activity' THEN '{lifecycle, stickiness, retention, cohort, feature}'
+        WHEN 'cohort' THEN '{feature}'
+        WHEN 'sessions' THEN '{attribution}'
+        ELSE '{}'
+    END::text[]
+$$;
+COMMENT ON FUNCTION spectrum._kinds_kept_with(text) IS
+    'A kind, and those that are moved by the rows it keeps: they are made anew together, since '
+    'these rows are not all there meanwhile.';
+
 CREATE FUNCTION spectrum.rebuild_reports(
     p_kind text DEFAULT NULL,
     p_lose_frozen boolean DEFAULT false
@@ -201,6 +217,8 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_kinds text[] := spectrum._kinds_kept_with(p_kind);
 BEGIN
     PERFORM spectrum._hold_reports();
     IF p_kind IS NOT NULL THEN
@@ -212,7 +230,7 @@ BEGIN
     IF NOT coalesce(p_lose_frozen, false) AND EXISTS (
         SELECT FROM spectrum.reports AS report
         CROSS JOIN spectrum.horizon
-        WHERE report.state = 'served' AND (p_kind IS NULL OR report.kind = p_kind)
+        WHERE report.state = 'served' AND (p_kind IS NULL OR report.kind = ANY (v_kinds))
             AND report.complete_from IS DISTINCT FROM horizon.facts_from
     ) THEN
         RAISE EXCEPTION 'the standing views count facts before % that are purged: made anew, they '
@@ -227,19 +245,19 @@ BEGIN
             report.kind, report.name, report.definition, kind.position
         FROM spectrum.reports AS report
         JOIN spectrum.report_kinds AS kind USING (kind)
-        WHERE report.state <> 'discarded' AND (p_kind IS NULL OR report.kind = p_kind)
+        WHERE report.state <> 'discarded' AND (p_kind IS NULL OR report.kind = ANY (v_kinds))
         ORDER BY report.kind, report.name, report.report_id DESC
     ) AS latest
     ORDER BY latest.position, latest.name;
     UPDATE spectrum.reports SET follows_news = false
-    WHERE state = 'served' AND (p_kind IS NULL OR kind = p_kind);
+    WHERE state = 'served' AND (p_kind IS NULL OR kind = ANY (v_kinds));
 END
 $$;
 COMMENT ON FUNCTION spectrum.rebuild_reports(text, boolean) IS
-    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, '
-    'anew from the facts: after a setting that they are made by changed, or when facts were '
-    'changed by hand. Until then the views show what they showed. Where facts were purged it '
-    'raises 55000, unless p_lose_frozen.';
+    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), with what '
+    'is kept by them, or all, anew from the facts: after a setting that they are made by changed, '
+    'or when facts were changed by hand. Until then the views show what they showed. Where facts '
+    'were purged it raises 55000, unless p_lose_frozen.';
 
 CREATE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void

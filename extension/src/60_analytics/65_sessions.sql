@@ -403,8 +403,9 @@ BEGIN
             user_key, s.is_bounce, extract(epoch FROM s.ended_at - s.started_at) AS seconds,
             s.events, s.page_views
         FROM analytics._sessions_between(p_from, p_to, p_account, v_parts) AS s
-        LEFT JOIN analytics._touched_sessions(v_users, p_from, p_to, v_model, p_account) AS t
-            USING (user_key, started_at)
+        LEFT JOIN analytics._touched_sessions(
+            v_users, NULL, p_from, p_to, v_model, p_account
+        ) AS t USING (user_key, started_at)
         UNION ALL
         -- A day without sessions is a row too, where there is one row a day.
         SELECT d.number, NULL, NULL, NULL, NULL, NULL, NULL

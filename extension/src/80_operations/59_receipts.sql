@@ -295,7 +295,9 @@ AS $$
     FROM jsonb_each(p_cell) AS part
     WHERE part.value <> 'null' AND (part.key IN ('property', 'value', 'feature', 'endpoint',
             'service', 'version', 'variant', 'cell')
-        OR (part.key = 'breakdown' AND p_object = 'analytics.conversion_funnels'))
+        OR (part.key = 'breakdown' AND p_object = 'analytics.conversion_funnels')
+        OR (part.key IN ('source', 'medium', 'campaign')
+            AND p_object = 'analytics.attributed_conversions'))
 $$;
 COMMENT ON FUNCTION spectrum._without_names(text, jsonb) IS
     'A cell without what properties of events may have named it by.';
