@@ -60,6 +60,7 @@ SOURCES = $(addprefix extension/src/, \
 	60_analytics/65_sessions_standing.sql \
 	60_analytics/65_attribution_standing.sql \
 	60_analytics/66_paths.sql \
+	60_analytics/66_paths_standing.sql \
 	60_analytics/67_feature_adoption.sql \
 	60_analytics/67_cohorts.sql \
 	60_analytics/67_feature_adoption_standing.sql \
@@ -89,6 +90,7 @@ SOURCES = $(addprefix extension/src/, \
 	72_glass/40_experiments.sql \
 	72_glass/50_sessions.sql \
 	72_glass/51_attribution.sql \
+	72_glass/51_paths.sql \
 	72_glass/52_mrr.sql \
 	72_glass/54_operations.sql \
 	72_glass/56_activity.sql \

@@ -43,7 +43,7 @@ FORBIDDEN = {
 DEFINERS = {
     f"spectrum.{verb}_{what}"
     for verb in ("define", "drop")
-    for what in ("funnel", "retention", "metric", "feature", "attribution", "experiment")
+    for what in ("funnel", "retention", "metric", "feature", "attribution", "paths", "experiment")
 } | {"spectrum.request", "spectrum.cancel_task", "spectrum.capture"}
 
 # Data flows one way: a room knows those with lower numbers. But another calendar makes all reports

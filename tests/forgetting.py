@@ -105,6 +105,7 @@ def define(db: psycopg.Connection) -> None:
         """SELECT spectrum.define_experiment('button', '{"a": 0.5, "b": 0.5}', 'a', '["bought"]')"""
     )
     db.execute("""SELECT spectrum.define_attribution('buys', '"buy"')""")
+    db.execute("SELECT spectrum.define_paths('any')")
     db.execute(OWN_REPORT)
     db.execute("SELECT spectrum.define_report('plans', 'public.plans')")
 

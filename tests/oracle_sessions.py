@@ -327,6 +327,27 @@ def standing_attribution(
     return added_up(found)
 
 
+def edges(visit: Visit, start_event: str | None, max_steps: int) -> Iterator[tuple[int, str, str]]:
+    types = [payload["event_type"] for payload in visit.payloads]
+    if start_event is not None:
+        types = types[types.index(start_event) :] if start_event in types else []
+    for step in range(1, min(max_steps + 1, len(types))):
+        yield step, types[step - 1], types[step]
+
+
+def standing_paths(
+    payloads: Sequence[Payload], calendar: Calendar, start_event: str | None, max_steps: int
+) -> dict[tuple[str, date, int, str, str], tuple[int, int]]:
+    """By account (* is all), day of the session, step, source and target."""
+    found: dict[tuple[str, date, int, str, str], list[str]] = {}
+    for account in {None, *(payload.get("account_id") for payload in payloads)}:
+        for visit in visits(payloads, account):
+            for edge in edges(visit, start_event, max_steps):
+                key = (account or "*", calendar.day(visit.started_at), *edge)
+                found.setdefault(key, []).append(visit.user)
+    return {key: (len(users), len(set(users))) for key, users in found.items()}
+
+
 def paths(
     payloads: Sequence[Payload],
     start_event: str | None = None,
@@ -338,11 +359,7 @@ def paths(
     transitions: Counter[tuple[int, str, str]] = Counter()
     users: dict[tuple[int, str, str], set[str]] = {}
     for visit in sessions(payloads, start, end, account):
-        types = [payload["event_type"] for payload in visit.payloads]
-        if start_event is not None:
-            types = types[types.index(start_event) :] if start_event in types else []
-        for step in range(1, min(max_steps + 1, len(types))):
-            edge = (step, types[step - 1], types[step])
+        for edge in edges(visit, start_event, max_steps):
             transitions[edge] += 1
             users.setdefault(edge, set()).add(visit.user)
     return {edge: (count, len(users[edge])) for edge, count in transitions.items()}

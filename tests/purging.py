@@ -106,6 +106,7 @@ class Twins:
             choose(["first", "recurring"]),
         )  # fmt: skip
         self.both("SELECT spectrum.define_feature('ft', 'c')")
+        self.both("SELECT spectrum.define_paths('p', %s)", choose([None, "a"]))
         self.both("SELECT spectrum.define_attribution('at', %s, %s)",
                   choose(['"a"', '"b"']), choose(["last", "first"]))  # fmt: skip
         self.both("SELECT spectrum.define_metric('m1', 'proportion', 'a', p_window => '60 days')")

@@ -49,6 +49,9 @@ DEFINITIONS: dict[str, list[dict[str, Any]]] = {
         {"p_name": "bought", "p_conversion": {"event": "purchase"}},
         {"p_name": "signed up", "p_conversion": {"event": "signup"}, "p_model": "first"},
     ],
+    "paths": [
+        {"p_name": "all"}, {"p_name": "from a page", "p_start_event": "page_view"},
+    ],
     "metric": [
         {"p_name": "bought", "p_kind": "proportion", "p_event": "purchase"},
         {"p_name": "paid", "p_kind": "mean", "p_event": "purchase", "p_property": "amount",

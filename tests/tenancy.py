@@ -123,6 +123,7 @@ def define(db: psycopg.Connection) -> None:
     db.execute("SELECT spectrum.define_metric('paid', 'mean', 'buy', 'revenue')")
     db.execute("SELECT spectrum.define_feature('buying', 'buy')")
     db.execute("""SELECT spectrum.define_attribution('buys', '"buy"')""")
+    db.execute("SELECT spectrum.define_paths('any')")
     db.execute(
         "SELECT spectrum.define_experiment("
         """'button', '{"a": 0.5, "b": 0.5}', 'a', '["bought", "paid"]')"""

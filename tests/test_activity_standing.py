@@ -248,10 +248,12 @@ def test_what_others_are_kept_by_is_made_anew(db: psycopg.Connection, kind: str)
     """Alone it would not tell them of news while it is being built."""
     refresh(db, event("u1", "05-06"), event("u2", "05-06"), event("u2", "05-07", "feature_used"))
     db.execute("""SELECT spectrum.define_attribution('visits', '"visit"')""")
+    db.execute("SELECT spectrum.define_paths('any')")
     db.execute("CALL spectrum.refresh_analytics()")
     db.execute("SELECT spectrum.rebuild_reports(%s)", (kind,))
     letter = {"properties": {"utm_source": "letter", "feature": "export"}}
     insert(db, [event("u1", "05-05", "feature_used") | letter, event("u2", "05-20") | letter])
+    insert(db, [event("u2", "05-06", "feature_used")])
     drain(db)
     db.execute("SELECT spectrum._refresh_some(1)")
     db.execute("CALL spectrum.refresh_analytics()")

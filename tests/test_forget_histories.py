@@ -134,6 +134,7 @@ def test_whoever_is_forgotten_whenever(
         db.execute("SELECT spectrum.configure('timezone', %s)", (timezone,))
         db.execute("""SELECT spectrum.define_funnel('f', '["visit", "buy"]')""")
         db.execute("""SELECT spectrum.define_attribution('a', '"buy"')""")
+        db.execute("SELECT spectrum.define_paths('p', p_max_steps => 2)")
         told = Life(db, random)
         waiting = [p | {"event_id": str(uuid.UUID(int=random.getrandbits(128)))} for p in history]
         while waiting:

@@ -30,6 +30,7 @@ MORE_NUMBERS = {
     "sessions_daily": "day, breakdown, value; sessions, users, bounces, events, page_views",
     "attributed_conversions": "attribution, day, channel, source, medium, campaign, currency;"
     " conversions, users, revenue",
+    "path_flows": "paths, day, step, source, target; transitions, users",
     "mrr_movements": "period_kind, period, currency; new, expansion, contraction, churn,"
     " reactivation, new_accounts, churned_accounts, reactivated_accounts",
     "operations": "day, endpoint; requests, errors, measured",
@@ -243,6 +244,7 @@ def test_more_cells_and_events_tell_the_same(db: psycopg.Connection, seed: int) 
         db.execute("SELECT spectrum.define_feature('export', 'click')")
         db.execute("SELECT spectrum.define_feature('fast', NULL, %s)", (Jsonb({"version": "1"}),))
         db.execute("SELECT spectrum.define_attribution('clicks', %s)", (Jsonb("click"),))
+        db.execute("SELECT spectrum.define_paths('after a page', 'page_view', 2)")
         db.execute("SELECT spectrum.define_attribution('uses', %s, 'first')",
                    (Jsonb({"event": "feature_used", "where": {"feature": "buy"}}),))  # fmt: skip
         for _ in range(2):

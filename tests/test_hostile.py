@@ -224,7 +224,7 @@ def test_names_that_are_refused(owner_db: psycopg.Connection, name: str) -> None
         """define_funnel(%s, '["a"]')""", "define_retention(%s)", "define_feature(%s, 'a')",
         "define_metric(%s, 'proportion', 'a')", "define_report(%s, 'pg_catalog.now')",
         """define_experiment(%s, '{"a": 1, "b": 1}', 'a', '[]')""",
-        """define_attribution(%s, '"a"')""",
+        """define_attribution(%s, '"a"')""", "define_paths(%s)",
     ):  # fmt: skip
         with pytest.raises(errors.InvalidParameterValue) as refused:
             owner_db.execute(f"SELECT spectrum.{call}", (name,))

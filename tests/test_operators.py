@@ -46,7 +46,7 @@ def test_operator_defines_and_drops(
     for call in (
         """define_funnel('f', '["visit", "buy"]')""", "define_retention('r', 'visit')",
         "define_metric('m', 'proportion', 'buy')", "define_feature('x', 'buy')",
-        """define_attribution('a', '"buy"')""",
+        """define_attribution('a', '"buy"')""", "define_paths('p')",
         """define_experiment('e', '{"a": 1, "b": 1}', 'a', '["m"]')""",
     ):  # fmt: skip
         operator.execute(f"SELECT spectrum.{call}")
@@ -55,7 +55,7 @@ def test_operator_defines_and_drops(
     assert value(operator, "SELECT count(*) FROM spectrum.experiments") == 1
     for call in (
         "experiment('e')", "feature('x')", "metric('m')", "retention('r')", "funnel('f')",
-        "attribution('a')",
+        "attribution('a')", "paths('p')",
     ):  # fmt: skip
         operator.execute(f"SELECT spectrum.drop_{call}")
     assert value(operator, "SELECT count(*) FROM spectrum.funnels") == 0
@@ -172,6 +172,7 @@ def test_operator_does_not_become_the_owner(
         f"define_metric({literal}, 'mean', {literal}, {literal})",
         f"define_feature({literal}, {literal})",
         f"""define_attribution({literal}, '{event_name.replace("'", "''")}')""",
+        f"define_paths({literal}, {literal})",
         f"""define_experiment({literal}, '{{"a": 1, "b": 1}}', 'a',
             jsonb_build_array({literal}))""",
     ):

@@ -96,6 +96,7 @@ def filled(owner_db: psycopg.Connection) -> psycopg.Connection:
     db.execute("SELECT spectrum.define_metric('bought', 'proportion', 'buy')")
     db.execute("SELECT spectrum.define_feature('buying', 'buy')")
     db.execute("""SELECT spectrum.define_attribution('buys', '"buy"')""")
+    db.execute("SELECT spectrum.define_paths('any')")
     db.execute(
         """
         CREATE FUNCTION public.everybody(p_users bigint[])
@@ -209,7 +210,8 @@ def test_public_has_nothing(db: psycopg.Connection) -> None:
         " WHERE n.oid = p.pronamespace AND prosecdef"
         " AND nspname IN ('spectrum', 'warehouse', 'analytics')")} == {
             f"{verb}_{what}" for verb in ("define", "drop")
-            for what in ("funnel", "retention", "metric", "feature", "attribution", "experiment")
+            for what in (
+                "funnel", "retention", "metric", "feature", "attribution", "paths", "experiment")
         } | {"request", "cancel_task", "capture"}  # fmt: skip
 
 

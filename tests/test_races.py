@@ -185,7 +185,8 @@ def test_batches_of_rows_set_back_lock_events_in_one_order(
 @pytest.mark.parametrize(
     "define",
     ["define_funnel('f', '[\"{}\"]')", "define_retention('f', '{}')",
-     "define_feature('f', '{}')", "define_metric('f', 'proportion', '{}')"],
+     "define_feature('f', '{}')", "define_metric('f', 'proportion', '{}')",
+     "define_attribution('f', '\"{}\"')", "define_paths('f', '{}')"],
 )  # fmt: skip
 def test_two_who_define_the_same_at_once(
     db: psycopg.Connection, connect: Connect, define: str
@@ -199,7 +200,7 @@ def test_two_who_define_the_same_at_once(
         one.commit()
         second.result(timeout=10)
     kind = define[len("define_") : define.index("(")]
-    defined = value(db, f"SELECT to_jsonb(known)::text FROM spectrum.{kind}s AS known"
+    defined = value(db, f"SELECT to_jsonb(known)::text FROM spectrum.{kind.rstrip('s')}s AS known"
         f" WHERE {kind} = 'f'")  # fmt: skip
     assert '"other"' in defined
     assert '"one"' not in defined

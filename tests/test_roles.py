@@ -65,7 +65,7 @@ OPERATORS_CALL = among(
     "spectrum",
     "status health request cancel_task define_funnel define_retention define_metric define_feature"
     " define_experiment drop_funnel drop_retention drop_metric drop_feature drop_experiment"
-    " define_attribution drop_attribution"
+    " define_attribution drop_attribution define_paths drop_paths"
     " _cron_state _cron_is_down _cron_advice _longest_pause _job_name _idle_transactions _release"
     " _tables_release _check_ownership _check_standby _check_tasks _check_caps"
     " _check_pii_key",
@@ -90,7 +90,7 @@ ROWS: list[Callable[[Object], bool]] = [
         and among(
             "spectrum",
             "pipeline progress run_log tasks config releases refusals reports report_kinds funnels"
-            " retentions metrics features attributions experiments",
+            " retentions metrics features attributions paths experiments",
         )(o)
     ),
     lambda o: o.kind in RELATIONS,

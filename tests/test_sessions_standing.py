@@ -27,11 +27,19 @@ ATTRIBUTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "last buy": ("buy", {}, "last"),
     "first professional click": ("click", {"plan": "pro"}, "first"),
 }
+FLOWS = """
+    SELECT account_id, day, step, source, target, transitions, users
+    FROM analytics.path_flows WHERE paths = %s
+"""
+PATHS: dict[str, tuple[str | None, int]] = {"all": (None, 5), "from a click": ("click", 2)}
 SEND_AGAIN = """
     UPDATE raw_events SET payload = %(payload)s, status = 'pending'
     WHERE payload ->> 'event_id' = %(event_id)s AND status IN ('done', 'failed')
 """
-REFRESHES = ("CALL spectrum.refresh_analytics()", "SELECT spectrum._refresh_some(1)")
+REFRESHES = (
+    "CALL spectrum.refresh_analytics()", "SELECT spectrum._refresh_some(1)",
+    "SELECT spectrum._refresh_some(30)",
+)  # fmt: skip
 
 
 def changed(random: Random, payload: Payload) -> Payload:
@@ -47,12 +55,14 @@ def define(db: psycopg.Connection) -> None:
     for name, (event_type, where, model) in ATTRIBUTIONS.items():
         conversion = json.dumps({"event": event_type, "where": where} if where else event_type)
         db.execute("SELECT spectrum.define_attribution(%s, %s, %s)", (name, conversion, model))
+    for name, asked in PATHS.items():
+        db.execute("SELECT spectrum.define_paths(%s, %s, %s)", (name, *asked))
 
 
 def live(random: Random, db: psycopg.Connection, history: list[Payload]) -> list[Payload]:
     """Sends the history in pieces, corrects some of it, and refreshes now and then: what the events
-    are in the end. All copies of an event say the same. Somewhere in between attributions are
-    defined."""
+    are in the end. All copies of an event say the same. Somewhere in between attributions and
+    paths are defined."""
     left, sent = list(history), {}
     defined_at = random.choice([0, len(history), len(history) // 2])
     while left:
@@ -69,15 +79,21 @@ def live(random: Random, db: psycopg.Connection, history: list[Payload]) -> list
             db.execute("CALL spectrum.process_batch(%s)", (random.choice([1, 10_000]),))
         for refresh in random.choices(REFRESHES, k=random.choice([0, 1, 2])):
             db.execute(refresh)
+        # What is made anew has no past: seldom.
+        if not random.randrange(30):
+            db.execute("SELECT spectrum.rebuild_reports('sessions')")
     if defined_at is not None:
         define(db)
     return [payload for payload in sent.values() if payload["event_type"]]
 
 
-def attributed(db: psycopg.Connection, name: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    rows = db.execute(ATTRIBUTED, (name,)).fetchall()
-    assert len({row[:7] for row in rows}) == len(rows)
-    return {row[:7]: row[7:] for row in rows}
+def named(
+    db: psycopg.Connection, query: str, name: str, keys: int
+) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    rows = db.execute(query, (name,)).fetchall()
+    found = {row[:keys]: row[keys:] for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
 def standing(db: psycopg.Connection) -> dict[tuple[Any, ...], tuple[Any, ...]]:
@@ -104,10 +120,13 @@ def test_any_life(
             note(f"{zone}: {found.keys() ^ expected.keys()}")
             assert found.keys() == expected.keys()
             assert [key for key in found if not same(found[key], expected[key])] == []
-            for name, asked in ATTRIBUTIONS.items():
-                calendar = Calendar(zone)
-                assert attributed(db, name) == oracle.standing_attribution(
-                    history, calendar, *asked
+            for name, wanted in ATTRIBUTIONS.items():
+                assert named(db, ATTRIBUTED, name, 7) == oracle.standing_attribution(
+                    history, Calendar(zone), *wanted
+                ), name
+            for name, asked in PATHS.items():
+                assert named(db, FLOWS, name, 5) == oracle.standing_paths(
+                    history, Calendar(zone), *asked
                 ), name
 
 

@@ -80,6 +80,7 @@ def checked_db(cron_db: psycopg.Connection) -> psycopg.Connection:
     cron_db.execute("""SELECT spectrum.define_funnel('checked', '["checked"]')""")
     cron_db.execute("SELECT spectrum.define_retention('checked', 'checked', 'checked')")
     cron_db.execute("""SELECT spectrum.define_attribution('checked', '"checked"')""")
+    cron_db.execute("SELECT spectrum.define_paths('checked')")
     cron_db.execute("SELECT spectrum.define_metric('checked', 'proportion', 'checked')")
     cron_db.execute(
         """SELECT spectrum.define_experiment('checked', '{"a": 1, "b": 1}', 'a', '["checked"]')"""

@@ -246,7 +246,8 @@ BEGIN
         'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.releases, spectrum.refusals, '
         'spectrum.reports, '
         'spectrum.report_kinds, spectrum.funnels, spectrum.retentions, spectrum.metrics, '
-        'spectrum.features, spectrum.attributions, spectrum.experiments', p_role, p_is_granted);
+        'spectrum.features, spectrum.attributions, spectrum.paths, spectrum.experiments',
+        p_role, p_is_granted);
     -- Not define_report: it names a function, which the owner's runs would call.
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
@@ -258,7 +259,7 @@ BEGIN
         'request',
         'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
         'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_attribution',
-        'drop_attribution', 'define_experiment', 'drop_experiment'
+        'drop_attribution', 'define_paths', 'drop_paths', 'define_experiment', 'drop_experiment'
     );
 END
 $$;

@@ -201,7 +201,7 @@ AS $$
     SELECT p_kind || CASE p_kind
         WHEN 'activity' THEN '{lifecycle, stickiness, retention, cohort, feature}'
         WHEN 'cohort' THEN '{feature}'
-        WHEN 'sessions' THEN '{attribution}'
+        WHEN 'sessions' THEN '{attribution, paths}'
         ELSE '{}'
     END::text[]
 $$;

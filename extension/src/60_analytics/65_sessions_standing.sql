@@ -127,6 +127,49 @@ $$;
 COMMENT ON FUNCTION spectrum._create_sessions_view() IS
     'Room 60: makes the plain view of the standing sessions.';
 
+CREATE FUNCTION analytics._all_sessions(p_parts text[])
+RETURNS TABLE (
+    account_id text, user_key bigint, started_at timestamptz, ended_at timestamptz,
+    events integer, page_views integer, is_bounce boolean, entry_page text, exit_page text,
+    touch text[], place text[], steps integer[]
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_units record;
+BEGIN
+    SELECT array_agg(unit.user_key) AS users, array_agg(-unit.account_key) AS scopes,
+        array_agg('-infinity'::timestamptz) AS sinces, array_agg('infinity'::timestamptz) AS untils
+    INTO r_units
+    FROM (
+        SELECT DISTINCT e.user_key, e.account_key FROM analytics.event_keys AS e
+        WHERE e.user_key <> 0 AND e.account_key <> 0
+    ) AS unit;
+
+    RETURN QUERY
+    SELECT coalesce(known.account_id, '*'), s.user_key, s.started_at, s.ended_at, s.events,
+        s.page_views, s.is_bounce, s.entry_page, s.exit_page, s.touch, s.place, s.steps
+    FROM (
+        SELECT cut.*
+        FROM analytics._sessions(
+            '-infinity', 'infinity', NULL, NULL, NULL, NULL, NULL, p_parts
+        ) AS cut
+        UNION ALL
+        SELECT cut.*
+        FROM analytics._sessions(
+            NULL, NULL, r_units.users, coalesce(r_units.scopes, '{}'), r_units.sinces,
+            r_units.untils, NULL, p_parts
+        ) AS cut
+    ) AS s
+    LEFT JOIN analytics.accounts AS known ON known.account_key = -s.scope;
+END
+$$;
+COMMENT ON FUNCTION analytics._all_sessions(text[]) IS
+    'The sessions of all users, cut from all their events (account_id *) and from those of each '
+    'account by itself, see _sessions: what standing views are made again from, for verify().';
+
 CREATE FUNCTION analytics._standing_sessions_daily()
 RETURNS TABLE (
     account_id text, day date, breakdown text, value text, sessions bigint, users bigint,
@@ -142,29 +185,10 @@ DECLARE
         SELECT h.starts FROM analytics._history_periods('day', NULL, NULL) AS h
     );
     v_days date[] := spectrum.period_dates(v_starts);
-    r_units record;
 BEGIN
-    SELECT array_agg(unit.user_key) AS users, array_agg(-unit.account_key) AS scopes,
-        array_agg('-infinity'::timestamptz) AS sinces, array_agg('infinity'::timestamptz) AS untils
-    INTO r_units
-    FROM (
-        SELECT DISTINCT e.user_key, e.account_key FROM analytics.event_keys AS e
-        WHERE e.user_key <> 0 AND e.account_key <> 0
-    ) AS unit;
-
     RETURN QUERY
     WITH cut AS (
-        SELECT '*' AS account_id, s.*
-        FROM analytics._sessions(
-            '-infinity', 'infinity', NULL, NULL, NULL, NULL, NULL, '{pages, touches, places}'
-        ) AS s
-        UNION ALL
-        SELECT accounts.account_id, s.*
-        FROM analytics._sessions(
-            NULL, NULL, r_units.users, coalesce(r_units.scopes, '{}'), r_units.sinces,
-            r_units.untils, NULL, '{pages, touches, places}'
-        ) AS s
-        JOIN analytics.accounts ON accounts.account_key = -s.scope
+        SELECT * FROM analytics._all_sessions('{pages, touches, places}')
     ),
     visits AS (
         SELECT cut.*, touches.channels[1] AS first_touch,

@@ -1,6 +1,36 @@
 -- Room 60, paths: what follows what inside a session. Reads analytics.events through the sessions
 -- cut from them (65_sessions.sql).
 
+CREATE FUNCTION analytics._path(p_steps integer[], p_start_key integer, p_max_steps integer)
+RETURNS integer[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_first integer := CASE WHEN p_start_key IS NULL THEN 1
+        ELSE array_position(p_steps, p_start_key) END;
+BEGIN
+    RETURN p_steps[v_first : v_first + p_max_steps];
+END
+$$;
+COMMENT ON FUNCTION analytics._path(integer[], integer, integer) IS
+    'The path in a session: its event types from the first start event on (NULL: from the first '
+    'event), as many as p_max_steps transitions have; NULL where there is no start event.';
+
+CREATE FUNCTION analytics._check_max_steps(p_max_steps integer)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_max_steps IS NULL OR p_max_steps NOT BETWEEN 1 AND 100 THEN
+        PERFORM spectrum._reject('p_max_steps', p_max_steps::text, 'a number from 1 to 100');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_max_steps(integer) IS
+    'Raises 22023 unless paths can be as long.';
+
 CREATE FUNCTION analytics.paths(
     p_from timestamptz DEFAULT NULL,
     p_to timestamptz DEFAULT NULL,
@@ -15,33 +45,19 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_start_key integer := (
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type = p_start_event
-    );
+    v_start_key integer := analytics._event_key(p_start_event);
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_max_steps IS NULL OR p_max_steps NOT BETWEEN 1 AND 100 THEN
-        PERFORM spectrum._reject('p_max_steps', p_max_steps::text, 'a number from 1 to 100');
-    END IF;
-    IF p_start_event IS NOT NULL AND v_start_key IS NULL THEN
+    PERFORM analytics._check_max_steps(p_max_steps);
+    IF v_start_key = -1 THEN
         RETURN;
     END IF;
 
     RETURN QUERY
-    WITH walks AS (
-        -- A path of one event has no edge; array_position is NULL where the start is not in it.
-        SELECT w.user_key, w.steps[w.first : w.first + p_max_steps] AS steps
-        FROM (
-            SELECT
-                s.user_key,
-                s.steps,
-                CASE WHEN p_start_event IS NULL THEN 1 ELSE array_position(s.steps, v_start_key)
-                END AS first
-            FROM analytics._sessions_between(p_from, p_to, p_account, '{steps}') AS s
-            WHERE s.events > 1
-        ) AS w
-        WHERE w.first IS NOT NULL
+    WITH walks AS MATERIALIZED (
+        SELECT s.user_key, analytics._path(s.steps, v_start_key, p_max_steps) AS steps
+        FROM analytics._sessions_between(p_from, p_to, p_account, '{steps}') AS s
+        WHERE s.events > 1
     ),
     edges_of_users AS (
         SELECT w.user_key, n.step, w.steps[n.step] AS source, w.steps[n.step + 1] AS target,

@@ -91,7 +91,8 @@ BEGIN
         WHEN p_from IS NULL OR p_view IN ('throughput_minutes', 'reports') THEN 'true'
         WHEN p_view = 'active_users' THEN format('day >= %L AND mau > 0', p_from)
         WHEN p_view IN ('daily_events', 'revenue_summary', 'operations', 'error_rates_daily',
-            'sessions_daily', 'attributed_conversions') THEN format('day >= %L', p_from)
+            'sessions_daily', 'attributed_conversions', 'path_flows')
+            THEN format('day >= %L', p_from)
         WHEN p_view = 'stickiness_periods' THEN format('period >= %L', p_from)
         -- Defined since the last purge, so made of what there is.
         WHEN p_view IN ('conversion_funnels', 'funnel_days')

@@ -57,9 +57,9 @@ BEGIN
         'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
         'reports', 'tenants', 'packed', 'served_reports', 'daily_events', 'events',
         'active_users', 'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels',
-        'retention', 'sessions', 'attributions', 'features', 'cohorts', 'feature_adoption',
-        'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments', 'tasks', 'receipts',
-        'status'
+        'retention', 'sessions', 'attributions', 'paths', 'features', 'cohorts',
+        'feature_adoption', 'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments',
+        'tasks', 'receipts', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
