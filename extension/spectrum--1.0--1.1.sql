@@ -15,6 +15,7 @@ DECLARE
 BEGIN
     FOREACH v_name IN ARRAY ARRAY[
         'analytics._active_days(timestamptz, timestamptz, text, boolean)',
+        'analytics._conversions(integer, jsonb, timestamptz, timestamptz, text)',
         'analytics._event_months()',
         'analytics._experiment_happenings(analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[])',
         'analytics._has_user_days()',
@@ -24,6 +25,7 @@ BEGIN
         'analytics._retention_users_by_day(timestamptz[], boolean, bigint, bigint)',
         'analytics._touch_funnel_units(integer, bigint, integer[], text, interval, boolean, boolean, boolean, boolean)',
         'analytics._touch_sessions_whole(bigint, boolean)',
+        'analytics._touched_sessions(bigint[], timestamptz, timestamptz, text, text)',
         'analytics._user_cuts()',
         'spectrum._add_history(bigint, bigint, bigint[])',
         'spectrum._beta_log_odds(double precision, double precision, double precision)',
@@ -3965,6 +3967,22 @@ COMMENT ON FUNCTION spectrum._begin_report(text, text, jsonb) IS
     'Begins a report by a new or changed definition. Refreshes build it, and serve it when it is '
     'complete.';
 
+CREATE OR REPLACE FUNCTION spectrum._kinds_kept_with(p_kind text)
+RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT p_kind || CASE p_kind
+        WHEN 'activity' THEN '{lifecycle, stickiness, retention, cohort, feature}'
+        WHEN 'cohort' THEN '{feature}'
+        WHEN 'sessions' THEN '{attribution, paths}'
+        ELSE '{}'
+    END::text[]
+$$;
+COMMENT ON FUNCTION spectrum._kinds_kept_with(text) IS
+    'A kind, and those that are moved by the rows it keeps: they are made anew together, since '
+    'these rows are not all there meanwhile.';
+
 CREATE OR REPLACE FUNCTION spectrum.rebuild_reports(
     p_kind text DEFAULT NULL,
     p_lose_frozen boolean DEFAULT false
@@ -3973,6 +3991,8 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    v_kinds text[] := spectrum._kinds_kept_with(p_kind);
 BEGIN
     PERFORM spectrum._hold_reports();
     IF p_kind IS NOT NULL THEN
@@ -3984,7 +4004,7 @@ BEGIN
     IF NOT coalesce(p_lose_frozen, false) AND EXISTS (
         SELECT FROM spectrum.reports AS report
         CROSS JOIN spectrum.horizon
-        WHERE report.state = 'served' AND (p_kind IS NULL OR report.kind = p_kind)
+        WHERE report.state = 'served' AND (p_kind IS NULL OR report.kind = ANY (v_kinds))
             AND report.complete_from IS DISTINCT FROM horizon.facts_from
     ) THEN
         RAISE EXCEPTION 'the standing views count facts before % that are purged: made anew, they '
@@ -3999,19 +4019,19 @@ BEGIN
             report.kind, report.name, report.definition, kind.position
         FROM spectrum.reports AS report
         JOIN spectrum.report_kinds AS kind USING (kind)
-        WHERE report.state <> 'discarded' AND (p_kind IS NULL OR report.kind = p_kind)
+        WHERE report.state <> 'discarded' AND (p_kind IS NULL OR report.kind = ANY (v_kinds))
         ORDER BY report.kind, report.name, report.report_id DESC
     ) AS latest
     ORDER BY latest.position, latest.name;
     UPDATE spectrum.reports SET follows_news = false
-    WHERE state = 'served' AND (p_kind IS NULL OR kind = p_kind);
+    WHERE state = 'served' AND (p_kind IS NULL OR kind = ANY (v_kinds));
 END
 $$;
 COMMENT ON FUNCTION spectrum.rebuild_reports(text, boolean) IS
-    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), or all, '
-    'anew from the facts: after a setting that they are made by changed, or when facts were '
-    'changed by hand. Until then the views show what they showed. Where facts were purged it '
-    'raises 55000, unless p_lose_frozen.';
+    'Has the next refreshes make the standing views of a kind (spectrum.report_kinds), with what '
+    'is kept by them, or all, anew from the facts: after a setting that they are made by changed, '
+    'or when facts were changed by hand. Until then the views show what they showed. Where facts '
+    'were purged it raises 55000, unless p_lose_frozen.';
 
 CREATE OR REPLACE FUNCTION spectrum._serve_report(p_report integer)
 RETURNS void
@@ -12553,8 +12573,9 @@ BEGIN
             user_key, s.is_bounce, extract(epoch FROM s.ended_at - s.started_at) AS seconds,
             s.events, s.page_views
         FROM analytics._sessions_between(p_from, p_to, p_account, v_parts) AS s
-        LEFT JOIN analytics._touched_sessions(v_users, p_from, p_to, v_model, p_account) AS t
-            USING (user_key, started_at)
+        LEFT JOIN analytics._touched_sessions(
+            v_users, NULL, p_from, p_to, v_model, p_account
+        ) AS t USING (user_key, started_at)
         UNION ALL
         -- A day without sessions is a row too, where there is one row a day.
         SELECT d.number, NULL, NULL, NULL, NULL, NULL, NULL
@@ -12594,36 +12615,51 @@ CREATE OR REPLACE FUNCTION analytics._conversions(
     p_filter jsonb,
     p_from timestamptz,
     p_to timestamptz,
-    p_account text
+    p_account text,
+    p_by_account boolean,
+    p_user bigint
 )
-RETURNS TABLE (user_key bigint, occurred_at timestamptz, revenue numeric, currency text)
+RETURNS TABLE (
+    account_id text, scope bigint, user_key bigint, occurred_at timestamptz, event_id uuid,
+    revenue numeric, currency text
+)
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
     RETURN QUERY
-    SELECT e.user_key, e.occurred_at, e.revenue, e.currency
+    SELECT
+        CASE WHEN p_by_account THEN e.account_id ELSE coalesce(p_account, '*') END,
+        CASE WHEN p_by_account THEN -e.account_key ELSE 0 END,
+        e.user_key, e.occurred_at, e.event_id, e.revenue,
+        CASE WHEN e.revenue IS NOT NULL THEN e.currency END
     FROM analytics.events AS e
     WHERE e.user_key <> 0
         AND e.event_type_key = p_event_key
         AND (p_filter IS NULL OR e.properties @> p_filter)
         AND (p_from IS NULL OR e.occurred_at >= p_from)
         AND (p_to IS NULL OR e.occurred_at < p_to)
-        AND (p_account IS NULL OR e.account_id = p_account);
+        AND (p_account IS NULL OR e.account_id = p_account)
+        AND (p_user IS NULL OR e.user_key = p_user)
+        AND (NOT p_by_account OR e.account_key <> 0);
 END
 $$;
-COMMENT ON FUNCTION analytics._conversions(integer, jsonb, timestamptz, timestamptz, text) IS
-    'The events that convert, with their money.';
+COMMENT ON FUNCTION analytics._conversions(
+    integer, jsonb, timestamptz, timestamptz, text, boolean, bigint
+) IS
+    'The events that convert, with their money. For one account, for all together (*), or, with '
+    'p_by_account, for each account by itself: the scope that its sessions are cut in.';
 
 CREATE OR REPLACE FUNCTION analytics._touched_sessions(
     p_users bigint[],
+    p_scopes bigint[],
     p_from timestamptz,
     p_to timestamptz,
     p_model text,
     p_account text
 )
-RETURNS TABLE (user_key bigint, started_at timestamptz, touch text[])
+RETURNS TABLE (scope bigint, user_key bigint, started_at timestamptz, touch text[])
 LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -12649,6 +12685,7 @@ BEGIN
     RETURN QUERY
     WITH visits AS MATERIALIZED (
         SELECT
+            coalesce(s.scope, 0) AS scope,
             s.user_key,
             s.started_at,
             s.touch,
@@ -12658,25 +12695,130 @@ BEGIN
                 ELSE max(s.started_at) FILTER (WHERE s.touch IS NOT NULL) OVER recent
             END AS touched_at
         FROM analytics._sessions(
-            NULL, NULL, p_users, NULL, v_sinces,
+            NULL, NULL, p_users, p_scopes, v_sinces,
             array_fill(coalesce(p_to, 'infinity'), ARRAY[cardinality(p_users)]),
             p_account, '{touches}'
         ) AS s
         WINDOW recent AS (
-            PARTITION BY s.user_key ORDER BY s.started_at
+            PARTITION BY s.scope, s.user_key ORDER BY s.started_at
             RANGE BETWEEN interval '720 hours' PRECEDING AND CURRENT ROW
         )
     )
-    SELECT v.user_key, v.started_at, t.touch
+    SELECT v.scope, v.user_key, v.started_at, t.touch
     FROM visits AS v
-    LEFT JOIN visits AS t ON t.user_key = v.user_key AND t.started_at = v.touched_at;
+    LEFT JOIN visits AS t
+        ON t.user_key = v.user_key AND t.scope = v.scope AND t.started_at = v.touched_at;
 END
 $$;
 COMMENT ON FUNCTION analytics._touched_sessions(
-    bigint[], timestamptz, timestamptz, text, text
+    bigint[], bigint[], timestamptz, timestamptz, text, text
 ) IS
     'Every session of the users that a conversion in [p_from, p_to) can be in, and the touch that '
-    'gets such a conversion; NULL is direct. (Of earlier sessions it also gives some.)';
+    'gets such a conversion; NULL is direct. (Of earlier sessions it also gives some.) With '
+    'p_scopes, for each user and scope by itself, see _sessions.';
+
+CREATE OR REPLACE FUNCTION analytics._credit(p_touch text[])
+RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY[
+        analytics._channel(p_touch),
+        CASE
+            WHEN num_nonnulls(p_touch[1], p_touch[2], p_touch[3]) > 0 THEN p_touch[1]
+            ELSE analytics._referrer_host(p_touch[4])
+        END,
+        p_touch[2],
+        p_touch[3]
+    ];
+END
+$$;
+COMMENT ON FUNCTION analytics._credit(text[]) IS
+    'Channel, source, medium and campaign that a touch gives a conversion to; NULL is direct.';
+
+CREATE OR REPLACE FUNCTION analytics._attributed(
+    p_conversion jsonb,
+    p_from timestamptz,
+    p_to timestamptz,
+    p_model text,
+    p_account text,
+    p_by_account boolean,
+    p_user bigint
+)
+RETURNS TABLE (
+    account_id text, user_key bigint, occurred_at timestamptz, event_id uuid, revenue numeric,
+    currency text, credit text[]
+)
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_key integer;
+    v_filter jsonb;
+    r_units record;
+BEGIN
+    SELECT t.event_type_key, s.filter INTO v_key, v_filter
+    FROM analytics._read_steps('p_conversion', jsonb_build_array(p_conversion)) AS s
+    LEFT JOIN analytics.event_types AS t USING (event_type);
+    SELECT coalesce(array_agg(unit.user_key), '{}') AS users,
+        CASE WHEN p_by_account THEN coalesce(array_agg(unit.scope), '{}') END AS scopes
+    INTO r_units
+    FROM (
+        SELECT DISTINCT c.user_key, c.scope
+        FROM analytics._conversions(
+            v_key, v_filter, p_from, p_to, p_account, p_by_account, p_user
+        ) AS c
+    ) AS unit;
+
+    RETURN QUERY
+    WITH touched AS MATERIALIZED (
+        SELECT t.scope, t.user_key, t.started_at, coalesce(t.touch, '{}') AS touch
+        FROM analytics._touched_sessions(
+            r_units.users, r_units.scopes, p_from, p_to, p_model, p_account
+        ) AS t
+    ),
+    -- Many conversions have the same one.
+    touches AS MATERIALIZED (
+        SELECT d.touch, analytics._credit(nullif(d.touch, '{}')) AS credit
+        FROM (SELECT DISTINCT t.touch FROM touched AS t) AS d
+    ),
+    histories AS (
+        SELECT t.scope, t.user_key, array_agg(t.started_at ORDER BY t.started_at) AS starts
+        FROM touched AS t
+        GROUP BY t.scope, t.user_key
+    )
+    SELECT c.account_id, c.user_key, c.occurred_at, c.event_id, c.revenue, c.currency,
+        touches.credit
+    FROM analytics._conversions(
+        v_key, v_filter, p_from, p_to, p_account, p_by_account, p_user
+    ) AS c
+    JOIN histories AS h ON h.user_key = c.user_key AND h.scope = c.scope
+    JOIN touched AS t
+        ON t.user_key = c.user_key AND t.scope = c.scope
+        AND t.started_at = h.starts[width_bucket(c.occurred_at, h.starts)]
+    JOIN touches ON touches.touch = t.touch;
+END
+$$;
+COMMENT ON FUNCTION analytics._attributed(
+    jsonb, timestamptz, timestamptz, text, text, boolean, bigint
+) IS
+    'The conversions of [p_from, p_to), of one user or (NULL) of all, and what each is given to. '
+    'For one account, for all together (*), or, with p_by_account, for each account by itself.';
+
+CREATE OR REPLACE FUNCTION analytics._check_attribution(p_conversion jsonb, p_model text)
+RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_choice('p_model', p_model, '{last, first}');
+    PERFORM analytics._read_steps('p_conversion', jsonb_build_array(p_conversion));
+END
+$$;
+COMMENT ON FUNCTION analytics._check_attribution(jsonb, text) IS
+    'Raises 22023 unless they say what is attributed, and how.';
 
 CREATE OR REPLACE FUNCTION analytics.attribution(
     p_conversion jsonb,
@@ -12699,56 +12841,23 @@ LANGUAGE plpgsql STABLE PARALLEL SAFE
 SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
-DECLARE
-    v_key integer;
-    v_filter jsonb;
-    v_users bigint[];
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
-    PERFORM spectrum._check_choice('p_model', p_model, '{last, first}');
-    SELECT t.event_type_key, s.filter INTO v_key, v_filter
-    FROM analytics._read_steps('p_conversion', jsonb_build_array(p_conversion)) AS s
-    LEFT JOIN analytics.event_types AS t USING (event_type);
-    v_users := ARRAY(
-        SELECT DISTINCT c.user_key
-        FROM analytics._conversions(v_key, v_filter, p_from, p_to, p_account) AS c
-    );
-
+    PERFORM analytics._check_attribution(p_conversion, p_model);
     RETURN QUERY
-    WITH touched AS MATERIALIZED (
-        SELECT t.user_key, t.started_at, t.touch
-        FROM analytics._touched_sessions(v_users, p_from, p_to, p_model, p_account) AS t
-    ),
-    histories AS (
-        SELECT t.user_key, array_agg(t.started_at ORDER BY t.started_at) AS starts
-        FROM touched AS t
-        GROUP BY t.user_key
-    ),
-    attributed AS (
-        SELECT
-            c.user_key, c.revenue,
-            CASE WHEN c.revenue IS NOT NULL THEN c.currency END AS currency,
-            t.touch
-        FROM analytics._conversions(v_key, v_filter, p_from, p_to, p_account) AS c
-        JOIN histories AS h USING (user_key)
-        JOIN touched AS t
-            ON t.user_key = c.user_key
-            AND t.started_at = h.starts[width_bucket(c.occurred_at, h.starts)]
-    )
     SELECT
-        analytics._channel(a.touch) AS channel,
-        CASE
-            WHEN num_nonnulls(a.touch[1], a.touch[2], a.touch[3]) > 0 THEN a.touch[1]
-            ELSE analytics._referrer_host(a.touch[4])
-        END AS source,
-        a.touch[2] AS medium,
-        a.touch[3] AS campaign,
+        a.credit[1],
+        a.credit[2],
+        a.credit[3],
+        a.credit[4],
         a.currency,
-        count(*) AS conversions,
-        count(DISTINCT a.user_key) AS users,
-        sum(a.revenue) AS revenue
-    FROM attributed AS a
-    GROUP BY 1, 2, 3, 4, 5
+        count(*),
+        count(DISTINCT a.user_key),
+        sum(a.revenue)
+    FROM analytics._attributed(
+        p_conversion, p_from, p_to, p_model, p_account, false, NULL
+    ) AS a
+    GROUP BY a.credit, a.currency
     ORDER BY 6 DESC, 1, 2, 3, 4, 5;
 END
 $$;
@@ -13372,6 +13481,49 @@ $$;
 COMMENT ON FUNCTION spectrum._create_sessions_view() IS
     'Room 60: makes the plain view of the standing sessions.';
 
+CREATE OR REPLACE FUNCTION analytics._all_sessions(p_parts text[])
+RETURNS TABLE (
+    account_id text, user_key bigint, started_at timestamptz, ended_at timestamptz,
+    events integer, page_views integer, is_bounce boolean, entry_page text, exit_page text,
+    touch text[], place text[], steps integer[]
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    r_units record;
+BEGIN
+    SELECT array_agg(unit.user_key) AS users, array_agg(-unit.account_key) AS scopes,
+        array_agg('-infinity'::timestamptz) AS sinces, array_agg('infinity'::timestamptz) AS untils
+    INTO r_units
+    FROM (
+        SELECT DISTINCT e.user_key, e.account_key FROM analytics.event_keys AS e
+        WHERE e.user_key <> 0 AND e.account_key <> 0
+    ) AS unit;
+
+    RETURN QUERY
+    SELECT coalesce(known.account_id, '*'), s.user_key, s.started_at, s.ended_at, s.events,
+        s.page_views, s.is_bounce, s.entry_page, s.exit_page, s.touch, s.place, s.steps
+    FROM (
+        SELECT cut.*
+        FROM analytics._sessions(
+            '-infinity', 'infinity', NULL, NULL, NULL, NULL, NULL, p_parts
+        ) AS cut
+        UNION ALL
+        SELECT cut.*
+        FROM analytics._sessions(
+            NULL, NULL, r_units.users, coalesce(r_units.scopes, '{}'), r_units.sinces,
+            r_units.untils, NULL, p_parts
+        ) AS cut
+    ) AS s
+    LEFT JOIN analytics.accounts AS known ON known.account_key = -s.scope;
+END
+$$;
+COMMENT ON FUNCTION analytics._all_sessions(text[]) IS
+    'The sessions of all users, cut from all their events (account_id *) and from those of each '
+    'account by itself, see _sessions: what standing views are made again from, for verify().';
+
 CREATE OR REPLACE FUNCTION analytics._standing_sessions_daily()
 RETURNS TABLE (
     account_id text, day date, breakdown text, value text, sessions bigint, users bigint,
@@ -13387,29 +13539,10 @@ DECLARE
         SELECT h.starts FROM analytics._history_periods('day', NULL, NULL) AS h
     );
     v_days date[] := spectrum.period_dates(v_starts);
-    r_units record;
 BEGIN
-    SELECT array_agg(unit.user_key) AS users, array_agg(-unit.account_key) AS scopes,
-        array_agg('-infinity'::timestamptz) AS sinces, array_agg('infinity'::timestamptz) AS untils
-    INTO r_units
-    FROM (
-        SELECT DISTINCT e.user_key, e.account_key FROM analytics.event_keys AS e
-        WHERE e.user_key <> 0 AND e.account_key <> 0
-    ) AS unit;
-
     RETURN QUERY
     WITH cut AS (
-        SELECT '*' AS account_id, s.*
-        FROM analytics._sessions(
-            '-infinity', 'infinity', NULL, NULL, NULL, NULL, NULL, '{pages, touches, places}'
-        ) AS s
-        UNION ALL
-        SELECT accounts.account_id, s.*
-        FROM analytics._sessions(
-            NULL, NULL, r_units.users, coalesce(r_units.scopes, '{}'), r_units.sinces,
-            r_units.untils, NULL, '{pages, touches, places}'
-        ) AS s
-        JOIN analytics.accounts ON accounts.account_key = -s.scope
+        SELECT * FROM analytics._all_sessions('{pages, touches, places}')
     ),
     visits AS (
         SELECT cut.*, touches.channels[1] AS first_touch,
@@ -13448,8 +13581,454 @@ END
 $$;
 COMMENT ON FUNCTION analytics._standing_sessions_daily() IS
     'What analytics.sessions_daily has to show, cut from all events.';
+-- Room 60, standing attribution: the user's own definitions, and what each day's conversions are
+-- given to. Of each conversion it keeps what it is given to. That is found in the sessions that
+-- kind sessions keeps, and found again where one of these comes, goes or changes, for conversions
+-- up to 31 days after its start: as long as a touch counts, and the longest session.
+
+CREATE OR REPLACE FUNCTION spectrum._create_attributions()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.attributions') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.attributions (
+        attribution text NOT NULL CONSTRAINT attributions_pkey PRIMARY KEY,
+        conversion jsonb NOT NULL,
+        model text NOT NULL
+            CONSTRAINT attributions_model_is_known CHECK (model IN ('last', 'first')),
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.attributions IS
+        'The conversions that analytics.attributed_conversions shows. Define one with '
+        'spectrum.define_attribution().';
+    COMMENT ON COLUMN spectrum.attributions.attribution IS 'Name.';
+    COMMENT ON COLUMN spectrum.attributions.conversion IS
+        'The event that converts: "event type" or {"event": "event type", "where": {...}}.';
+    COMMENT ON COLUMN spectrum.attributions.model IS 'Which touch it is given to: last or first.';
+    COMMENT ON COLUMN spectrum.attributions.changed_at IS 'When it was last defined.';
+
+    CREATE TABLE spectrum.rollup_conversions (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        occurred_at timestamptz NOT NULL,
+        event_id uuid NOT NULL,
+        revenue numeric,
+        currency text,
+        credit text[] NOT NULL,
+        CONSTRAINT rollup_conversions_pkey
+        PRIMARY KEY (report_id, user_key, scope, occurred_at, event_id)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE spectrum.rollup_conversions IS
+        'The conversions of each user, and what they are given to.';
+    COMMENT ON COLUMN spectrum.rollup_conversions.report_id IS
+        'spectrum.reports, kind attribution.';
+    COMMENT ON COLUMN spectrum.rollup_conversions.user_key IS 'dim_users; never the unknown user.';
+    COMMENT ON COLUMN spectrum.rollup_conversions.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_conversions.currency IS 'NULL where there is no money.';
+    COMMENT ON COLUMN spectrum.rollup_conversions.credit IS
+        'Channel, source, medium and campaign of the touch; direct where there is none.';
+
+    CREATE TABLE analytics.mv_attributed_conversions (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        credit_key bytea NOT NULL,
+        channel text NOT NULL,
+        source text,
+        medium text,
+        campaign text,
+        currency text,
+        conversions bigint NOT NULL,
+        users bigint NOT NULL,
+        revenue numeric NOT NULL,
+        CONSTRAINT mv_attributed_conversions_pkey
+        PRIMARY KEY (report_id, account_id, day, credit_key)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_attributed_conversions IS
+        'What each day''s conversions are given to, per account and for all accounts together '
+        '(account_id *), kept by refreshes. Read it through analytics.attributed_conversions.';
+    COMMENT ON COLUMN analytics.mv_attributed_conversions.report_id IS
+        'spectrum.reports, kind attribution.';
+    COMMENT ON COLUMN analytics.mv_attributed_conversions.day IS
+        'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_attributed_conversions.credit_key IS
+        'What stands for channel, source, medium, campaign and currency in the key: 16 bytes of '
+        'their SHA-256. They may be longer than an index can hold.';
+    PERFORM spectrum._create_attribution_view();
+    PERFORM spectrum._add_kind('attribution', 72, '_maintain_attribution',
+        '{spectrum.rollup_conversions, analytics.mv_attributed_conversions}',
+        '{attributed_conversions}');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_attributions() IS
+    'Room 60: makes spectrum.attributions, the tables of the standing attribution and its plain '
+    'view.';
+
+CREATE OR REPLACE FUNCTION spectrum._create_attribution_view()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    CREATE VIEW analytics.attributed_conversions WITH (security_barrier) AS
+    SELECT
+        sums.account_id,
+        report.name AS attribution,
+        sums.day,
+        sums.channel,
+        sums.source,
+        sums.medium,
+        sums.campaign,
+        sums.currency,
+        sums.conversions,
+        sums.users,
+        CASE WHEN sums.currency IS NOT NULL THEN trim_scale(sums.revenue) END AS revenue,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_attributed_conversions AS sums USING (report_id)
+    WHERE report.kind = 'attribution' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
+    COMMENT ON VIEW analytics.attributed_conversions IS
+        'What brought each day''s conversions, by account (account_id *: all accounts) and defined '
+        'attribution, as analytics.attribution says of the day.';
+    COMMENT ON COLUMN analytics.attributed_conversions.attribution IS
+        'Name in spectrum.attributions.';
+    COMMENT ON COLUMN analytics.attributed_conversions.channel IS 'direct: no touch.';
+    COMMENT ON COLUMN analytics.attributed_conversions.source IS
+        'utm_source, or the host of the referrer where there are no UTM tags.';
+    COMMENT ON COLUMN analytics.attributed_conversions.currency IS
+        'Of revenue; NULL: conversions without money.';
+    COMMENT ON COLUMN analytics.attributed_conversions.users IS
+        'Distinct users of these conversions.';
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_attribution_view() IS
+    'Room 60: makes the view analytics.attributed_conversions.';
+
+CREATE OR REPLACE FUNCTION spectrum.define_attribution(
+    p_name text,
+    p_conversion jsonb,
+    p_model text DEFAULT 'last'
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM analytics._check_attribution(p_conversion, p_model);
+    -- First of all: who defines the name meanwhile is waited for, and replaced.
+    PERFORM spectrum._hold_reports();
+    DELETE FROM spectrum.attributions WHERE attribution = p_name;
+    INSERT INTO spectrum.attributions (attribution, conversion, model)
+    VALUES (p_name, p_conversion, p_model);
+    PERFORM spectrum._begin_report('attribution', p_name, to_jsonb(definition))
+    FROM spectrum.attributions AS definition WHERE attribution = p_name;
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_attribution(text, jsonb, text) IS
+    'Defines a standing attribution or replaces it: p_conversion and p_model are those of '
+    'analytics.attribution. The next refresh shows it in analytics.attributed_conversions.';
+
+CREATE OR REPLACE FUNCTION spectrum.drop_attribution(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._hold_reports();
+    DELETE FROM spectrum.attributions WHERE attribution = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.attributions');
+    END IF;
+    PERFORM spectrum._discard_reports('attribution', p_name);
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_attribution(text) IS
+    'Removes a standing attribution.';
+
+CREATE OR REPLACE FUNCTION analytics._kept_credit(
+    p_model text,
+    p_sessions integer,
+    p_user bigint,
+    p_scope bigint,
+    p_at timestamptz
+)
+RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_started_at timestamptz := (
+        SELECT known.session_start FROM spectrum.rollup_sessions AS known
+        WHERE known.report_id = p_sessions AND known.user_key = p_user AND known.scope = p_scope
+            AND known.session_start <= p_at
+        ORDER BY known.session_start DESC
+        LIMIT 1
+    );
+BEGIN
+    RETURN analytics._credit((
+        SELECT ARRAY[near.utm_source, near.utm_medium, near.utm_campaign, near.referrer]
+        FROM spectrum.rollup_sessions AS near
+        WHERE near.report_id = p_sessions AND near.user_key = p_user AND near.scope = p_scope
+            AND near.session_start >= v_started_at - interval '720 hours'
+            AND near.session_start <= v_started_at
+            AND near.channel <> 'direct'
+        ORDER BY CASE WHEN p_model = 'first' THEN near.session_start END, near.session_start DESC
+        LIMIT 1
+    ));
+END
+$$;
+COMMENT ON FUNCTION analytics._kept_credit(text, integer, bigint, bigint, timestamptz) IS
+    'What a conversion at p_at is given to, by the sessions that are kept.';
+
+CREATE OR REPLACE FUNCTION analytics._find_conversions(
+    p_report integer,
+    p_built_to bigint,
+    p_event_key integer,
+    p_filter jsonb,
+    p_model text
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_sessions integer := analytics._kept_by('sessions');
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_conversions',
+        'user_key bigint, scope bigint, occurred_at timestamptz, event_id uuid, revenue numeric, '
+        'currency text, old_credit text[], credit text[]');
+    WITH went AS (
+        DELETE FROM spectrum.rollup_conversions AS known
+        USING pg_temp.spectrum_news AS news
+        WHERE news.sign < 0 AND known.report_id = p_report
+            AND known.user_key = news.user_key AND known.scope = news.scope
+            AND known.occurred_at = news.occurred_at AND known.event_id = news.event_id
+        RETURNING known.*
+    )
+    INSERT INTO pg_temp.spectrum_conversions
+    SELECT went.user_key, went.scope, went.occurred_at, went.event_id, went.revenue,
+        went.currency, went.credit, NULL
+    FROM went;
+    IF NOT analytics._is_build(p_report, p_built_to) THEN
+        INSERT INTO pg_temp.spectrum_conversions
+        SELECT known.user_key, known.scope, known.occurred_at, known.event_id, known.revenue,
+            known.currency, known.credit, found.credit
+        FROM (
+            SELECT DISTINCT near.*
+            FROM pg_temp.spectrum_session_changes AS changed
+            CROSS JOIN LATERAL (
+                SELECT kept.* FROM spectrum.rollup_conversions AS kept
+                WHERE kept.report_id = p_report AND kept.user_key = changed.user_key
+                    AND kept.scope = changed.scope AND kept.occurred_at >= changed.session_start
+                    AND kept.occurred_at <= changed.session_start + interval '744 hours'
+                OFFSET 0
+            ) AS near
+        ) AS known
+        CROSS JOIN LATERAL analytics._kept_credit(
+            p_model, v_sessions, known.user_key, known.scope, known.occurred_at
+        ) AS found (credit)
+        WHERE found.credit <> known.credit;
+    END IF;
+    INSERT INTO pg_temp.spectrum_conversions
+    SELECT news.user_key, news.scope, news.occurred_at, news.event_id, news.revenue,
+        CASE WHEN news.revenue IS NOT NULL THEN news.currency END,
+        NULL, analytics._kept_credit(
+            p_model, v_sessions, news.user_key, news.scope, news.occurred_at
+        )
+    FROM pg_temp.spectrum_news AS news
+    WHERE news.sign > 0 AND news.user_key <> 0 AND news.user_key <= p_built_to
+        AND news.event_type_key = p_event_key
+        AND (p_filter IS NULL OR news.properties @> p_filter);
+END
+$$;
+COMMENT ON FUNCTION analytics._find_conversions(integer, bigint, integer, jsonb, text) IS
+    'Takes the conversions that went out of rollup_conversions, and leaves in '
+    'pg_temp.spectrum_conversions these (credit NULL), those that are given to something else than '
+    'before, and those that came (old_credit NULL).';
+
+CREATE OR REPLACE FUNCTION analytics._move_conversion_sums(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_days date[];
+BEGIN
+    SELECT spectrum.period_starts(
+        'day', min(changed.occurred_at), max(changed.occurred_at) + interval '1 us'
+    ) INTO v_starts
+    FROM pg_temp.spectrum_conversions AS changed;
+    v_days := spectrum.period_dates(v_starts);
+
+    INSERT INTO analytics.mv_attributed_conversions AS sums (
+        report_id, account_id, day, credit_key, channel, source, medium, campaign, currency,
+        conversions, users, revenue
+    )
+    SELECT p_report, scopes.account_id, v_days[moved.number], substring(
+            sha256(convert_to(array_append(moved.credit, moved.currency)::text, 'UTF8')) FOR 16
+        ),
+        moved.credit[1], moved.credit[2], moved.credit[3], moved.credit[4], moved.currency,
+        sum(moved.conversions),
+        sum((now.conversions > 0)::integer - (now.conversions > moved.conversions)::integer),
+        coalesce(sum(moved.revenue), 0)
+    FROM (
+        SELECT version.user_key, version.scope, version.number, version.credit, version.currency,
+            sum(version.sign) AS conversions, sum(version.sign * version.revenue) AS revenue
+        FROM (
+            SELECT version.sign, changed.user_key, changed.scope, version.credit, changed.currency,
+                changed.revenue, width_bucket(changed.occurred_at, v_starts) AS number
+            FROM pg_temp.spectrum_conversions AS changed
+            CROSS JOIN LATERAL (
+                VALUES (-1, changed.old_credit), (1, changed.credit)
+            ) AS version (sign, credit)
+            WHERE version.credit IS NOT NULL
+        ) AS version
+        GROUP BY 1, 2, 3, 4, 5
+    ) AS moved
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS conversions FROM spectrum.rollup_conversions AS kept
+        WHERE kept.report_id = p_report AND kept.user_key = moved.user_key
+            AND kept.scope = moved.scope AND kept.occurred_at >= v_starts[moved.number]
+            AND kept.occurred_at < v_starts[moved.number + 1] AND kept.credit = moved.credit
+            AND kept.currency IS NOT DISTINCT FROM moved.currency
+        OFFSET 0
+    ) AS now
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, moved.number, moved.credit, moved.currency
+    ON CONFLICT (report_id, account_id, day, credit_key) DO UPDATE SET
+        conversions = sums.conversions + excluded.conversions,
+        users = sums.users + excluded.users,
+        revenue = sums.revenue + excluded.revenue;
+    IF EXISTS (SELECT FROM pg_temp.spectrum_conversions WHERE old_credit IS NOT NULL) THEN
+        DELETE FROM analytics.mv_attributed_conversions AS sums
+        WHERE sums.report_id = p_report AND sums.conversions = 0 AND sums.day = ANY (v_days)
+            AND sums.account_id = ANY (ARRAY(SELECT account_id FROM pg_temp.spectrum_scopes));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_conversion_sums(integer) IS
+    'Moves mv_attributed_conversions by the conversions found.';
+
+CREATE OR REPLACE FUNCTION analytics._maintain_attribution(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM analytics._find_conversions(
+        p_report, p_built_to, analytics._event_key(wanted.event_type), wanted.filter,
+        report.definition ->> 'model'
+    )
+    FROM spectrum.reports AS report
+    CROSS JOIN LATERAL analytics._read_steps(
+        'p_conversion', jsonb_build_array(report.definition -> 'conversion')
+    ) AS wanted
+    WHERE report.report_id = p_report;
+    IF NOT EXISTS (SELECT FROM pg_temp.spectrum_conversions) THEN
+        RETURN;
+    END IF;
+    INSERT INTO spectrum.rollup_conversions
+    SELECT p_report, come.user_key, come.scope, come.occurred_at, come.event_id, come.revenue,
+        come.currency, come.credit
+    FROM pg_temp.spectrum_conversions AS come
+    WHERE come.old_credit IS NULL;
+    UPDATE spectrum.rollup_conversions AS known SET credit = moved.credit
+    FROM pg_temp.spectrum_conversions AS moved
+    WHERE moved.credit IS NOT NULL AND moved.old_credit IS NOT NULL
+        AND known.report_id = p_report AND known.user_key = moved.user_key
+        AND known.scope = moved.scope AND known.occurred_at = moved.occurred_at
+        AND known.event_id = moved.event_id;
+    PERFORM analytics._move_conversion_sums(p_report);
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_attribution(integer, bigint) IS
+    'Moves the conversions and the sums of an attribution by the news and by the sessions that '
+    'these changed.';
+
+CREATE OR REPLACE FUNCTION analytics._standing_attributed_conversions()
+RETURNS TABLE (
+    account_id text, attribution text, day date, channel text, source text, medium text,
+    campaign text, currency text, conversions bigint, users bigint, revenue numeric
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_starts timestamptz[] := (
+        SELECT h.starts FROM analytics._history_periods('day', NULL, NULL) AS h
+    );
+    v_days date[] := spectrum.period_dates(v_starts);
+BEGIN
+    RETURN QUERY
+    SELECT a.account_id, report.name, v_days[width_bucket(a.occurred_at, v_starts)], a.credit[1],
+        a.credit[2], a.credit[3], a.credit[4], a.currency, count(*), count(DISTINCT a.user_key),
+        trim_scale(sum(a.revenue))
+    FROM spectrum.reports AS report
+    CROSS JOIN (VALUES (false), (true)) AS scopes (by_account)
+    CROSS JOIN LATERAL analytics._attributed(
+        report.definition -> 'conversion', NULL, NULL, report.definition ->> 'model', NULL,
+        scopes.by_account, NULL
+    ) AS a
+    WHERE report.kind = 'attribution' AND report.state = 'served'
+    GROUP BY a.account_id, report.name, 3, a.credit, a.currency;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_attributed_conversions() IS
+    'What analytics.attributed_conversions has to show, out of all events: for verify().';
 -- Room 60, paths: what follows what inside a session. Reads analytics.events through the sessions
 -- cut from them (65_sessions.sql).
+
+CREATE OR REPLACE FUNCTION analytics._path(p_steps integer[], p_start_key integer, p_max_steps integer)
+RETURNS integer[]
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_first integer := CASE WHEN p_start_key IS NULL THEN 1
+        ELSE array_position(p_steps, p_start_key) END;
+BEGIN
+    RETURN p_steps[v_first : v_first + p_max_steps];
+END
+$$;
+COMMENT ON FUNCTION analytics._path(integer[], integer, integer) IS
+    'The path in a session: its event types from the first start event on (NULL: from the first '
+    'event), as many as p_max_steps transitions have; NULL where there is no start event.';
+
+CREATE OR REPLACE FUNCTION analytics._check_max_steps(p_max_steps integer)
+RETURNS void
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_max_steps IS NULL OR p_max_steps NOT BETWEEN 1 AND 100 THEN
+        PERFORM spectrum._reject('p_max_steps', p_max_steps::text, 'a number from 1 to 100');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._check_max_steps(integer) IS
+    'Raises 22023 unless paths can be as long.';
 
 CREATE OR REPLACE FUNCTION analytics.paths(
     p_from timestamptz DEFAULT NULL,
@@ -13465,33 +14044,19 @@ SET plan_cache_mode = force_custom_plan
 SET jit = off
 AS $$
 DECLARE
-    v_start_key integer := (
-        SELECT t.event_type_key FROM analytics.event_types AS t
-        WHERE t.event_type = p_start_event
-    );
+    v_start_key integer := analytics._event_key(p_start_event);
 BEGIN
     PERFORM analytics._check_range(p_from, p_to);
-    IF p_max_steps IS NULL OR p_max_steps NOT BETWEEN 1 AND 100 THEN
-        PERFORM spectrum._reject('p_max_steps', p_max_steps::text, 'a number from 1 to 100');
-    END IF;
-    IF p_start_event IS NOT NULL AND v_start_key IS NULL THEN
+    PERFORM analytics._check_max_steps(p_max_steps);
+    IF v_start_key = -1 THEN
         RETURN;
     END IF;
 
     RETURN QUERY
-    WITH walks AS (
-        -- A path of one event has no edge; array_position is NULL where the start is not in it.
-        SELECT w.user_key, w.steps[w.first : w.first + p_max_steps] AS steps
-        FROM (
-            SELECT
-                s.user_key,
-                s.steps,
-                CASE WHEN p_start_event IS NULL THEN 1 ELSE array_position(s.steps, v_start_key)
-                END AS first
-            FROM analytics._sessions_between(p_from, p_to, p_account, '{steps}') AS s
-            WHERE s.events > 1
-        ) AS w
-        WHERE w.first IS NOT NULL
+    WITH walks AS MATERIALIZED (
+        SELECT s.user_key, analytics._path(s.steps, v_start_key, p_max_steps) AS steps
+        FROM analytics._sessions_between(p_from, p_to, p_account, '{steps}') AS s
+        WHERE s.events > 1
     ),
     edges_of_users AS (
         SELECT w.user_key, n.step, w.steps[n.step] AS source, w.steps[n.step + 1] AS target,
@@ -13519,6 +14084,363 @@ COMMENT ON FUNCTION analytics.paths(timestamptz, timestamptz, text, integer, tex
     'often it was taken and by how many users. p_start_event: paths begin with the first such '
     'event of a session. p_max_steps: as many pairs of each path, 1 to 100. p_account: of the '
     'events of that account alone.';
+-- Room 60, standing paths: the user's own definitions, and what follows what in the sessions of
+-- each day. Of each session it keeps the path, and cuts again those around the news that kind
+-- sessions cuts again (65_sessions_kept.sql).
+
+CREATE OR REPLACE FUNCTION spectrum._create_paths()
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF to_regclass('spectrum.paths') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE TABLE spectrum.paths (
+        paths text NOT NULL CONSTRAINT paths_pkey PRIMARY KEY,
+        start_event text,
+        max_steps integer NOT NULL
+            CONSTRAINT paths_max_steps_range CHECK (max_steps BETWEEN 1 AND 100),
+        changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+    );
+    COMMENT ON TABLE spectrum.paths IS
+        'The paths that analytics.path_flows shows. Define some with spectrum.define_paths().';
+    COMMENT ON COLUMN spectrum.paths.paths IS 'Name.';
+    COMMENT ON COLUMN spectrum.paths.start_event IS
+        'Event that they begin with; NULL: the first of a session, whatever it is.';
+    COMMENT ON COLUMN spectrum.paths.max_steps IS 'How many transitions of each count.';
+    COMMENT ON COLUMN spectrum.paths.changed_at IS 'When they were last defined.';
+
+    CREATE TABLE spectrum.rollup_paths (
+        report_id integer NOT NULL,
+        user_key bigint NOT NULL,
+        scope bigint NOT NULL,
+        session_start timestamptz NOT NULL,
+        steps integer[] NOT NULL,
+        CONSTRAINT rollup_paths_pkey PRIMARY KEY (report_id, user_key, scope, session_start)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE spectrum.rollup_paths IS
+        'The path of each session of each user, where it has a transition.';
+    COMMENT ON COLUMN spectrum.rollup_paths.report_id IS 'spectrum.reports, kind paths.';
+    COMMENT ON COLUMN spectrum.rollup_paths.user_key IS 'dim_users; never the unknown user.';
+    COMMENT ON COLUMN spectrum.rollup_paths.scope IS 'See rollup_user_days.scope.';
+    COMMENT ON COLUMN spectrum.rollup_paths.session_start IS 'Time of the session''s first event.';
+    COMMENT ON COLUMN spectrum.rollup_paths.steps IS 'dim_event_types, in order.';
+
+    CREATE TABLE analytics.mv_path_flows (
+        report_id integer NOT NULL,
+        account_id text COLLATE "C" NOT NULL,
+        day date NOT NULL,
+        step integer NOT NULL,
+        source integer NOT NULL,
+        target integer NOT NULL,
+        transitions bigint NOT NULL,
+        users bigint NOT NULL,
+        CONSTRAINT mv_path_flows_pkey
+        PRIMARY KEY (report_id, account_id, day, step, source, target)
+    ) WITH (fillfactor = 80);
+    COMMENT ON TABLE analytics.mv_path_flows IS
+        'What follows what in the sessions that begin on a day, per account and for all accounts '
+        'together (account_id *), kept by refreshes. Read it through analytics.path_flows.';
+    COMMENT ON COLUMN analytics.mv_path_flows.report_id IS 'spectrum.reports, kind paths.';
+    COMMENT ON COLUMN analytics.mv_path_flows.day IS 'Calendar day in config.timezone.';
+    COMMENT ON COLUMN analytics.mv_path_flows.source IS 'dim_event_types.';
+    COMMENT ON COLUMN analytics.mv_path_flows.target IS 'dim_event_types.';
+
+    CREATE VIEW analytics.path_flows WITH (security_barrier) AS
+    SELECT
+        sums.account_id,
+        report.name AS paths,
+        sums.day,
+        sums.step,
+        source.event_type AS source,
+        target.event_type AS target,
+        sums.transitions,
+        sums.users,
+        (SELECT watermark.as_of FROM spectrum.watermark) AS as_of
+    FROM spectrum.reports AS report
+    JOIN analytics.mv_path_flows AS sums USING (report_id)
+    JOIN warehouse.dim_event_types AS source ON source.event_type_key = sums.source
+    JOIN warehouse.dim_event_types AS target ON target.event_type_key = sums.target
+    WHERE report.kind = 'paths' AND report.state = 'served'
+        AND ((SELECT caller.sees_all FROM warehouse.caller)
+            OR sums.account_id = ANY (ARRAY(
+                SELECT own.account_id FROM warehouse.own_accounts AS own)));
+    COMMENT ON VIEW analytics.path_flows IS
+        'What follows what in the sessions that begin on a day, by account (account_id *: all '
+        'accounts) and defined paths, as analytics.paths says of the day.';
+    COMMENT ON COLUMN analytics.path_flows.paths IS 'Name in spectrum.paths.';
+    COMMENT ON COLUMN analytics.path_flows.step IS
+        'Place in the path: 1 leads from its first event to the second.';
+    COMMENT ON COLUMN analytics.path_flows.source IS 'Event type.';
+    COMMENT ON COLUMN analytics.path_flows.target IS 'Event type that follows it.';
+    COMMENT ON COLUMN analytics.path_flows.transitions IS 'How often it did.';
+    COMMENT ON COLUMN analytics.path_flows.users IS 'Distinct users of whom it did.';
+    PERFORM spectrum._add_kind('paths', 74, '_maintain_paths',
+        '{spectrum.rollup_paths, analytics.mv_path_flows}', '{path_flows}');
+END
+$$;
+COMMENT ON FUNCTION spectrum._create_paths() IS
+    'Room 60: makes spectrum.paths, the tables of the standing paths and their plain view.';
+
+CREATE OR REPLACE FUNCTION spectrum.define_paths(
+    p_name text,
+    p_start_event text DEFAULT NULL,
+    p_max_steps integer DEFAULT 5
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._check_name('p_name', p_name);
+    PERFORM analytics._check_max_steps(p_max_steps);
+    IF p_start_event = '' THEN
+        PERFORM spectrum._reject('p_start_event', p_start_event, 'an event type, or NULL');
+    END IF;
+    -- First of all: who defines the name meanwhile is waited for, and replaced.
+    PERFORM spectrum._hold_reports();
+    DELETE FROM spectrum.paths WHERE paths = p_name;
+    INSERT INTO spectrum.paths (paths, start_event, max_steps)
+    VALUES (p_name, p_start_event, p_max_steps);
+    PERFORM spectrum._begin_report('paths', p_name, to_jsonb(definition))
+    FROM spectrum.paths AS definition WHERE paths = p_name;
+END
+$$;
+COMMENT ON FUNCTION spectrum.define_paths(text, text, integer) IS
+    'Defines standing paths or replaces them: p_start_event and p_max_steps are those of '
+    'analytics.paths. The next refresh shows them in analytics.path_flows.';
+
+CREATE OR REPLACE FUNCTION spectrum.drop_paths(p_name text)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM spectrum._hold_reports();
+    DELETE FROM spectrum.paths WHERE paths = p_name;
+    IF NOT FOUND THEN
+        PERFORM spectrum._reject('p_name', p_name, 'a name in spectrum.paths');
+    END IF;
+    PERFORM spectrum._discard_reports('paths', p_name);
+END
+$$;
+COMMENT ON FUNCTION spectrum.drop_paths(text) IS
+    'Removes standing paths.';
+
+CREATE OR REPLACE FUNCTION analytics._find_path_changes(
+    p_report integer,
+    p_built_to bigint,
+    p_start_key integer,
+    p_max_steps integer
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    r_windows record;
+BEGIN
+    PERFORM spectrum._empty_temporary('spectrum_path_changes',
+        'sign integer, LIKE spectrum.rollup_paths');
+    SELECT array_agg(known.user_key) AS users, array_agg(known.scope) AS scopes,
+        array_agg(known.since) AS sinces, array_agg(known.until) AS untils
+    INTO r_windows
+    FROM pg_temp.spectrum_session_windows AS known
+    WHERE known.user_key <= p_built_to;
+
+    INSERT INTO pg_temp.spectrum_path_changes
+    WITH old_paths AS (
+        SELECT known.*
+        FROM unnest(r_windows.users, r_windows.scopes, r_windows.sinces, r_windows.untils)
+            AS touched (user_key, scope, since, until)
+        CROSS JOIN LATERAL (
+            SELECT kept.* FROM spectrum.rollup_paths AS kept
+            WHERE kept.report_id = p_report AND kept.user_key = touched.user_key
+                AND kept.scope = touched.scope
+                AND kept.session_start >= touched.since AND kept.session_start < touched.until
+            OFFSET 0
+        ) AS known
+    ),
+    new_paths AS (
+        SELECT p_report, s.user_key, s.scope, s.started_at, s.path
+        FROM (
+            SELECT cut.*, analytics._path(cut.steps, p_start_key, p_max_steps) AS path
+            FROM analytics._sessions(
+                NULL, NULL, r_windows.users, coalesce(r_windows.scopes, '{}'), r_windows.sinces,
+                r_windows.untils, NULL, '{steps}'
+            ) AS cut
+            OFFSET 0
+        ) AS s
+        WHERE cardinality(s.path) > 1
+    )
+    SELECT -1, gone.* FROM (TABLE old_paths EXCEPT TABLE new_paths) AS gone
+    UNION ALL
+    SELECT 1, come.* FROM (TABLE new_paths EXCEPT TABLE old_paths) AS come;
+END
+$$;
+COMMENT ON FUNCTION analytics._find_path_changes(integer, bigint, integer, integer) IS
+    'Cuts the windows laid out again and leaves in pg_temp.spectrum_path_changes which paths went '
+    '(-1) and which came (1).';
+
+CREATE OR REPLACE FUNCTION analytics._move_paths(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
+AS $$
+BEGIN
+    MERGE INTO spectrum.rollup_paths AS known
+    USING (
+        SELECT DISTINCT ON (changed.user_key, changed.scope, changed.session_start) changed.*
+        FROM pg_temp.spectrum_path_changes AS changed
+        ORDER BY changed.user_key, changed.scope, changed.session_start, changed.sign DESC
+    ) AS come
+    ON known.report_id = p_report AND known.user_key = come.user_key
+        AND known.scope = come.scope AND known.session_start = come.session_start
+    WHEN MATCHED AND come.sign < 0 THEN DELETE
+    WHEN MATCHED THEN UPDATE SET steps = come.steps
+    WHEN NOT MATCHED AND come.sign > 0 THEN
+        INSERT (report_id, user_key, scope, session_start, steps)
+        VALUES (p_report, come.user_key, come.scope, come.session_start, come.steps);
+END
+$$;
+COMMENT ON FUNCTION analytics._move_paths(integer) IS
+    'Brings rollup_paths up to the changes found.';
+
+CREATE OR REPLACE FUNCTION analytics._move_path_sums(p_report integer)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = off
+AS $$
+DECLARE
+    v_starts timestamptz[];
+    v_days date[];
+BEGIN
+    SELECT spectrum.period_starts(
+        'day', min(changed.session_start), max(changed.session_start) + interval '1 us'
+    ) INTO v_starts
+    FROM pg_temp.spectrum_path_changes AS changed;
+    v_days := spectrum.period_dates(v_starts);
+
+    WITH moved AS MATERIALIZED (
+        SELECT changed.user_key, changed.scope, days.number, n.step,
+            changed.steps[n.step] AS source, changed.steps[n.step + 1] AS target,
+            sum(changed.sign) AS transitions
+        FROM pg_temp.spectrum_path_changes AS changed
+        CROSS JOIN LATERAL (SELECT width_bucket(changed.session_start, v_starts)) AS days (number)
+        CROSS JOIN LATERAL generate_series(1, cardinality(changed.steps) - 1) AS n (step)
+        GROUP BY 1, 2, 3, 4, 5, 6
+        HAVING sum(changed.sign) <> 0
+    ),
+    now AS MATERIALIZED (
+        SELECT days.user_key, days.scope, days.number, n.step, kept.steps[n.step] AS source,
+            kept.steps[n.step + 1] AS target, count(*) AS transitions
+        FROM (SELECT DISTINCT user_key, scope, number FROM moved) AS days
+        CROSS JOIN LATERAL (
+            SELECT known.steps FROM spectrum.rollup_paths AS known
+            WHERE known.report_id = p_report AND known.user_key = days.user_key
+                AND known.scope = days.scope AND known.session_start >= v_starts[days.number]
+                AND known.session_start < v_starts[days.number + 1]
+            OFFSET 0
+        ) AS kept
+        CROSS JOIN LATERAL generate_series(1, cardinality(kept.steps) - 1) AS n (step)
+        GROUP BY 1, 2, 3, 4, 5, 6
+    )
+    INSERT INTO analytics.mv_path_flows AS sums (
+        report_id, account_id, day, step, source, target, transitions, users
+    )
+    SELECT p_report, scopes.account_id, v_days[moved.number], moved.step, moved.source,
+        moved.target, sum(moved.transitions),
+        -- Of whom it is taken now, and of whom it was before.
+        sum((now.transitions IS NOT NULL)::integer
+            - (coalesce(now.transitions, 0) > moved.transitions)::integer)
+    FROM moved
+    LEFT JOIN now USING (user_key, scope, number, step, source, target)
+    JOIN pg_temp.spectrum_scopes AS scopes USING (scope)
+    GROUP BY scopes.account_id, moved.number, moved.step, moved.source, moved.target
+    ON CONFLICT (report_id, account_id, day, step, source, target) DO UPDATE SET
+        transitions = sums.transitions + excluded.transitions,
+        users = sums.users + excluded.users;
+    IF EXISTS (SELECT FROM pg_temp.spectrum_path_changes WHERE sign < 0) THEN
+        DELETE FROM analytics.mv_path_flows AS sums
+        WHERE sums.report_id = p_report AND sums.transitions = 0 AND sums.day = ANY (v_days)
+            AND sums.account_id = ANY (ARRAY(SELECT account_id FROM pg_temp.spectrum_scopes));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._move_path_sums(integer) IS
+    'Moves mv_path_flows by the changes found.';
+
+CREATE OR REPLACE FUNCTION analytics._maintain_paths(p_report integer, p_built_to bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF analytics._is_build(p_report, p_built_to) THEN
+        PERFORM analytics._touch_sessions_whole(true);
+    END IF;
+    PERFORM analytics._find_path_changes(
+        p_report, p_built_to, analytics._event_key(report.definition ->> 'start_event'),
+        (report.definition ->> 'max_steps')::integer
+    )
+    FROM spectrum.reports AS report WHERE report.report_id = p_report;
+    IF EXISTS (SELECT FROM pg_temp.spectrum_path_changes) THEN
+        PERFORM analytics._move_paths(p_report);
+        PERFORM analytics._move_path_sums(p_report);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION analytics._maintain_paths(integer, bigint) IS
+    'Moves rollup_paths and mv_path_flows by the news.';
+
+CREATE OR REPLACE FUNCTION analytics._standing_path_flows()
+RETURNS TABLE (
+    account_id text, paths text, day date, step integer, source text, target text,
+    transitions bigint, users bigint
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_starts timestamptz[] := (
+        SELECT h.starts FROM analytics._history_periods('day', NULL, NULL) AS h
+    );
+    v_days date[] := spectrum.period_dates(v_starts);
+BEGIN
+    RETURN QUERY
+    SELECT s.account_id, s.paths, v_days[width_bucket(s.started_at, v_starts)], n.step,
+        f.event_type, t.event_type, count(*), count(DISTINCT s.user_key)
+    FROM (
+        SELECT cut.account_id, cut.user_key, cut.started_at, report.name AS paths, analytics._path(
+            cut.steps, analytics._event_key(report.definition ->> 'start_event'),
+            (report.definition ->> 'max_steps')::integer
+        ) AS steps
+        FROM spectrum.reports AS report
+        CROSS JOIN analytics._all_sessions('{steps}') AS cut
+        WHERE report.kind = 'paths' AND report.state = 'served'
+        OFFSET 0
+    ) AS s
+    CROSS JOIN LATERAL generate_series(1, cardinality(s.steps) - 1) AS n (step)
+    JOIN analytics.event_types AS f ON f.event_type_key = s.steps[n.step]
+    JOIN analytics.event_types AS t ON t.event_type_key = s.steps[n.step + 1]
+    GROUP BY 1, 2, 3, 4, 5, 6;
+END
+$$;
+COMMENT ON FUNCTION analytics._standing_path_flows() IS
+    'What analytics.path_flows has to show, cut from all events: for verify().';
 -- Room 60, feature adoption: who uses a feature, of those who were active, by the week of the
 -- user's first event. Each value of the property feature of feature_used is a feature;
 -- spectrum.features holds those that the user defines by an event type, a filter, or both.
@@ -21082,6 +22004,226 @@ END
 $$;
 COMMENT ON FUNCTION analytics._cells_sessions_daily(bigint, timestamptz, uuid) IS
     'See spectrum.explain_event: the cells of sessions_daily that count an event.';
+-- Room 72, glass of the attribution: which conversions are given to what.
+
+CREATE OR REPLACE FUNCTION analytics._attribution_measures(
+    p_event text, p_revenue numeric, p_definition jsonb
+)
+RETURNS TABLE (measure text, unit text, amount numeric, rule text)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE ROWS 3
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT m.measure, m.unit, m.amount, format(
+        'An event %s, given to the %s session with UTM tags or a referrer in the 30 days up to '
+            'and including its own, else direct: %s.',
+        p_definition ->> 'conversion', p_definition ->> 'model', m.counts)
+    FROM (
+        VALUES
+            ('conversions', p_event, NULL, 'each counts once'),
+            ('users', NULL, NULL, 'a user counts once a day'),
+            ('revenue', p_event, p_revenue, 'its money')
+    ) AS m (measure, unit, amount, counts)
+    WHERE m.measure <> 'revenue' OR p_revenue IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION analytics._attribution_measures(text, numeric, jsonb) IS
+    'The measures of attributed_conversions that a conversion counts in, what it makes count, and '
+    'how.';
+
+CREATE OR REPLACE FUNCTION analytics._trace_attributed_conversions(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(p_cell, '{attribution, day, channel}',
+        '{conversions, users, revenue}', '{source, medium, campaign, currency}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_definition jsonb := analytics._served_definition('attribution', v_cell ->> 'attribution');
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    RETURN QUERY
+    SELECT measures.rule, measures.unit, measures.amount, a.user_key, a.event_id, a.occurred_at
+    FROM analytics._attributed(
+        v_definition -> 'conversion', r_days.since, r_days.until, v_definition ->> 'model',
+        nullif(v_cell ->> 'account_id', '*'), false, NULL
+    ) AS a
+    CROSS JOIN LATERAL analytics._attribution_measures(
+        a.event_id::text, a.revenue, v_definition
+    ) AS measures
+    WHERE a.credit = ARRAY[
+            v_cell ->> 'channel', v_cell ->> 'source', v_cell ->> 'medium', v_cell ->> 'campaign'
+        ]
+        AND a.currency IS NOT DISTINCT FROM v_cell ->> 'currency'
+        AND measures.measure = v_cell ->> 'measure';
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_attributed_conversions(jsonb) IS
+    'See analytics.trace: events behind a cell of attributed_conversions.';
+
+CREATE OR REPLACE FUNCTION analytics._cells_attributed_conversions(
+    p_user bigint, p_at timestamptz, p_event uuid
+)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_strip_nulls(jsonb_build_object('account_id', scope.account_id,
+            'attribution', report.name, 'day', analytics._day_of(p_at), 'channel', a.credit[1],
+            'source', a.credit[2], 'medium', a.credit[3], 'campaign', a.credit[4],
+            'currency', a.currency, 'measure', measures.measure)),
+        measures.rule
+    FROM analytics.served_reports AS report
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._attributed(
+        report.definition -> 'conversion', NULL, NULL, report.definition ->> 'model',
+        nullif(scope.account_id, '*'), false, p_user
+    ) AS a
+    CROSS JOIN LATERAL analytics._attribution_measures(
+        p_event::text, a.revenue, report.definition
+    ) AS measures
+    WHERE report.kind = 'attribution' AND p_user <> 0 AND a.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_attributed_conversions(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of attributed_conversions that count an event.';
+-- Room 72, glass of the paths: which two events a transition leads from and to.
+
+CREATE OR REPLACE FUNCTION analytics._path_evidence(
+    p_definition jsonb, p_account text, p_from timestamptz, p_to timestamptz, p_user bigint
+)
+RETURNS TABLE (
+    user_key bigint, started_at timestamptz, step integer, source text, target text,
+    event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_start_key integer := analytics._event_key(p_definition ->> 'start_event');
+    v_max_steps integer := (p_definition ->> 'max_steps')::integer;
+BEGIN
+    RETURN QUERY
+    WITH visits AS MATERIALIZED (
+        -- What comes before the path is as long as the session is longer than its rest.
+        SELECT s.user_key, s.started_at, s.ended_at, rest.steps,
+            cardinality(s.steps) - cardinality(rest.steps) AS before
+        FROM (
+            SELECT cut.* FROM analytics._sessions_between(p_from, p_to, p_account, '{steps}') AS cut
+            WHERE p_user IS NULL
+            UNION ALL
+            SELECT cut.*
+            FROM analytics._sessions(
+                NULL, NULL, ARRAY[p_user], NULL, '{-infinity}', '{infinity}', p_account, '{steps}'
+            ) AS cut
+            WHERE p_user IS NOT NULL
+        ) AS s
+        CROSS JOIN LATERAL (
+            SELECT analytics._path(s.steps, v_start_key, s.events) AS steps
+        ) AS rest
+    ),
+    numbered AS (
+        SELECT v.*, e.event_id, e.occurred_at, row_number() OVER (
+                PARTITION BY v.user_key, v.started_at ORDER BY e.occurred_at, e.event_id
+            ) - v.before AS number
+        FROM visits AS v
+        JOIN analytics.events AS e ON e.user_key = v.user_key
+            AND e.occurred_at >= v.started_at AND e.occurred_at <= v.ended_at
+        WHERE p_account IS NULL OR e.account_id = p_account
+    )
+    SELECT n.user_key, n.started_at, edge.step::integer, f.event_type, t.event_type, n.event_id,
+        n.occurred_at
+    FROM numbered AS n
+    CROSS JOIN LATERAL (VALUES (n.number), (n.number - 1)) AS edge (step)
+    JOIN analytics.event_types AS f ON f.event_type_key = n.steps[edge.step]
+    JOIN analytics.event_types AS t ON t.event_type_key = n.steps[edge.step + 1]
+    WHERE edge.step <= v_max_steps;
+END
+$$;
+COMMENT ON FUNCTION analytics._path_evidence(
+    jsonb, text, timestamptz, timestamptz, bigint
+) IS
+    'The transitions of the sessions that begin in [p_from, p_to), or of all of one user, each '
+    'with both of its events. p_account: of the events of that account alone.';
+
+CREATE OR REPLACE FUNCTION analytics._path_rule(p_definition jsonb, p_measure text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN format('Two successive events of a session that begins on the day, at this place of '
+        'its path, which begins with %s: %s.',
+        coalesce('its first event ' || (p_definition ->> 'start_event'), 'its first event'),
+        CASE p_measure WHEN 'users' THEN 'a user counts once who has such a session'
+            ELSE 'each such session counts once' END);
+END
+$$;
+COMMENT ON FUNCTION analytics._path_rule(jsonb, text) IS
+    'By what path_flows counts, in words.';
+
+CREATE OR REPLACE FUNCTION analytics._trace_path_flows(p_cell jsonb)
+RETURNS TABLE (
+    rule text, unit text, amount numeric, user_key bigint, event_id uuid, occurred_at timestamptz
+)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    v_cell jsonb := analytics._read_cell(
+        p_cell, '{paths, day, step, source, target}', '{transitions, users}');
+    v_day date := analytics._cell_day(v_cell, 'day');
+    v_step integer := analytics._cell_number(v_cell, 'step');
+    v_definition jsonb := analytics._served_definition('paths', v_cell ->> 'paths');
+    r_days record := analytics._days_between(v_day, v_day);
+BEGIN
+    RETURN QUERY
+    SELECT analytics._path_rule(v_definition, v_cell ->> 'measure'),
+        CASE v_cell ->> 'measure' WHEN 'transitions' THEN
+            format('%s %s', found.user_key, found.started_at)
+        END,
+        NULL::numeric, found.user_key, found.event_id, found.occurred_at
+    FROM analytics._path_evidence(
+        v_definition, nullif(v_cell ->> 'account_id', '*'), r_days.since, r_days.until, NULL
+    ) AS found
+    WHERE found.step = v_step AND found.source = v_cell ->> 'source'
+        AND found.target = v_cell ->> 'target';
+END
+$$;
+COMMENT ON FUNCTION analytics._trace_path_flows(jsonb) IS
+    'See analytics.trace: events behind a cell of path_flows.';
+
+CREATE OR REPLACE FUNCTION analytics._cells_path_flows(p_user bigint, p_at timestamptz, p_event uuid)
+RETURNS TABLE (cell jsonb, rule text)
+LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('account_id', scope.account_id, 'paths', report.name,
+            'day', analytics._day_of(found.started_at), 'step', found.step,
+            'source', found.source, 'target', found.target, 'measure', m.measure),
+        analytics._path_rule(report.definition, m.measure)
+    FROM analytics.served_reports AS report
+    CROSS JOIN analytics._event_accounts(p_user, p_at, p_event) AS scope
+    CROSS JOIN LATERAL analytics._path_evidence(
+        report.definition, nullif(scope.account_id, '*'), NULL, NULL, p_user
+    ) AS found
+    CROSS JOIN (VALUES ('transitions'), ('users')) AS m (measure)
+    WHERE report.kind = 'paths' AND p_user <> 0 AND found.event_id = p_event;
+END
+$$;
+COMMENT ON FUNCTION analytics._cells_path_flows(bigint, timestamptz, uuid) IS
+    'See spectrum.explain_event: the cells of path_flows that count an event.';
 -- Room 72, glass of recurring revenue: which events moved the MRR of an account, and how. Before it
 -- the periods of cells, which other views have too.
 
@@ -23752,7 +24894,8 @@ BEGIN
         WHEN p_from IS NULL OR p_view IN ('throughput_minutes', 'reports') THEN 'true'
         WHEN p_view = 'active_users' THEN format('day >= %L AND mau > 0', p_from)
         WHEN p_view IN ('daily_events', 'revenue_summary', 'operations', 'error_rates_daily',
-            'sessions_daily') THEN format('day >= %L', p_from)
+            'sessions_daily', 'attributed_conversions', 'path_flows')
+            THEN format('day >= %L', p_from)
         WHEN p_view = 'stickiness_periods' THEN format('period >= %L', p_from)
         -- Defined since the last purge, so made of what there is.
         WHEN p_view IN ('conversion_funnels', 'funnel_days')
@@ -26124,7 +27267,9 @@ AS $$
     FROM jsonb_each(p_cell) AS part
     WHERE part.value <> 'null' AND (part.key IN ('property', 'value', 'feature', 'endpoint',
             'service', 'version', 'variant', 'cell')
-        OR (part.key = 'breakdown' AND p_object = 'analytics.conversion_funnels'))
+        OR (part.key = 'breakdown' AND p_object = 'analytics.conversion_funnels')
+        OR (part.key IN ('source', 'medium', 'campaign')
+            AND p_object = 'analytics.attributed_conversions'))
 $$;
 COMMENT ON FUNCTION spectrum._without_names(text, jsonb) IS
     'A cell without what properties of events may have named it by.';
@@ -26571,8 +27716,9 @@ BEGIN
         'privacy', 'forgotten', 'reading', 'floods', 'dimensions', 'caps', 'facts', 'news',
         'reports', 'tenants', 'packed', 'served_reports', 'daily_events', 'events',
         'active_users', 'lifecycle', 'stickiness', 'revenue', 'funnels', 'frozen_funnels',
-        'retention', 'sessions', 'features', 'cohorts', 'feature_adoption', 'own_reports', 'mrr',
-        'operations', 'event_catalog', 'experiments', 'tasks', 'receipts', 'status'
+        'retention', 'sessions', 'attributions', 'paths', 'features', 'cohorts',
+        'feature_adoption', 'own_reports', 'mrr', 'operations', 'event_catalog', 'experiments',
+        'tasks', 'receipts', 'status'
     ] LOOP
         EXECUTE format('SELECT spectrum.%I()', '_create_' || v_room);
         IF v_migrates THEN
@@ -26844,7 +27990,8 @@ BEGIN
         'spectrum.run_log, spectrum.tasks, spectrum.config, spectrum.releases, spectrum.refusals, '
         'spectrum.reports, '
         'spectrum.report_kinds, spectrum.funnels, spectrum.retentions, spectrum.metrics, '
-        'spectrum.features, spectrum.experiments', p_role, p_is_granted);
+        'spectrum.features, spectrum.attributions, spectrum.paths, spectrum.experiments',
+        p_role, p_is_granted);
     -- Not define_report: it names a function, which the owner's runs would call.
     PERFORM spectrum._set_privilege(
         format('EXECUTE ON FUNCTION %s', routine.oid::regprocedure), p_role, p_is_granted)
@@ -26855,8 +28002,8 @@ BEGIN
         '_check_ownership', '_check_standby', '_check_tasks', '_check_caps', '_check_pii_key',
         'request',
         'cancel_task', 'define_funnel', 'drop_funnel', 'define_retention', 'drop_retention',
-        'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_experiment',
-        'drop_experiment'
+        'define_metric', 'drop_metric', 'define_feature', 'drop_feature', 'define_attribution',
+        'drop_attribution', 'define_paths', 'drop_paths', 'define_experiment', 'drop_experiment'
     );
 END
 $$;
@@ -26994,6 +28141,7 @@ DECLARE
 BEGIN
     FOREACH v_name IN ARRAY ARRAY[
         'analytics._active_days(timestamptz, timestamptz, text, boolean)',
+        'analytics._conversions(integer, jsonb, timestamptz, timestamptz, text)',
         'analytics._event_months()',
         'analytics._experiment_happenings(analytics._experiment_plan, bigint[], bigint[], timestamptz[], timestamptz[], timestamptz[])',
         'analytics._has_user_days()',
@@ -27003,6 +28151,7 @@ BEGIN
         'analytics._retention_users_by_day(timestamptz[], boolean, bigint, bigint)',
         'analytics._touch_funnel_units(integer, bigint, integer[], text, interval, boolean, boolean, boolean, boolean)',
         'analytics._touch_sessions_whole(bigint, boolean)',
+        'analytics._touched_sessions(bigint[], timestamptz, timestamptz, text, text)',
         'analytics._user_cuts()',
         'spectrum._add_history(bigint, bigint, bigint[])',
         'spectrum._beta_log_odds(double precision, double precision, double precision)',
